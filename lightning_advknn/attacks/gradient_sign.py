@@ -1,0 +1,131 @@
+"""FGSM (Goodfellow et al., arXiv 1412.6572) and BIM (Kurakin et al., arXiv 1611.01236).
+
+Both raise the cross-entropy of any differentiable logits function. The paper's `Origin` passes the backbone,
+AdvKNN passes the surrogate.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LogitsFn = Callable[[Tensor], Tensor]
+
+
+def fgsm(logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
+    """Fast Gradient Sign Method (Eq. 2), clipped to [0, 1].
+
+    Args:
+        logits_fn: Maps images ``(B, ...)`` to logits ``(B, C)``.
+        images: float ``(B, ...)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(B,)``.
+        eps: Step in pixel units, at least 0.
+
+    Returns:
+        Adversarial images, same shape and dtype, within eps of the images and in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range or the loss is not finite.
+    """
+    _check(images, labels, eps=eps)
+    return _step(images, images, loss_gradient(logits_fn, images, labels), eps, eps)
+
+
+def bim(
+    logits_fn: LogitsFn,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+) -> Tensor:
+    """Basic Iterative Method (Eq. 3).
+
+    Deviation: Eq. (3) as printed clips the step. As in BIM's own paper and in the authors' code, the whole
+    perturbation is projected onto the eps ball after each step, and the image onto [0, 1].
+
+    Args:
+        logits_fn: Maps images ``(B, ...)`` to logits ``(B, C)``.
+        images: float ``(B, ...)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(B,)``.
+        eps: Radius of the Linf ball in pixel units, at least 0.
+        step_size: Length of one step in pixel units, at least 0.
+        steps: Number of steps, at least 0.
+
+    Returns:
+        Adversarial images, same shape and dtype, within eps of the images and in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range or the loss is not finite.
+    """
+    _check(images, labels, eps=eps, step_size=step_size, steps=steps)
+    adversarial = images
+    for _ in range(steps):
+        gradient = loss_gradient(logits_fn, adversarial, labels)
+        adversarial = _step(images, adversarial, gradient, step_size, eps)
+    return adversarial.clone() if steps == 0 else adversarial
+
+
+def loss_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the cross-entropy with respect to each image.
+
+    The loss is summed over the batch, so an image's gradient does not depend on its batch, and only the images
+    get a gradient. Works inside `torch.no_grad` and `torch.inference_mode` (`trainer.validate`, `test`).
+
+    Args:
+        logits_fn: Maps images ``(B, ...)`` to logits ``(B, C)``.
+        images: float ``(B, ...)``.
+        labels: int64 ``(B,)``.
+
+    Returns:
+        Same shape and dtype as the images.
+
+    Raises:
+        ValueError: If the loss is not finite.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.clone().requires_grad_()  # a clone: inference tensors cannot require a gradient
+        loss = F.cross_entropy(logits_fn(leaf), labels.clone(), reduction="sum")
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"Expected a finite attack loss, but got {loss.item()}."
+                " Check the attacked network's weights and outputs."
+            )
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return gradient
+
+
+def _step(images: Tensor, start: Tensor, gradient: Tensor, length: float, eps: float) -> Tensor:
+    moved = start + length * gradient.sign()
+    return torch.clamp(moved, images - eps, images + eps).clamp(0.0, 1.0)
+
+
+def _check(images: Tensor, labels: Tensor, **settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"Expected int64 `labels` of shape ({len(images)},), one an image,"
+            f" but got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    check_images(images)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise a ValueError unless every pixel is finite and in [0, 1]."""
+    if not images.is_floating_point():
+        raise ValueError(
+            f"Expected floating-point images in [0, 1], but got {images.dtype}. Divide uint8 by 255."
+        )
+    if not images.numel():
+        return
+    low, high = images.aminmax()
+    # NaN fails every comparison, so this catches it too.
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"Expected finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
+            " Images are not normalised here: normalisation is a layer of the network."
+        )

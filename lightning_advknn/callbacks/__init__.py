@@ -1,0 +1,5 @@
+"""Lightning callbacks; thin, they call `evaluation`."""
+
+from lightning_advknn.callbacks.attack_evaluation import AttackEvaluation
+
+__all__ = ["AttackEvaluation"]

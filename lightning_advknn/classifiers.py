@@ -1,0 +1,151 @@
+"""The victims: kNN on one layer, DkNN on several."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lightning_advknn import functional
+from lightning_advknn.data import Batch
+from lightning_advknn.functional import Convention
+from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.search import Backend, MemoryBank, Metric
+
+
+class KNNClassifier(nn.Module):
+    """Majority vote of the k nearest training images in one layer's features (Eq. 9-11).
+
+    Args:
+        network: Gives the layer's features.
+        layer: One of the network's layers.
+        bank: That layer's features of the training images.
+        k: Neighbours that vote; 75 in the paper.
+
+    Raises:
+        ValueError: If the network does not give the layer or k exceeds the bank.
+    """
+
+    def __init__(self, network: FeatureNetwork, layer: str, bank: MemoryBank, k: int = 75) -> None:
+        super().__init__()
+        if layer not in network.layers:
+            raise ValueError(f"Expected `layer` to be one of {list(network.layers)}, but got {layer!r}.")
+        bank.check_k(k)
+        self.network, self.layer, self.bank, self.k = network, layer, bank, k
+
+    def votes(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Votes int64 ``(B, C)`` for features ``(B, D)`` by layer."""
+        return self.bank.votes(features[self.layer], self.k)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Predicted classes int64 ``(B,)`` of images in [0, 1]."""
+        return functional.knn_prediction(self.votes(self.network.features(images)))
+
+
+class DkNNClassifier(nn.Module):
+    """Deep kNN (arXiv 1803.04765): the kNN votes of several layers summed (Eq. 4), with credibility (Eq. 5).
+
+    Args:
+        network: Gives the layers' features.
+        banks: For each of the network's layers, the training images' features.
+        k: Neighbours that vote in each layer; 75 in the paper.
+        convention: How credibility counts ties.
+
+    Raises:
+        ValueError: If a layer has no bank or k exceeds one.
+    """
+
+    calibration_votes: Tensor
+
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        banks: Mapping[str, MemoryBank],
+        k: int = 75,
+        convention: Convention = "strict",
+    ) -> None:
+        super().__init__()
+        missing = [layer for layer in network.layers if layer not in banks]
+        if missing:
+            raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
+        self.network, self.k, self.convention = network, k, convention
+        self.knns = nn.ModuleList(KNNClassifier(network, layer, banks[layer], k) for layer in network.layers)
+        empty = torch.empty(0, len(network.layers), dtype=torch.int64)
+        self.register_buffer("calibration_votes", empty, persistent=False)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the voting layers, in the order of votes' second dimension."""
+        return self.network.layers
+
+    def votes(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Votes int64 ``(B, L, C)`` for features ``(B, D)`` by layer."""
+        return torch.stack([knn.votes(features) for knn in self.knns], dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4)."""
+        return functional.dknn_prediction(self.votes(self.network.features(images)))
+
+    @torch.no_grad()
+    def calibrate(self, loader: Iterable[Batch]) -> None:
+        """Keep the true-class votes ``(N, L)`` of the calibration images, for Eq. (5)."""
+        device = self.calibration_votes.device
+        self.calibration_votes = torch.cat(
+            [
+                functional.true_class_votes(
+                    self.votes(self.network.features(batch.images.to(device))),
+                    batch.labels.to(device),
+                )
+                for batch in tqdm(loader, desc="calibration", disable=None, leave=False)
+            ]
+        )
+
+    def credibility(self, votes: Tensor) -> Tensor:
+        """Credibility (Eq. 5) float64 ``(B,)`` of votes ``(B, L, C)``.
+
+        Raises:
+            ValueError: If `calibrate` has not run.
+        """
+        return functional.credibility(votes, self.calibration_votes.sum(1), self.convention)
+
+
+@torch.no_grad()
+def build_banks(
+    network: FeatureNetwork,
+    loader: Iterable[Batch],
+    num_classes: int,
+    metric: Metric = "cosine",
+    backend: Backend = "torch",
+) -> dict[str, MemoryBank]:
+    """Store each layer's features of all images of a loader.
+
+    Args:
+        network: In evaluation mode.
+        loader: The training images.
+        num_classes: C.
+        metric: Distance of the banks.
+        backend: What scans them.
+
+    Returns:
+        A bank for each of the network's layers, on the network's device.
+    """
+    device = next(network.parameters()).device
+    features: dict[str, list[Tensor]] = {layer: [] for layer in network.layers}
+    labels, ids = [], []
+    for batch in tqdm(loader, desc="bank", disable=None, leave=False):
+        for layer, rows in network.features(batch.images.to(device)).items():
+            features[layer].append(rows)
+        labels.append(batch.labels.to(device))
+        ids.append(batch.ids.to(device))
+    return {
+        # `pop` frees a layer's parts once they are joined: peak memory is one layer above the sum.
+        layer: MemoryBank(
+            torch.cat(features.pop(layer)),
+            torch.cat(labels),
+            torch.cat(ids),
+            num_classes,
+            metric,
+            backend,
+        )
+        for layer in network.layers
+    }

@@ -1,0 +1,248 @@
+"""Splits and loaders shared by all data sets."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.datasets.utils import check_integrity
+
+
+class Batch(NamedTuple):
+    """Images with what they are."""
+
+    images: Tensor
+    """float32 ``(B, channels, H, W)`` in [0, 1]."""
+    labels: Tensor
+    """int64 ``(B,)``."""
+    ids: Tensor
+    """Position in the data set's original split, int64 ``(B,)``."""
+
+
+class ImageSplit(Dataset[Batch]):
+    """Images of one split, kept in memory as uint8 and read a batch at a time.
+
+    Args:
+        images: uint8 ``(n, channels, H, W)``.
+        labels: int64 ``(n,)``.
+        ids: int64 ``(n,)``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, ids: Tensor) -> None:
+        self.images, self.labels, self.ids = images, labels, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices)
+        return Batch(self.images[chosen] / 255, self.labels[chosen], self.ids[chosen])
+
+    def __getitem__(self, index: int) -> Batch:
+        return Batch(*(part[0] for part in self.__getitems__([index])))
+
+    def select(self, indices: Tensor) -> "ImageSplit":
+        """The rows at these positions, int64 ``(n,)``, in order of image id."""
+        indices = indices.sort().values
+        return ImageSplit(self.images[indices], self.labels[indices], self.ids[indices])
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Splits one data set into what a kNN evaluation needs, always the same way for a `split_seed`.
+
+    The training split gives ``train`` (which is also the bank) and ``val`` (held out of it, picks epochs); the
+    test split gives ``calibration`` and ``test``. The four are disjoint.
+
+    Args:
+        root: Folder of the data files, in torchvision's layout.
+        download: Fetch missing files.
+        verify_checksums: Refuse files that differ from the official ones. Switch off for files of your own.
+        batch_size: Images a training step.
+        eval_batch_size: Images a batch elsewhere.
+        val_size: Images held out of the training split.
+        calibration_per_class: Images of each class taken from the test split for calibration; 75 in the paper.
+        split_seed: Seed of the splits.
+    """
+
+    num_classes: int = 10
+    image_shape: tuple[int, int, int]
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        verify_checksums: bool = True,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        val_size: int = 5000,
+        calibration_per_class: int = 75,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("val_size", val_size, 1),
+            ("calibration_per_class", calibration_per_class, 1),
+        ):
+            if value < least:
+                raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+        self.root = Path(root)
+        self.download = download
+        self.verify_checksums = verify_checksums
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.calibration_per_class = calibration_per_class
+        self.split_seed = split_seed
+        self._splits: dict[str, ImageSplit] = {}
+
+    @abstractmethod
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read one original split: images uint8 ``(n, channels, H, W)`` and labels int64 ``(n,)``."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name, as checkpoints and results carry it."""
+        return type(self).__name__
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split the data set, once."""
+        if self._splits:
+            return
+        training, testing = (self._read(train) for train in (True, False))
+        if not self.val_size < len(training):
+            raise ValueError(
+                f"Expected `val_size` to be below {len(training)} (the training split's images),"
+                f" but got {self.val_size}."
+            )
+        order = torch.randperm(len(training), generator=self._generator())
+        calibration = self._per_class(testing.labels)
+        rest = torch.ones(len(testing), dtype=torch.bool)
+        rest[calibration] = False
+        self._splits = {
+            "train": training.select(order[self.val_size :]),
+            "val": training.select(order[: self.val_size]),
+            "calibration": testing.select(calibration),
+            "test": testing.select(rest.nonzero().squeeze(1)),
+        }
+
+    def split(self, name: str) -> ImageSplit:
+        """One of the splits ``train``, ``val``, ``calibration``, ``test``, in order of image id."""
+        self.setup()
+        return self._splits[name]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of every split's images, labels and ids."""
+        total = hashlib.sha256()
+        for name in ("train", "val", "calibration", "test"):
+            split = self.split(name)
+            for part in (split.images, split.labels, split.ids):
+                total.update(part.numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training images; the order depends on the global seed and the epoch only, so a run resumes exactly."""
+        trainer = self.trainer
+        split = self.split("train")
+        sampler = DistributedSampler(
+            split,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=torch.initial_seed() % 2**32,
+        )
+        return DataLoader(split, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_batch)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Images that pick epochs, each once over all ranks."""
+        return self._shard("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test images without the calibration ones, each once over all ranks."""
+        return self._shard("test")
+
+    def loader(self, split: str) -> DataLoader[Batch]:
+        """All images of a split in order of id, whole on every rank."""
+        return DataLoader(self.split(split), batch_size=self.eval_batch_size, collate_fn=_as_batch)
+
+    def _shard(self, name: str) -> DataLoader[Batch]:
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return self.loader(name)
+        # Lightning's default pads the last shard with repeated images, which would count them twice.
+        split = self.split(name)
+        sampler = UnrepeatedDistributedSampler(
+            split, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+        )
+        return DataLoader(split, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=_as_batch)
+
+    def _read(self, train: bool) -> ImageSplit:
+        images, labels = self.load(train)
+        if images.shape[1:] != self.image_shape or len(images) != len(labels):
+            raise ValueError(
+                f"Expected {self.name} images of shape {self.image_shape} and a label each, but got"
+                f" {tuple(images.shape)} images and {tuple(labels.shape)} labels in {self.root}."
+            )
+        if not len(labels) or not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise ValueError(
+                f"Expected {self.name} labels in [0, {self.num_classes - 1}], but the files in {self.root} hold"
+                f" {sorted(set(labels.tolist()))[:12]}."
+            )
+        return ImageSplit(images, labels, torch.arange(len(images)))
+
+    def _per_class(self, labels: Tensor) -> Tensor:
+        shuffled = torch.randperm(len(labels), generator=self._generator())
+        chosen = []
+        for label in range(self.num_classes):
+            of_class = shuffled[labels[shuffled] == label]
+            if len(of_class) <= self.calibration_per_class:
+                raise ValueError(
+                    f"Expected `calibration_per_class` to be below {len(of_class)} (test images of class {label}),"
+                    f" but got {self.calibration_per_class}."
+                )
+            chosen.append(of_class[: self.calibration_per_class])
+        return torch.cat(chosen)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.split_seed)
+
+    def _check_files(self, folder: Path, md5_by_file: dict[str, str]) -> None:
+        """Raise unless each file is there and, if checksums are verified, is the official one."""
+        for file, md5 in md5_by_file.items():
+            path = folder / file
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"Expected {self.name}'s file {path}, but it is missing. Set `root` to the folder that holds"
+                    " it, or `download` to true."
+                )
+            if self.verify_checksums and not check_integrity(path, md5):
+                raise ValueError(
+                    f"Expected {path} to have the official MD5 sum {md5}, but it differs: the file is truncated,"
+                    " corrupt or another one. Delete it and download it again, or set `verify_checksums` to false if"
+                    " it is your own."
+                )
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        # What readers raise from their depths on a damaged file.
+        damage = (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+        try:
+            yield
+        except damage as error:
+            raise ValueError(
+                f"Expected readable {self.name} files in {self.root}, but reading them failed: {error or type(error)}."
+                " They are truncated, corrupt or in another format: delete them and download them again."
+            ) from error
+
+
+def _as_batch(batch: Batch) -> Batch:
+    return batch  # `ImageSplit.__getitems__` has already put it together

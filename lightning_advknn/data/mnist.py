@@ -1,0 +1,37 @@
+"""MNIST."""
+
+from typing import ClassVar
+
+import torchvision
+from torch import Tensor
+
+from lightning_advknn.data.base import ImageDataModule
+
+
+class MNIST(ImageDataModule):
+    """Handwritten digits, 60,000 training and 10,000 test images of 1x28x28, from torchvision.
+
+    Files: ``root/MNIST/raw/*-ubyte``. Arguments and splits as in `ImageDataModule`.
+    """
+
+    image_shape = (1, 28, 28)
+    dataset: ClassVar[type[torchvision.datasets.MNIST]] = torchvision.datasets.MNIST
+    md5_by_file: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked to, and check the files."""
+        if self.download:
+            self.dataset(str(self.root), download=True)
+        self._check_files(self.root / self.dataset.__name__ / "raw", self.md5_by_file)
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read one original split: images uint8 ``(n, 1, 28, 28)``, labels int64 ``(n,)``."""
+        self._check_files(self.root / self.dataset.__name__ / "raw", self.md5_by_file)
+        with self._reading():
+            dataset = self.dataset(str(self.root), train=train)
+            return dataset.data[:, None], dataset.targets

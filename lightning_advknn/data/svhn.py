@@ -1,0 +1,42 @@
+"""SVHN."""
+
+import torch
+import torchvision
+from torch import Tensor
+
+from lightning_advknn.data.base import ImageDataModule
+
+
+class _OwnSVHN(torchvision.datasets.SVHN):
+    """torchvision's reader without its checksum, which `ImageDataModule` verifies if asked to."""
+
+    def _check_integrity(self) -> bool:
+        return True
+
+
+class SVHN(ImageDataModule):
+    """Street-view house numbers, 73,257 training and 26,032 test images of 3x32x32, from torchvision.
+
+    Files: ``root/{train,test}_32x32.mat``; label 10 is the digit 0. Arguments and splits as in `ImageDataModule`.
+    """
+
+    image_shape = (3, 32, 32)
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked to, and check the files."""
+        for split, (_, file, md5) in torchvision.datasets.SVHN.split_list.items():
+            if split == "extra":
+                continue
+            if self.download and not (self.root / file).is_file():
+                torchvision.datasets.SVHN(str(self.root), split=split, download=True)
+            self._check_files(self.root, {file: md5})
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read one original split: images uint8 ``(n, 3, 32, 32)``, labels int64 ``(n,)``."""
+        split = "train" if train else "test"
+        _, file, md5 = torchvision.datasets.SVHN.split_list[split]
+        self._check_files(self.root, {file: md5})
+        with self._reading():
+            dataset = _OwnSVHN(str(self.root), split=split)
+            images = torch.from_numpy(dataset.data).contiguous()
+            return images, torch.from_numpy(dataset.labels).reshape(-1)

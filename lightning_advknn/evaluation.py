@@ -1,0 +1,288 @@
+"""From images to one row per sample: the only source of every number.
+
+An image is judged, attacked, and judged again as stored. `make_rows` puts what came out side by side, and
+`AttackMetrics` reduces rows to accuracies, distortions and credibilities. The callback, `attack.py`, tables, figures
+and W&B all read these.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_advknn import functional
+from lightning_advknn.attacks import LogitsFn
+from lightning_advknn.attacks.gradient_sign import check_images
+from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.functional import Convention
+
+Attack = Callable[[LogitsFn, Tensor, Tensor], Tensor]
+"""An attack with its settings bound: ``attack(logits_fn, images, labels) -> adversarial``."""
+
+LabelSource = Literal["true", "knn"]
+"""Which label an attack ascends: the ground truth, or (as in the authors' code) the kNN's prediction on its layer."""
+
+Rows = dict[str, Tensor]
+"""Columns by name, one row a sample: ``id``, ``label``, ``l2``, ``linf``, and for ``before`` and ``after`` the attack
+``dnn_*``, ``knn_*``, ``dknn_*``, ``surrogate_*`` (predictions), ``votes_*`` ``(n, L, C)``, ``knn_credibility_*`` and
+``dknn_credibility_*``."""
+
+
+@dataclass(frozen=True)
+class Victim:
+    """What is attacked: DkNN, and the kNN on one of its layers.
+
+    Raises:
+        ValueError: If DkNN does not have the layer.
+    """
+
+    dknn: DkNNClassifier
+    layer: str
+
+    def __post_init__(self) -> None:
+        if self.layer not in self.dknn.layers:
+            raise ValueError(
+                f"Expected `layer` to be one of {list(self.dknn.layers)}, but got {self.layer!r}."
+            )
+
+
+class Verdicts(NamedTuple):
+    """What the classifiers say of n images."""
+
+    dnn: Tensor
+    """The backbone's class, int64 ``(n,)``."""
+    knn: Tensor
+    """The kNN's class on the victim's layer, int64 ``(n,)``."""
+    dknn: Tensor
+    """DkNN's class (Eq. 4), int64 ``(n,)``."""
+    votes: Tensor
+    """int64 ``(n, L, C)``."""
+    knn_credibility: Tensor
+    """Eq. (5) on the victim's layer alone, float64 ``(n,)``."""
+    dknn_credibility: Tensor
+    """Eq. (5), float64 ``(n,)``."""
+
+
+@torch.no_grad()
+def observe(dknn: DkNNClassifier, images: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """Query the backbone and DkNN: all that takes time.
+
+    Args:
+        dknn: In evaluation mode.
+        images: float32 ``(n, channels, H, W)`` in [0, 1].
+        batch_size: Images a forward pass; no result depends on it.
+
+    Returns:
+        The backbone's classes int64 ``(n,)`` and votes int64 ``(n, L, C)``.
+
+    Raises:
+        ValueError: If an image is out of range or a feature is not finite.
+    """
+    check_images(images)
+    classes, votes = [], []
+    for part in images.split(batch_size):
+        logits, features = dknn.network.logits_and_features(part)
+        classes.append(logits.argmax(1))
+        votes.append(dknn.votes(features))
+    return torch.cat(classes), torch.cat(votes)
+
+
+def decide(
+    dnn: Tensor, votes: Tensor, layer: int, calibration_votes: Tensor, convention: Convention
+) -> Verdicts:
+    """Verdicts from what `observe` returned.
+
+    Args:
+        dnn: int64 ``(n,)``.
+        votes: int64 ``(n, L, C)``.
+        layer: Position of the kNN's layer.
+        calibration_votes: int64 ``(N, L)``, as in `DkNNClassifier`.
+        convention: How credibility counts ties.
+    """
+    one = votes[:, layer : layer + 1]
+    return Verdicts(
+        dnn,
+        functional.dknn_prediction(one),
+        functional.dknn_prediction(votes),
+        votes,
+        functional.credibility(one, calibration_votes[:, layer], convention),
+        functional.credibility(votes, calibration_votes.sum(1), convention),
+    )
+
+
+def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
+    """`observe` and `decide` for a calibrated victim in evaluation mode."""
+    dknn = victim.dknn
+    layer = dknn.layers.index(victim.layer)
+    dnn, votes = observe(dknn, images, batch_size)
+    return decide(dnn, votes, layer, dknn.calibration_votes, dknn.convention)
+
+
+def perturb(
+    attack: Attack, logits_fn: LogitsFn, images: Tensor, labels: Tensor, batch_size: int = 500
+) -> Tensor:
+    """Attack images in batches.
+
+    A module given as `logits_fn` is frozen and in evaluation mode meanwhile.
+
+    Args:
+        attack: With its settings bound.
+        logits_fn: What the attack differentiates.
+        images: float32 ``(n, channels, H, W)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(n,)``.
+        batch_size: Images attacked at once.
+
+    Returns:
+        Adversarial images, float32, same shape: exactly what is stored and judged.
+
+    Raises:
+        ValueError: If the attack returns another shape or leaves [0, 1].
+    """
+    parts = []
+    with frozen(logits_fn):
+        for part, part_labels in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            parts.append(attack(logits_fn, part, part_labels).detach().to(torch.float32))
+    adversarial = torch.cat(parts)
+    if adversarial.shape != images.shape:
+        raise ValueError(
+            f"Expected the attack to return images of shape {tuple(images.shape)}, but got {tuple(adversarial.shape)}."
+        )
+    check_images(adversarial)
+    return adversarial
+
+
+@torch.no_grad()
+def predict(logits_fn: LogitsFn, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Class with the highest logit, int64 ``(n,)``."""
+    return torch.cat([logits_fn(part).argmax(1) for part in images.split(batch_size)])
+
+
+def make_rows(
+    ids: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    adversarial: Tensor,
+    before: Verdicts,
+    after: Verdicts,
+    surrogate: LogitsFn | None = None,
+) -> Rows:
+    """Put verdicts before and after an attack side by side.
+
+    Args:
+        ids: Image ids, int64 ``(n,)``.
+        labels: True classes, int64 ``(n,)``.
+        images: Clean images, float32 ``(n, ...)``.
+        adversarial: Same shape.
+        before: Verdicts on `images`.
+        after: Verdicts on `adversarial`.
+        surrogate: What was attacked instead of the backbone; asked for its predictions too.
+    """
+    rows: Rows = {
+        "id": ids,
+        "label": labels,
+        "l2": functional.l2_distortion(images, adversarial),
+        "linf": functional.linf_distortion(images, adversarial),
+    }
+    for when, verdicts, judged in (("before", before, images), ("after", after, adversarial)):
+        rows |= {f"{name}_{when}": column for name, column in verdicts._asdict().items()}
+        if surrogate is not None:
+            rows[f"surrogate_{when}"] = predict(surrogate, judged)
+    return rows
+
+
+def concatenate(parts: list[Rows]) -> Rows:
+    """Join rows of the same columns."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class AttackMetrics(Metric):
+    """Reduces rows, over batches and ranks, to the paper's metrics.
+
+    `compute` gives float64 scalars: accuracies in [0, 1] after the attack, ``dnn_acc``, ``knn_acc``, ``dknn_acc`` and, where rows
+    have it, ``surrogate_acc``; mean true ``l2`` over all samples and, for each victim, ``<victim>_l2_success`` over
+    those it misclassifies after the attack (success = 1 - accuracy, as in the paper; NaN if there are none);
+    ``<victim>_credibility`` over all and ``<victim>_credibility_success``; the largest ``linf``; and ``n``.
+    """
+
+    full_state_update = False
+    victims = ("dnn", "knn", "dknn", "surrogate")
+
+    def __init__(self) -> None:
+        super().__init__()
+        zero = torch.zeros((), dtype=torch.float64)
+        self.add_state("n", zero.clone(), dist_reduce_fx="sum")
+        self.add_state("l2", zero.clone(), dist_reduce_fx="sum")
+        self.add_state("linf", zero.clone(), dist_reduce_fx="max")
+        for victim in self.victims:
+            for name in ("seen", "correct", "l2_success", "credibility", "credibility_success"):
+                self.add_state(f"{victim}_{name}", zero.clone(), dist_reduce_fx="sum")
+
+    def update(self, rows: Rows) -> None:
+        """Add rows."""
+        self.n += len(rows["id"])
+        self.l2 += rows["l2"].sum()
+        if len(rows["id"]):
+            self.linf = torch.maximum(self.linf, rows["linf"].max())
+        for victim in self.victims:
+            if f"{victim}_after" not in rows:
+                continue
+            correct = rows[f"{victim}_after"] == rows["label"]
+            self._add(victim, "seen", torch.ones_like(correct))
+            self._add(victim, "correct", correct)
+            self._add(victim, "l2_success", rows["l2"][~correct])
+            credibility = rows.get(f"{victim}_credibility_after")
+            if credibility is not None:
+                self._add(victim, "credibility", credibility)
+                self._add(victim, "credibility_success", credibility[~correct])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics by name."""
+        result = {"n": self.n, "l2": self.l2 / self.n, "linf": self.linf}
+        for victim in self.victims:
+            seen, correct = getattr(self, f"{victim}_seen"), getattr(self, f"{victim}_correct")
+            if not seen:
+                continue
+            result[f"{victim}_acc"] = correct / seen
+            wrong = seen - correct
+            result[f"{victim}_l2_success"] = getattr(self, f"{victim}_l2_success") / wrong
+            if victim in ("knn", "dknn"):
+                result[f"{victim}_credibility"] = getattr(self, f"{victim}_credibility") / seen
+                result[f"{victim}_credibility_success"] = (
+                    getattr(self, f"{victim}_credibility_success") / wrong
+                )
+        return result
+
+    def _add(self, victim: str, name: str, values: Tensor) -> None:
+        state = f"{victim}_{name}"
+        setattr(self, state, getattr(self, state) + values.sum(dtype=torch.float64))
+
+
+def summarize(rows: Rows) -> Mapping[str, float]:
+    """`AttackMetrics` of rows, as numbers."""
+    metrics = AttackMetrics().to(rows["id"].device)
+    metrics.update(rows)
+    return {name: value.item() for name, value in metrics.compute().items()}
+
+
+@contextmanager
+def frozen(logits_fn: LogitsFn) -> Iterator[None]:
+    """Put a module in evaluation mode without parameter gradients, and restore it; leave other callables alone."""
+    if not isinstance(logits_fn, nn.Module):
+        yield
+        return
+    training = [(module, module.training) for module in logits_fn.modules()]
+    trainable = [parameter for parameter in logits_fn.parameters() if parameter.requires_grad]
+    try:
+        logits_fn.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)

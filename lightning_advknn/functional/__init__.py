@@ -1,0 +1,31 @@
+"""The paper's equations, one pure function each; imports torch only."""
+
+from lightning_advknn.functional.credibility import Convention, credibility, true_class_votes
+from lightning_advknn.functional.distortion import authors_l2, l2_distortion, linf_distortion
+from lightning_advknn.functional.losses import (
+    classification_loss,
+    consistency_loss,
+    surrogate_loss,
+)
+from lightning_advknn.functional.voting import (
+    count_votes,
+    dknn_prediction,
+    knn_prediction,
+    vote_distribution,
+)
+
+__all__ = [
+    "Convention",
+    "authors_l2",
+    "classification_loss",
+    "consistency_loss",
+    "count_votes",
+    "credibility",
+    "dknn_prediction",
+    "knn_prediction",
+    "l2_distortion",
+    "linf_distortion",
+    "surrogate_loss",
+    "true_class_votes",
+    "vote_distribution",
+]

@@ -1,0 +1,75 @@
+"""Credibility of a DkNN prediction against a calibration set (Eq. 5-6)."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.functional.voting import dknn_prediction
+
+Convention = Literal["ge", "strict", "trim_zeros"]
+
+
+def true_class_votes(votes: Tensor, labels: Tensor) -> Tensor:
+    """Votes that each sample's own class got in each layer: the right side of Eq. (5).
+
+    Args:
+        votes: int64 ``(N, L, C)``.
+        labels: True classes, int64 ``(N,)``.
+
+    Returns:
+        int64 ``(N, L)``; its sum over layers is what `credibility` compares with.
+    """
+    index = labels[:, None, None].expand(-1, votes.shape[1], 1)
+    return votes.gather(2, index).squeeze(2)  # (N, L)
+
+
+def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention = "strict") -> Tensor:
+    """Share of calibration samples that conform no better than the prediction (Eq. 5).
+
+    With v the votes of the predicted class (Eq. 4) and a_n the true-class votes of calibration sample n:
+
+    - ``strict``: share of a_n < v, Eq. (5) read literally.
+    - ``ge``: share of a_n <= v, which is the share of calibration nonconformities (kL - a_n) at or above the
+      prediction's. The authors' code also *predicts* by this share, which saturates; here the prediction is
+      always Eq. (4), whose class has the highest share too, so the value is the same.
+    - ``trim_zeros``: ``ge`` without the calibration samples of nonconformity 0 (a_n = kL).
+
+    Args:
+        votes: int64 ``(B, L, C)``.
+        calibration_votes: True-class votes summed over the same L layers, int64 ``(N,)``.
+        convention: How ties and perfect calibration samples count.
+
+    Returns:
+        float64 ``(B,)`` in [0, 1].
+
+    Raises:
+        ValueError: If the calibration set is empty, or is empty once trimmed, or the convention is unknown.
+
+    >>> votes = torch.tensor([[[3, 0], [2, 1]]])
+    >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "strict")
+    tensor([0.2500], dtype=torch.float64)
+    >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "ge")
+    tensor([0.7500], dtype=torch.float64)
+    >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "trim_zeros")
+    tensor([1.], dtype=torch.float64)
+    """
+    if convention not in get_args(Convention):
+        raise ValueError(
+            f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
+        )
+    if convention == "trim_zeros" and len(votes):
+        all_votes = votes[0].sum()  # kL
+        calibration_votes = calibration_votes[calibration_votes < all_votes]
+    if not len(calibration_votes):
+        raise ValueError(
+            "Expected at least one calibration sample"
+            + (" with a nonconformity above 0" if convention == "trim_zeros" else "")
+            + ", but got none. Use a larger calibration set or another `convention`."
+        )
+    predicted = votes.sum(1).gather(1, dknn_prediction(votes)[:, None])  # (B, 1)
+    if convention == "strict":
+        conforms = calibration_votes < predicted  # (B, N)
+    else:
+        conforms = calibration_votes <= predicted  # (B, N)
+    return conforms.to(torch.float64).mean(1)

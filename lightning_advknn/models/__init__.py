@@ -1,0 +1,9 @@
+"""Networks only: victims' backbones and the surrogate."""
+
+from lightning_advknn.models.convnet import ConvNet
+from lightning_advknn.models.features import FeatureNetwork
+from lightning_advknn.models.lenet import LeNet5
+from lightning_advknn.models.normalize import Normalize
+from lightning_advknn.models.surrogate import DkNNB, Surrogate
+
+__all__ = ["ConvNet", "DkNNB", "FeatureNetwork", "LeNet5", "Normalize", "Surrogate"]

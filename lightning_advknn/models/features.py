@@ -1,0 +1,57 @@
+"""Layer features of any network."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class FeatureNetwork(nn.Module):
+    """A network together with the layers whose features vote.
+
+    Args:
+        network: Any module that maps images in [0, 1] to logits.
+        layers: Names of its submodules, as in ``network.named_modules()``; each runs once a forward pass.
+
+    Raises:
+        ValueError: If a layer does not exist or is named twice.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        known = [name for name, _ in network.named_modules() if name]
+        unknown = [layer for layer in layers if layer not in known]
+        if unknown or not layers or len(set(layers)) < len(layers):
+            raise ValueError(
+                f"Expected distinct `layers` of the network, but got {list(layers)}. Its layers are {known}."
+            )
+        self.network = network
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of images in [0, 1]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Flattened activations ``(B, D)`` of each layer, by name, of images in [0, 1]."""
+        return self.logits_and_features(images)[1]
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(B, C)`` and each layer's features ``(B, D)`` from one forward pass."""
+        outputs: dict[str, Tensor] = {}
+
+        def keep(layer: str, output: Tensor) -> None:
+            outputs[layer] = output.flatten(1)
+
+        handles = [
+            self.network.get_submodule(layer).register_forward_hook(
+                lambda _module, _inputs, output, layer=layer: keep(layer, output)
+            )
+            for layer in self.layers
+        ]
+        try:
+            logits = self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits, {layer: outputs[layer] for layer in self.layers}

@@ -1,0 +1,34 @@
+"""Normalisation as a layer, so that images stay in [0, 1] outside the network."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation, per channel.
+
+    Args:
+        mean: One value a channel, for images in [0, 1].
+        std: One positive value a channel.
+
+    Raises:
+        ValueError: If the lengths differ or a standard deviation is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std, default=0) <= 0:
+            raise ValueError(
+                f"Expected `mean` and positive `std` of one value a channel, but got {mean} and {std}."
+            )
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images in [0, 1], ``(B, channels, H, W)``, to zero mean and unit variance."""
+        return (images - self.mean) / self.std

@@ -1,0 +1,123 @@
+"""Training of the backbone whose features the victims search."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_advknn.data import Batch, ImageDataModule
+from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.modules.checkpoint import (
+    IDENTITY,
+    Identity,
+    check_data,
+    check_identity,
+    check_loss,
+    check_output,
+    describe,
+)
+
+
+class BackboneModule(LightningModule):
+    """A classifier trained by cross-entropy with Adam, as the paper's DNN.
+
+    Logs ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``.
+
+    Args:
+        network: Maps images in [0, 1] to logits; normalisation is part of it.
+        layers: Names of its layers that victims and surrogates use.
+        image_shape: Channels, height, width.
+        num_classes: C.
+        learning_rate: Of Adam.
+
+    Raises:
+        ValueError: If a layer does not exist or the network's output has another class count.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[str] = ("relu1", "relu2", "relu3", "logits"),
+        image_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(
+            {
+                "layers": list(layers),
+                "image_shape": list(image_shape),
+                "num_classes": num_classes,
+                "learning_rate": learning_rate,
+            }
+        )
+        self.network = FeatureNetwork(network, layers)
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        self.learning_rate = learning_rate
+        with torch.no_grad():
+            check_output(network(torch.zeros(1, *image_shape)), num_classes)
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of images in [0, 1]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def identity(self, data_name: str) -> Identity:
+        """What a checkpoint of this module says of itself."""
+        return {
+            "kind": "backbone",
+            "network": describe(self.network.network),
+            "data": data_name,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fits."""
+        check_data(self._data(), self.image_shape, self.num_classes)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint what it holds."""
+        checkpoint[IDENTITY] = self.identity(self._data().name)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of something else."""
+        check_identity(checkpoint, self.identity(self._data().name), "the checkpoint")
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy on the true labels."""
+        loss = F.cross_entropy(self(batch.images), batch.labels)
+        check_loss(loss)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Loss and accuracy on the part of the training split that picks the epoch."""
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: Batch) -> None:
+        """Loss and accuracy on the test images."""
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, as in the authors' code."""
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
+        logits = self(batch.images)
+        accuracy(logits, batch.labels)
+        loss = F.cross_entropy(logits, batch.labels)
+        size = len(batch.labels)
+        self.log(f"{stage}/loss", loss, batch_size=size, on_epoch=True, sync_dist=True)
+        self.log(f"{stage}/acc", accuracy, batch_size=size, prog_bar=True)
+
+    def _data(self) -> ImageDataModule:
+        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data

@@ -1,0 +1,122 @@
+"""What a checkpoint holds, and refusing the wrong one."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+
+from lightning_advknn.data import ImageDataModule
+
+IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
+
+Identity = dict[str, str | int | list[int]]
+
+
+def describe(network: nn.Module) -> str:
+    """The architecture's import path."""
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
+
+def check_identity(checkpoint: Mapping[str, Any], expected: Identity, source: str) -> None:
+    """Raise a ValueError unless a checkpoint is of the expected kind, architecture, data set and class count."""
+    identity = checkpoint.get(IDENTITY)
+    if not isinstance(identity, dict):
+        raise ValueError(
+            f"Expected {source} to be a checkpoint written by this project's train.py, but it says nothing of itself."
+        )
+    wrong = [
+        f"{name} is {identity.get(name)!r}, not {value!r}"
+        for name, value in expected.items()
+        if identity.get(name) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"Expected {source} to fit this configuration, but its {'; its '.join(wrong)}."
+            " Use the checkpoint's own configuration, or train a new one."
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without ever running code from it.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is truncated, corrupt, not a checkpoint, or would have to run code to load.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected a checkpoint at {path}, but there is none. Train it with `python train.py fit --config ...`."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"Expected {path} to hold only tensors and plain values, but loading it would run code or it is no"
+            " checkpoint. Refused: use a checkpoint from a source you trust, saved again as plain types."
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected {path} to be a whole checkpoint, but reading it failed: {error}. It is truncated or corrupt."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"Expected {path} to hold a `state_dict`, but it does not.")
+    return checkpoint
+
+
+def load_weights(module: LightningModule, path: Path, expected: Identity) -> None:
+    """Load a checkpoint into a module after checking that it belongs there.
+
+    Args:
+        module: Whose weights are replaced.
+        path: Checkpoint written while training such a module.
+        expected: What the checkpoint must say of itself.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is damaged, unsafe, of something else, or holds NaN or infinity.
+    """
+    checkpoint = read_checkpoint(path)
+    check_identity(checkpoint, expected, str(path))
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected the weights in {path} to fit {type(module).__name__}, but: {error}"
+        ) from error
+    for name, tensor in module.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"Expected finite weights, but `{name}` in {path} holds NaN or infinity. Train it again."
+            )
+
+
+def check_data(data: ImageDataModule, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Raise a ValueError unless a data set has the images and classes that a module was made for."""
+    if tuple(data.image_shape) != image_shape or data.num_classes != num_classes:
+        raise ValueError(
+            f"Expected data with images of shape {image_shape} and {num_classes} classes, but {data.name} has"
+            f" {tuple(data.image_shape)} and {data.num_classes}. Set the module's `image_shape` and `num_classes`, and"
+            " the network's, to the data's."
+        )
+
+
+def check_output(logits: torch.Tensor, num_classes: int) -> None:
+    """Raise a ValueError unless a network gives one score a class."""
+    if logits.ndim != 2 or logits.shape[1] != num_classes:
+        raise ValueError(
+            f"Expected the network to give logits of shape (B, {num_classes}), but got {tuple(logits.shape)}."
+        )
+
+
+def check_loss(loss: torch.Tensor) -> None:
+    """Raise a ValueError unless a training loss is finite."""
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"Expected a finite training loss, but got {loss.item()}. Lower the learning rate, and check the images and"
+            " the initial weights for NaN or infinity."
+        )

@@ -1,0 +1,315 @@
+"""Training of DkNNB: consistency learning (Eq. 13, 15, 16)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningModule
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from tqdm import tqdm
+
+from lightning_advknn import functional
+from lightning_advknn.classifiers import build_banks
+from lightning_advknn.data import Batch, ImageDataModule
+from lightning_advknn.models import DkNNB, Surrogate
+from lightning_advknn.modules.backbone import BackboneModule
+from lightning_advknn.modules.checkpoint import (
+    IDENTITY,
+    Identity,
+    check_data,
+    check_identity,
+    check_loss,
+    describe,
+    load_weights,
+)
+from lightning_advknn.search import Backend, MemoryBank, Metric
+from lightning_advknn.storage import atomic_path, digest, weights_digest
+
+
+class Targets(NamedTuple):
+    """What the surrogate learns from in one split, in order of image id."""
+
+    ids: Tensor
+    """int64 ``(n,)``, ascending."""
+    features: Tensor
+    """Raw features of the layer, float32 ``(n, D)``."""
+    votes: Tensor
+    """kNN votes, int64 ``(n, C)``; leave-one-out for training images."""
+
+
+class SurrogateModule(LightningModule):
+    """DkNNB on one layer of a frozen backbone, trained to imitate the kNN on that layer.
+
+    Features and votes do not change over epochs, so both are computed once, before the first. Logs ``train/loss`` and, for val and
+    test, ``loss``, ``kl`` (Eq. 15), ``agreement`` with the kNN's prediction and ``acc`` on true labels.
+
+    Args:
+        network: The backbone's architecture.
+        backbone_checkpoint: Its trained weights, written by `BackboneModule`.
+        layer: Layer that the kNN searches and DkNNB reads.
+        image_shape: Channels, height, width.
+        num_classes: C.
+        k: Neighbours that vote.
+        metric: The kNN's distance.
+        backend: What scans the bank.
+        cls_weight: lambda of Eq. (16); .3 in the paper.
+        cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
+        learning_rate: Of Adam.
+        votes_file: Where the votes are kept for other runs on the same backbone, layer, k and metric.
+
+    Raises:
+        ValueError: If the layer does not exist or both weights are 0.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        backbone_checkpoint: str,
+        layer: str = "relu3",
+        image_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        k: int = 75,
+        metric: Metric = "cosine",
+        backend: Backend = "torch",
+        cls_weight: float = 0.3,
+        cl_weight: float = 1.0,
+        learning_rate: float = 1e-3,
+        votes_file: str | None = None,
+    ) -> None:
+        super().__init__()
+        if min(cls_weight, cl_weight) < 0 or cls_weight + cl_weight == 0:
+            raise ValueError(
+                "Expected `cls_weight` and `cl_weight` to be at least 0 and not both 0, but got"
+                f" {cls_weight} and {cl_weight}."
+            )
+        self.save_hyperparameters(
+            {
+                "layer": layer,
+                "image_shape": list(image_shape),
+                "num_classes": num_classes,
+                "k": k,
+                "metric": metric,
+                "backend": backend,
+                "cls_weight": cls_weight,
+                "cl_weight": cl_weight,
+                "learning_rate": learning_rate,
+            }
+        )
+        backbone = BackboneModule(network, [layer], image_shape, num_classes)
+        with torch.no_grad():
+            width = backbone.network.features(torch.zeros(1, *image_shape))[layer].shape[1]
+        self.surrogate = Surrogate(network, layer, DkNNB(width, num_classes))
+        self.surrogate.backbone.requires_grad_(False)
+        self.backbone_checkpoint = Path(backbone_checkpoint)
+        self.layer = layer
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        self.k = k
+        self.metric: Metric = metric
+        self.backend: Backend = backend
+        self.cls_weight, self.cl_weight = cls_weight, cl_weight
+        self.learning_rate = learning_rate
+        self.votes_file = Path(votes_file) if votes_file else None
+        self.scores = nn.ModuleDict(
+            {
+                f"{stage}_scores": MetricCollection(
+                    {name: MeanMetric() for name in ("loss", "kl", "agreement", "acc")},
+                    prefix=f"{stage}/",
+                )
+                for stage in ("val", "test")
+            }
+        )
+        self._bank: MemoryBank | None = None
+        self._targets: dict[str, Targets] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of q(x), ``(B, C)``, for images in [0, 1]."""
+        logits: Tensor = self.surrogate(images)
+        return logits
+
+    def train(self, mode: bool = True) -> "SurrogateModule":
+        """Switch DkNNB's mode; the frozen backbone always evaluates."""
+        super().train(mode)
+        self.surrogate.backbone.eval()
+        return self
+
+    def identity(self, data_name: str) -> Identity:
+        """What a checkpoint of this module says of itself."""
+        return {
+            "kind": "surrogate",
+            "network": describe(self.surrogate.backbone.network),
+            "data": data_name,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+            "layer": self.layer,
+            "k": self.k,
+            "metric": self.metric,
+            "backbone": weights_digest(self.surrogate.backbone),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Check the data, load the backbone's weights and check k before anything is computed."""
+        data = self._data()
+        check_data(data, self.image_shape, self.num_classes)
+        self.load_backbone(data.name)
+        rows = len(data.split("train"))
+        if not 1 <= self.k < rows:
+            raise ValueError(
+                f"Expected `k` to be in [1, {rows - 1}] (the bank's rows less the image's own), but got {self.k}."
+            )
+
+    def load_backbone(self, data_name: str) -> None:
+        """Load the frozen backbone's weights from its checkpoint.
+
+        Raises:
+            FileNotFoundError: If the checkpoint is missing.
+            ValueError: If it is damaged or of another architecture or data set.
+        """
+        if not self.backbone_checkpoint.is_file():
+            raise FileNotFoundError(
+                f"Expected the backbone's checkpoint at {self.backbone_checkpoint}, but there is none. Train it with"
+                " `python train.py fit --config configs/<data>/backbone.yaml` and pass"
+                " `--model.init_args.backbone_checkpoint`."
+            )
+        network = self.surrogate.backbone.network
+        backbone = BackboneModule(network, [self.layer], self.image_shape, self.num_classes)
+        load_weights(backbone, self.backbone_checkpoint, backbone.identity(data_name))
+
+    def on_fit_start(self) -> None:
+        """Compute the votes that the surrogate imitates."""
+        self._prepare("train")
+        self._prepare("val")
+        self._bank = None  # its features live on in the training targets
+
+    def on_validation_start(self) -> None:
+        """Compute the validation images' votes, unless a fit has."""
+        self._prepare("val")
+
+    def on_test_start(self) -> None:
+        """Compute the test images' votes."""
+        self._prepare("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint what it holds."""
+        checkpoint[IDENTITY] = self.identity(self._data().name)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of something else."""
+        check_identity(checkpoint, self.identity(self._data().name), "the checkpoint")
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Eq. (16) on the leave-one-out votes; the mean over the batch instead of the paper's sum."""
+        logits, votes = self._imitate("train", batch)
+        loss = self._loss(logits, votes).mean()
+        check_loss(loss)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """How well the surrogate imitates the kNN on the images that pick the epoch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch) -> None:
+        """How well the surrogate imitates the kNN on the test images."""
+        self._evaluate("test", batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on DkNNB alone."""
+        return torch.optim.Adam(self.surrogate.dknnb.parameters(), lr=self.learning_rate)
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        logits, votes = self._imitate(stage, batch)
+        predicted = logits.argmax(1)
+        values = {
+            "loss": self._loss(logits, votes),
+            "kl": functional.consistency_loss(logits, functional.vote_distribution(votes)),
+            "agreement": (predicted == functional.knn_prediction(votes)).float(),
+            "acc": (predicted == batch.labels).float(),
+        }
+        scores = self.scores[f"{stage}_scores"]
+        for name, value in values.items():
+            scores[name].update(value)
+        self.log_dict(scores, batch_size=len(batch.labels), prog_bar=True)
+
+    def _loss(self, logits: Tensor, votes: Tensor) -> Tensor:
+        return functional.surrogate_loss(
+            logits,
+            functional.vote_distribution(votes),
+            functional.knn_prediction(votes),
+            self.cls_weight,
+            self.cl_weight,
+        )
+
+    def _imitate(self, split: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        targets = self._targets[split]
+        rows = torch.searchsorted(targets.ids, batch.ids)
+        return self.surrogate.dknnb(targets.features[rows]), targets.votes[rows]
+
+    def _prepare(self, split: str) -> None:
+        if split in self._targets:
+            return
+        # Tensors made in inference mode could not be trained on later.
+        with torch.inference_mode(False), torch.no_grad():
+            if self._bank is None:
+                self._bank = self._extract("train")
+            own = self._bank if split == "train" else self._extract(split)
+            votes = self._votes(self._bank, own, split).to(self.device)
+            self._targets[split] = Targets(own.ids, own.features, votes)
+
+    def _extract(self, split: str) -> MemoryBank:
+        loader = self._data().loader(split)
+        backbone = self.surrogate.backbone
+        return build_banks(backbone, loader, self.num_classes, self.metric, self.backend)[self.layer]
+
+    def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> Tensor:
+        """Votes on a split's images, from the votes file where it has them."""
+        data = self._data()
+        key = digest({**self.identity(data.name), "data": data.fingerprint, "split": split})
+        file = self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
+        if file:
+            kept = _read_votes(file, key)
+            if kept is not None:
+                return kept
+        leave_one_out = own.ids if split == "train" else None
+        progress = tqdm(
+            torch.arange(len(own), device=own.ids.device).split(512),
+            desc=f"votes on {split}",
+            disable=None,
+            leave=False,
+        )
+        votes = torch.cat(
+            [
+                bank.votes(
+                    own.features[rows],
+                    self.k,
+                    None if leave_one_out is None else leave_one_out[rows],
+                )
+                for rows in progress
+            ]
+        )
+        if file and self.trainer.is_global_zero:
+            with atomic_path(file) as temporary:
+                save_file({"votes": votes.cpu()}, temporary, metadata={"key": key})
+        return votes
+
+    def _data(self) -> ImageDataModule:
+        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+
+def _read_votes(file: Path, key: str) -> Tensor | None:
+    """Votes kept for exactly this key; anything else is computed again."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as kept:
+            if kept.metadata() == {"key": key}:
+                votes: Tensor = kept.get_tensor("votes")
+                return votes
+    except SafetensorError:
+        pass  # truncated or corrupt
+    return None

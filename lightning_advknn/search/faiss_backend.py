@@ -1,0 +1,66 @@
+"""faiss as a scan; the only file that imports faiss."""
+
+from importlib.metadata import distributions
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.search.scan import Candidates, Metric, inverse, score_error
+
+
+class FaissScan:
+    """A flat faiss index over the bank, on the bank's device where faiss has GPU support.
+
+    Args:
+        features: Bank rows, float32 ``(M, D)``.
+        norms: Their Euclidean norms, float64 ``(M,)``.
+        metric: Which score.
+
+    Raises:
+        ImportError: If faiss is missing, unusable, or installed twice.
+    """
+
+    def __init__(self, features: Tensor, norms: Tensor, metric: Metric) -> None:
+        faiss = _import_faiss()
+        self.norms, self.metric = norms, metric
+        rows = features
+        if metric == "cosine":
+            rows = features * inverse(norms).to(features.dtype)[:, None]
+            self._index = faiss.IndexFlatIP(features.shape[1])
+        else:
+            self._index = faiss.IndexFlatL2(features.shape[1])
+        if features.is_cuda and getattr(faiss, "get_num_gpus", lambda: 0)():
+            resources = faiss.StandardGpuResources()
+            self._index = faiss.index_cpu_to_gpu(resources, features.device.index or 0, self._index)
+        self._index.add(rows.contiguous().cpu().numpy())
+
+    def __call__(self, queries: Tensor, n: int) -> Candidates:
+        """Return the n best rows for queries, float32 ``(B, D)``; n is in [1, M]."""
+        found, indices = self._index.search(queries.contiguous().cpu().numpy(), n)
+        scores = torch.from_numpy(found).to(queries.device)
+        error = score_error(queries, self.norms, self.metric)
+        if self.metric == "euclidean":
+            # faiss gives |q|^2 - 2 q.x + |x|^2 in float32: one more square to round, and all of it halved.
+            length = torch.linalg.vector_norm(queries.double(), dim=1, keepdim=True)
+            scores = (length.square() - scores) / 2
+            error = error + score_error(queries, length, "cosine") * length
+        return Candidates(scores, torch.from_numpy(indices).to(queries.device), error)
+
+
+def _import_faiss():  # type: ignore[no-untyped-def]  # faiss ships no types
+    installed = sorted(
+        {d.name.lower() for d in distributions() if d.name and d.name.lower().startswith("faiss")}
+    )
+    if len(installed) > 1:
+        raise ImportError(
+            f"Expected one faiss distribution, but found {', '.join(installed)}: they overwrite each other."
+            f" Run `pip uninstall {' '.join(installed)}`, then install one of the extras faiss-cpu, faiss-gpu."
+        )
+    try:
+        import faiss
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a GPU build without its CUDA libraries
+        raise ImportError(
+            f"Expected a working faiss for `backend='faiss'`, but importing it failed: {error}."
+            " Run `pip install lightning-advknn[faiss-cpu]` or use `backend='torch'`."
+        ) from error
+    return faiss
