@@ -1,4 +1,4 @@
-"""Train, validate or test a backbone or a surrogate: python train.py fit --config configs/mnist/backbone.yaml"""
+"""Train, validate or test a backbone or a surrogate: python train.py fit --config configs/mnist/backbone.yaml."""
 
 from lightning_advknn.cli import AdvKNNCLI
 

@@ -1,6 +1,7 @@
 """The victims: kNN on one layer, DkNN on several."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ class DkNNClassifier(nn.Module):
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Votes int64 ``(B, L, C)`` for features ``(B, D)`` by layer."""
-        return torch.stack([knn.votes(features) for knn in self.knns], dim=1)
+        knns = cast(Iterable[KNNClassifier], self.knns)
+        return torch.stack([knn.votes(features) for knn in knns], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4)."""

@@ -1,6 +1,7 @@
 """`AdvKNNCLI`: LightningCLI with this project's defaults."""
 
 import os
+import warnings
 from typing import Any
 
 import yaml
@@ -26,9 +27,12 @@ class AdvKNNCLI(LightningCLI):
     Args:
         args: Arguments instead of the command line's, as a list or a nested dict.
         run: False only instantiates model, data and trainer.
+        parser_kwargs: Of the argument parser.
     """
 
-    def __init__(self, args: Any = None, run: bool = True) -> None:
+    def __init__(
+        self, args: Any = None, run: bool = True, parser_kwargs: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(
             LightningModule,
             ImageDataModule,
@@ -42,6 +46,7 @@ class AdvKNNCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=args,
             run=run,
+            parser_kwargs=parser_kwargs,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -56,6 +61,8 @@ class AdvKNNCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Pass on the W&B mode: the environment is the only way that also allows artifacts."""
         config = self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
+        # The images are in memory as tensors: worker processes would only copy them.
+        warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
         os.environ.setdefault("WANDB_MODE", config["wandb_mode"])
 
     def _parse_ckpt_path(self) -> None:

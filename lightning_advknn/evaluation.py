@@ -5,7 +5,7 @@ An image is judged, attacked, and judged again as stored. `make_rows` puts what 
 and W&B all read these.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -15,13 +15,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_advknn import functional
-from lightning_advknn.attacks import LogitsFn
+from lightning_advknn.attacks import Attack, LogitsFn
 from lightning_advknn.attacks.gradient_sign import check_images
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import Convention
-
-Attack = Callable[[LogitsFn, Tensor, Tensor], Tensor]
-"""An attack with its settings bound: ``attack(logits_fn, images, labels) -> adversarial``."""
 
 LabelSource = Literal["true", "knn"]
 """Which label an attack ascends: the ground truth, or (as in the authors' code) the kNN's prediction on its layer."""
@@ -84,7 +81,7 @@ def observe(dknn: DkNNClassifier, images: Tensor, batch_size: int = 500) -> tupl
     """
     check_images(images)
     classes, votes = [], []
-    for part in images.split(batch_size):
+    for part in torch.split(images, batch_size):
         logits, features = dknn.network.logits_and_features(part)
         classes.append(logits.argmax(1))
         votes.append(dknn.votes(features))
@@ -144,7 +141,9 @@ def perturb(
     """
     parts = []
     with frozen(logits_fn):
-        for part, part_labels in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        for part, part_labels in zip(
+            torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
+        ):
             parts.append(attack(logits_fn, part, part_labels).detach().to(torch.float32))
     adversarial = torch.cat(parts)
     if adversarial.shape != images.shape:
@@ -158,7 +157,7 @@ def perturb(
 @torch.no_grad()
 def predict(logits_fn: LogitsFn, images: Tensor, batch_size: int = 500) -> Tensor:
     """Class with the highest logit, int64 ``(n,)``."""
-    return torch.cat([logits_fn(part).argmax(1) for part in images.split(batch_size)])
+    return torch.cat([logits_fn(part).argmax(1) for part in torch.split(images, batch_size)])
 
 
 def make_rows(
@@ -209,6 +208,9 @@ class AttackMetrics(Metric):
     """
 
     full_state_update = False
+    n: Tensor
+    l2: Tensor
+    linf: Tensor
     victims = ("dnn", "knn", "dknn", "surrogate")
 
     def __init__(self) -> None:

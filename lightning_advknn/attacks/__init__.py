@@ -1,5 +1,6 @@
 """Attacks as plain functions: ``attack(logits_fn, images, labels, **settings) -> adversarial``."""
 
 from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
+from lightning_advknn.attacks.settings import Attack, AttackSettings
 
-__all__ = ["LogitsFn", "bim", "fgsm"]
+__all__ = ["Attack", "AttackSettings", "LogitsFn", "bim", "fgsm"]

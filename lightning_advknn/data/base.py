@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -87,6 +87,7 @@ class ImageDataModule(LightningDataModule, ABC):
         split_seed: int = 0,
     ) -> None:
         super().__init__()
+        self.name: str = type(self).__name__  # as checkpoints and results carry it
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -108,11 +109,6 @@ class ImageDataModule(LightningDataModule, ABC):
     @abstractmethod
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Read one original split: images uint8 ``(n, channels, H, W)`` and labels int64 ``(n,)``."""
-
-    @property
-    def name(self) -> str:
-        """The data set's name, as checkpoints and results carry it."""
-        return type(self).__name__
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the data set, once."""
@@ -154,7 +150,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Shuffled training images; the order depends on the global seed and the epoch only, so a run resumes exactly."""
         trainer = self.trainer
         split = self.split("train")
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Batch] = DistributedSampler(
             split,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
@@ -244,5 +240,5 @@ class ImageDataModule(LightningDataModule, ABC):
             ) from error
 
 
-def _as_batch(batch: Batch) -> Batch:
-    return batch  # `ImageSplit.__getitems__` has already put it together
+def _as_batch(batch: Any) -> Batch:
+    return batch  # type: ignore[no-any-return]  # `ImageSplit.__getitems__` has already put it together

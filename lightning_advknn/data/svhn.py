@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_advknn.data.base import ImageDataModule
 
 
-class _OwnSVHN(torchvision.datasets.SVHN):
+class _OwnSVHN(torchvision.datasets.SVHN):  # type: ignore[misc]  # torchvision ships no types
     """torchvision's reader without its checksum, which `ImageDataModule` verifies if asked to."""
 
     def _check_integrity(self) -> bool:

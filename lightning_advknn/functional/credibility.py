@@ -68,8 +68,6 @@ def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention
             + ", but got none. Use a larger calibration set or another `convention`."
         )
     predicted = votes.sum(1).gather(1, dknn_prediction(votes)[:, None])  # (B, 1)
-    if convention == "strict":
-        conforms = calibration_votes < predicted  # (B, N)
-    else:
-        conforms = calibration_votes <= predicted  # (B, N)
+    compare = torch.lt if convention == "strict" else torch.le
+    conforms = compare(calibration_votes, predicted)  # (B, N)
     return conforms.to(torch.float64).mean(1)

@@ -15,7 +15,8 @@ def l2_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
         float64 ``(B,)``.
     """
     difference = (adversarial.double() - images.double()).flatten(1)
-    return torch.linalg.vector_norm(difference, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(difference, dim=1)
+    return norms
 
 
 def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
@@ -29,7 +30,8 @@ def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
         float64 ``(B,)``.
     """
     difference = (adversarial.double() - images.double()).flatten(1)
-    return torch.linalg.vector_norm(difference, ord=torch.inf, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(difference, ord=torch.inf, dim=1)
+    return norms
 
 
 def authors_l2(l2: Tensor) -> Tensor:

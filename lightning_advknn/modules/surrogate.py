@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -230,7 +230,7 @@ class SurrogateModule(LightningModule):
             "agreement": (predicted == functional.knn_prediction(votes)).float(),
             "acc": (predicted == batch.labels).float(),
         }
-        scores = self.scores[f"{stage}_scores"]
+        scores = cast(MetricCollection, self.scores[f"{stage}_scores"])
         for name, value in values.items():
             scores[name].update(value)
         self.log_dict(scores, batch_size=len(batch.labels), prog_bar=True)
@@ -276,7 +276,7 @@ class SurrogateModule(LightningModule):
                 return kept
         leave_one_out = own.ids if split == "train" else None
         progress = tqdm(
-            torch.arange(len(own), device=own.ids.device).split(512),
+            torch.split(torch.arange(len(own), device=own.ids.device), 512),
             desc=f"votes on {split}",
             disable=None,
             leave=False,

@@ -74,8 +74,9 @@ class MemoryBank(nn.Module):
         self.num_classes, self.metric, self.backend = num_classes, metric, backend
         self._faiss: FaissScan | None = None  # built at the first search
         # Not part of checkpoints: the bank is made again from the network and the training images.
-        for name, value in dict(features=features, labels=labels, ids=ids, norms=norms).items():
-            self.register_buffer(name, value, persistent=False)
+        buffers = {"features": features, "labels": labels, "ids": ids, "norms": norms}
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -124,7 +125,7 @@ class MemoryBank(nn.Module):
             )
         scores = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-        for chunk in torch.arange(len(queries), device=queries.device).split(_QUERIES_AT_ONCE):
+        for chunk in torch.split(torch.arange(len(queries), device=queries.device), _QUERIES_AT_ONCE):
             own = None if own_ids is None else own_ids[chunk]
             scores[chunk], indices[chunk] = self._nearest_chunk(queries[chunk], k, own, in_order)
         return scores, indices
@@ -154,8 +155,10 @@ class MemoryBank(nn.Module):
         """Exact scores and rows of the k best candidates, ``(B, k)``, and a lower bound of the k-th, ``(B, 1)``."""
         indices, by_row = found.indices.sort(dim=1)  # so that a stable sort breaks ties by bank row
         scores = found.scores.double().gather(1, by_row)  # (B, n)
+        own = torch.zeros_like(scores, dtype=torch.bool)
         if own_ids is not None:
-            scores = scores.masked_fill(self.ids[indices] == own_ids[:, None], -torch.inf)
+            own = self.ids[indices] == own_ids[:, None]
+            scores = scores.masked_fill(own, -torch.inf)
         leading = scores.topk(min(k + 1, scores.shape[1])).values
         kth = leading[:, k - 1 : k] - found.error
         # Rows surely in or out of the k nearest need no exact score, unless their order is asked for.
@@ -164,7 +167,7 @@ class MemoryBank(nn.Module):
             if leading.shape[1] == k:
                 leading = torch.nn.functional.pad(leading, (0, 1), value=-torch.inf)
             surely_in = scores - found.error > leading[:, k:] + found.error
-        surely_out = scores + found.error < kth
+        surely_out = (scores + found.error < kth) | own
         doubtful = (~surely_in & ~surely_out).nonzero()  # (P, 2)
         exact = torch.where(surely_in, torch.inf, -torch.inf).to(scores.dtype)
         exact[doubtful[:, 0], doubtful[:, 1]] = self._exact_scores(
@@ -177,7 +180,7 @@ class MemoryBank(nn.Module):
         """Similarities or minus squared distances of P (query, bank row) pairs in float64, ``(P,)``."""
         scores = queries.new_empty(len(query_rows), dtype=torch.float64)
         at_once = max(1, _PAIR_ELEMENTS // queries.shape[1])
-        for pairs in torch.arange(len(query_rows), device=queries.device).split(at_once):
+        for pairs in torch.split(torch.arange(len(query_rows), device=queries.device), at_once):
             left = queries[query_rows[pairs]].double()
             right = self.features[bank_rows[pairs]].double()
             if self.metric == "cosine":
@@ -194,13 +197,16 @@ class MemoryBank(nn.Module):
             from lightning_advknn.search.faiss_backend import FaissScan
 
             self._faiss = FaissScan(self.features, self.norms, self.metric)
-        return self._faiss(queries, n)
+        found = self._faiss(queries, n)
+        if (found.indices < 0).any():  # faiss gives no row where a float32 score overflows
+            return torch_scan(queries, self.features, self.norms, self.metric, n)
+        return found
 
 
 def _norms(features: Tensor) -> Tensor:
     return torch.cat(
         [
             torch.linalg.vector_norm(part.double(), dim=1)
-            for part in features.split(max(1, _PAIR_ELEMENTS // features.shape[1]))
+            for part in torch.split(features, max(1, _PAIR_ELEMENTS // features.shape[1]))
         ]
     )

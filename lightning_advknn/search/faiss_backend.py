@@ -1,6 +1,7 @@
 """faiss as a scan; the only file that imports faiss."""
 
 from importlib.metadata import distributions
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class FaissScan:
         return Candidates(scores, torch.from_numpy(indices).to(queries.device), error)
 
 
-def _import_faiss():  # type: ignore[no-untyped-def]  # faiss ships no types
+def _import_faiss() -> Any:  # faiss ships no types
     installed = sorted(
         {d.name.lower() for d in distributions() if d.name and d.name.lower().startswith("faiss")}
     )

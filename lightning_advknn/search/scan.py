@@ -44,7 +44,8 @@ def torch_scan(queries: Tensor, features: Tensor, norms: Tensor, metric: Metric,
     scores = queries.new_empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(features), rows):
-        block = queries @ features[start : start + rows].T  # (B, rows)
+        with torch.autocast(queries.device.type, enabled=False):  # would round more than the bound allows
+            block = queries @ features[start : start + rows].T  # (B, rows)
         block_norms = norms[start : start + rows]
         if metric == "cosine":
             block *= inverse(block_norms).to(block.dtype)
@@ -65,7 +66,8 @@ def score_error(queries: Tensor, norms: Tensor, metric: Metric, input_rounding: 
 
     A sum of D products has an error of at most gamma_D |q| |x| with gamma_D = D u / (1 - D u) and u = 2^-24
     (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); eight more roundings cover norms,
-    scaling and the subtraction.
+    scaling and the subtraction. What float32 may lose to underflow, and Euclidean distances in float64 to
+    rounding, comes on top. Where a float32 intermediate could overflow the bound is infinite: all is in doubt.
 
     Args:
         queries: float32 ``(B, D)``.
@@ -80,10 +82,18 @@ def score_error(queries: Tensor, norms: Tensor, metric: Metric, input_rounding: 
     terms = (queries.shape[1] + 8) * unit
     relative = (1 + input_rounding) ** 2 * (1 + terms / (1 - terms)) - 1
     length = torch.linalg.vector_norm(queries.double(), dim=1, keepdim=True)  # (B, 1)
+    longest, shortest = norms.max(), torch.where(norms > 0, norms, torch.inf).min()
+    smallest = 2.0**-126  # normal float32
+    lost = (queries.shape[1] + 8) * smallest * (1 + length + longest)
+    overflows = (length + longest).square() > 2.0**126
     if metric == "cosine":
-        return relative * length
-    longest = norms.max()
-    return relative * (length * longest + longest.square() / 2)
+        overflows |= shortest < smallest  # its inverse is infinite
+        error = relative * length + lost / shortest.clamp(max=1.0)
+    else:
+        rounding = (queries.shape[1] + 8) * 2.0**-53
+        error = relative * (length * longest + longest.square() / 2) + lost
+        error += rounding * (length + longest).square()
+    return torch.where(overflows, torch.inf, error)
 
 
 def inverse(norms: Tensor) -> Tensor:

@@ -1,47 +1,25 @@
-"""The stages of an experiment, each saved once under a key of all it depends on.
+"""The stages of an experiment, each saved once under a key of all it depends on."""
 
-Backbone -> surrogates -> adversarials -> observations -> rows. A key hashes contents (weights, images, settings),
-so a changed setting redoes what depends on it and nothing else, and nothing stale is ever read. Test images are
-attacked and queried in shards, each a file that is whole or not there: an interrupted run goes on where it stopped.
-The bank is not saved: making it again takes seconds, reading its gigabytes back would take as long.
-"""
-
-import datetime
-import inspect
 import json
-import os
-import platform
-import shutil
-import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
-from jsonargparse.typing import Path_fr
-from pytorch_lightning import LightningModule, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_advknn import __version__, attacks
-from lightning_advknn.callbacks import AttackEvaluation
+from lightning_advknn import __version__
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.evaluation import (
-    Attack,
-    LabelSource,
     Rows,
     Verdicts,
     concatenate,
@@ -50,127 +28,16 @@ from lightning_advknn.evaluation import (
     observe,
     perturb,
 )
-from lightning_advknn.functional import Convention
+from lightning_advknn.experiment.settings import Experiment, Trained
+from lightning_advknn.experiment.training import fit, instantiate, training_settings
 from lightning_advknn.models import FeatureNetwork, Surrogate
 from lightning_advknn.modules import BackboneModule, SurrogateModule, load_weights
-from lightning_advknn.search import Backend, Metric
-from lightning_advknn.storage import (
-    atomic_path,
-    check_writable,
-    digest,
-    weights_digest,
-    write_json,
-)
+from lightning_advknn.storage import atomic_path, check_writable, digest, weights_digest
 
 T = TypeVar("T")
 
 SHARD = 1000  # images attacked or queried between two saves
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
-
-# Parts of a train.py configuration that say where things are or go, not what comes out.
-_PLACES = {
-    "data": {"root", "download", "verify_checksums", "eval_batch_size"},
-    "trainer": {"logger", "default_root_dir", "accelerator", "enable_progress_bar", "enable_model_summary"},
-    "model": {"backbone_checkpoint", "votes_file", "backend"},
-}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A module that is loaded, or trained if it has not been.
-
-    Args:
-        config: A train.py configuration.
-        overrides: Arguments of the module that differ from the configuration's.
-        checkpoint: Load this instead of training.
-    """
-
-    config: Path_fr
-    overrides: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-
-
-@dataclass(frozen=True)
-class VictimSettings:
-    """The kNN and DkNN under attack; DkNN votes with the backbone configuration's layers.
-
-    Args:
-        layer: Layer of the kNN.
-        k: Neighbours that vote.
-        metric: Their distance.
-        backend: What scans the bank; no vote depends on it.
-        convention: How credibility counts ties.
-    """
-
-    layer: str = "relu3"
-    k: int = 75
-    metric: Metric = "cosine"
-    backend: Backend = "torch"
-    convention: Convention = "strict"
-
-
-@dataclass(frozen=True)
-class AttackSettings:
-    """An attack of `lightning_advknn.attacks` with its settings.
-
-    Args:
-        function: Its name.
-        settings: Its keyword arguments.
-    """
-
-    function: str
-    settings: dict[str, int | float] = field(default_factory=dict)
-
-    def bind(self) -> Attack:
-        """The attack as a function of logits function, images and labels.
-
-        Raises:
-            ValueError: If the function or a setting does not exist, one is missing, or one is out of range.
-        """
-        if self.function not in attacks.__all__ or not self.function.islower():
-            known = [name for name in attacks.__all__ if name.islower()]
-            raise ValueError(f"Expected `function` to be one of {known}, but got {self.function!r}.")
-        function = getattr(attacks, self.function)
-        bound = partial(function, **self.settings)
-        try:
-            inspect.signature(function).bind(None, None, None, **self.settings)
-        except TypeError as error:
-            wanted = list(inspect.signature(function).parameters)[3:]
-            raise ValueError(
-                f"Expected the settings of {self.function} to be {wanted}, but got {self.settings}: {error}."
-            ) from error
-        # One tiny attack makes the function itself judge its settings before any long work.
-        bound(lambda images: images.flatten(1), torch.full((1, 2), 0.5), torch.zeros(1).long())
-        return bound
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One row of the paper's tables: a backbone, its surrogates, the attacks through each.
-
-    Args:
-        backbone: The attacked network.
-        surrogates: DkNNB variants by name.
-        victim: kNN and DkNN.
-        attacks: By name.
-        label_source: Which label the attacks ascend.
-        seed: Of training.
-        root: Folder of the data files, instead of the configurations'.
-        output: Folder for rows, tables and pictures.
-        cache: Folder for what later runs can use again.
-        device: ``auto`` is the GPU if there is one.
-    """
-
-    backbone: Trained
-    surrogates: dict[str, Trained]
-    attacks: dict[str, AttackSettings]
-    victim: VictimSettings = field(default_factory=VictimSettings)
-    label_source: LabelSource = "knn"
-    seed: int = 0
-    root: str | None = None
-    output: str = "runs/experiment"
-    cache: str = "runs/cache"
-    device: str = "auto"
 
 
 class ExperimentRun:
@@ -196,7 +63,7 @@ class ExperimentRun:
             raise ValueError(f"Expected no surrogate named {ORIGIN!r}: that is the backbone.")
         self._attacks = {name: attack.bind() for name, attack in experiment.attacks.items()}
         self._trainings = {
-            name: self._instantiate(trained, kind)
+            name: instantiate(trained, kind, experiment.seed, experiment.root, self.device)
             for name, trained, kind in (
                 (ORIGIN, experiment.backbone, BackboneModule),
                 *((name, s, SurrogateModule) for name, s in experiment.surrogates.items()),
@@ -234,7 +101,7 @@ class ExperimentRun:
         """Everything the results depend on, as plain values; equal for equal experiments."""
         experiment = self.experiment
         return {
-            "trainings": {name: _settings(cli) for name, cli in self._trainings.items()},
+            "trainings": {name: training_settings(cli) for name, cli in self._trainings.items()},
             "checkpoints": {
                 ORIGIN: experiment.backbone.checkpoint,
                 **{name: s.checkpoint for name, s in experiment.surrogates.items()},
@@ -308,6 +175,15 @@ class ExperimentRun:
         )
         return stored["adversarial"].to(self.device)
 
+    def images_of(self, method: str, attack: str, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Clean and adversarial images of some rows, float32 ``(n, channels, H, W)``."""
+        images, _, _ = self.test.__getitems__(positions)
+        adversarial = [
+            self.adversarial(method, attack, position - position % SHARD)[position % SHARD]
+            for position in positions
+        ]
+        return images.to(self.device), torch.stack(adversarial)
+
     def _rows_shard(self, method: str, attack: str | None, start: int) -> Rows:
         images, labels, ids = self._shard(start)
         before, after = self._verdicts(None, None, start), self._verdicts(method, attack, start)
@@ -330,7 +206,8 @@ class ExperimentRun:
         found = self._stage(f"observations/{key}/{start:06d}", f"query {label}", query)
         settings = self.experiment.victim
         return decide(
-            *(found[name].to(self.device) for name in ("dnn", "votes")),
+            found["dnn"].to(self.device),
+            found["votes"].to(self.device),
             self.backbone.layers.index(settings.layer),
             self._calibration_votes,
             settings.convention,
@@ -427,12 +304,15 @@ class ExperimentRun:
         surrogate: Surrogate = self._train(name).surrogate
         return surrogate.to(self.device).eval()
 
+    def _trained(self, name: str) -> Trained:
+        return self.experiment.backbone if name == ORIGIN else self.experiment.surrogates[name]
+
     def _checkpoint(self, name: str) -> Path:
         """Where a module's checkpoint is or will be."""
-        given = (self.experiment.backbone if name == ORIGIN else self.experiment.surrogates[name]).checkpoint
+        given = self._trained(name).checkpoint
         if given:
             return Path(given)
-        key = [_settings(self._trainings[name]), self.data.fingerprint, __version__]
+        key = [training_settings(self._trainings[name]), self.data.fingerprint, __version__]
         if name != ORIGIN:
             key.append(self._backbone_digest)
         kind = "backbone" if name == ORIGIN else "surrogate"
@@ -442,106 +322,11 @@ class ExperimentRun:
         """The module with its trained weights: loaded, or trained from its configuration and kept."""
         cli, checkpoint = self._trainings[name], self._checkpoint(name)
         if not checkpoint.is_file():
-            self._fit(cli, checkpoint)
+            trained = self._trained(name)
+            fit(cli, trained, checkpoint, self.experiment.seed)
         module = cli.model
         load_weights(module, checkpoint, module.identity(self.data.name))
         facts = checkpoint.with_suffix(".json")
         if facts.is_file():
             self._seconds[str(checkpoint)] = f"train {name}", json.loads(facts.read_text())["seconds"]
         return module
-
-    def _fit(self, cli: AdvKNNCLI, checkpoint: Path) -> None:
-        """Train as train.py does, going on from the last epoch of an interrupted run."""
-        unfinished = checkpoint.with_suffix(".unfinished")
-        best = next(c for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint))
-        best.dirpath = str(unfinished)
-        cli.trainer.loggers = [CSVLogger(unfinished, name="", version="log")]
-        # They measure and do not train; the experiment measures afterwards.
-        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, AttackEvaluation)]
-        last = unfinished / "last.ckpt"
-        started = time.perf_counter()
-        seed_everything(self.experiment.seed, verbose=False)
-        cli.trainer.fit(
-            cli.model,
-            datamodule=self.data,
-            ckpt_path=last if last.is_file() else None,
-            weights_only=True,
-        )
-        if cli.trainer.interrupted:
-            raise KeyboardInterrupt
-        seconds = time.perf_counter() - started
-        facts = {"training": _settings(cli), "seconds": seconds, **provenance(self.device)}
-        write_json(checkpoint.with_suffix(".json"), facts)
-        with atomic_path(checkpoint) as temporary:
-            shutil.copyfile(best.best_model_path, temporary)
-        shutil.rmtree(unfinished)
-
-    def _instantiate(self, trained: Trained, kind: type[LightningModule]) -> AdvKNNCLI:
-        """Model, data and trainer of a train.py configuration, as train.py makes them."""
-        args = [f"--config={trained.config.absolute}", f"--seed_everything={self.experiment.seed}"]
-        if self.experiment.root is not None:
-            args.append(f"--data.init_args.root={self.experiment.root}")
-        args += [f"--model.init_args.{name}={json.dumps(value)}" for name, value in trained.overrides.items()]
-        args += [
-            "--trainer.logger=false",
-            f"--trainer.enable_progress_bar={json.dumps(sys.stderr.isatty())}",
-            "--trainer.enable_model_summary=false",
-            f"--trainer.accelerator={self.device.type}",
-        ]
-        with warnings.catch_warnings():
-            # It warns that `args` hide the command line; here that is the point.
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            cli = AdvKNNCLI(args, run=False)
-        if not isinstance(cli.model, kind):
-            raise ValueError(
-                f"Expected {trained.config} to train a {kind.__name__}, but it trains a {type(cli.model).__name__}."
-            )
-        if not any(isinstance(c, ModelCheckpoint) and c.monitor for c in cli.trainer.callbacks):
-            raise ValueError(
-                f"Expected {trained.config} to have a ModelCheckpoint with a `monitor` among `trainer.callbacks`:"
-                " it picks the epoch."
-            )
-        if trained.checkpoint and not Path(trained.checkpoint).is_file():
-            raise FileNotFoundError(
-                f"Expected a checkpoint at {trained.checkpoint}, but there is none. Leave `checkpoint` out to train one."
-            )
-        return cli
-
-
-def _settings(cli: AdvKNNCLI) -> dict[str, Any]:
-    """What of a train.py configuration decides the outcome, as plain values."""
-    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    defaults = cli.parser.get_defaults().trainer
-    settings = {
-        "seed_everything": config["seed_everything"],
-        # A newer Lightning may know more arguments; only those that are set count.
-        "trainer": {name: value for name, value in config["trainer"].items() if value != defaults.get(name)},
-        "model": config["model"],
-        "data": config["data"],
-    }
-    for part, places in _PLACES.items():
-        arguments = settings[part].get("init_args", settings[part])
-        for place in places & set(arguments):
-            del arguments[place]
-    settings["trainer"]["callbacks"] = [
-        callback
-        for callback in settings["trainer"].get("callbacks") or []
-        if not callback["class_path"].endswith("AttackEvaluation")
-    ]
-    return settings
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What a result file says of its making: versions, device and date."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
-    return {
-        "versions": {
-            "lightning-advknn": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "date": datetime.date.today().isoformat(),
-    }

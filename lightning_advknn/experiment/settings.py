@@ -1,0 +1,74 @@
+"""What an experiment is, as configurations write it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse.typing import Path_fr
+
+from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.evaluation import LabelSource
+from lightning_advknn.functional import Convention
+from lightning_advknn.search import Backend, Metric
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A module that is loaded, or trained if it has not been.
+
+    Args:
+        config: A train.py configuration.
+        overrides: Arguments of the module that differ from the configuration's.
+        checkpoint: Load this instead of training.
+    """
+
+    config: Path_fr
+    overrides: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class VictimSettings:
+    """The kNN and DkNN under attack; DkNN votes with the backbone configuration's layers.
+
+    Args:
+        layer: Layer of the kNN.
+        k: Neighbours that vote.
+        metric: Their distance.
+        backend: What scans the bank; no vote depends on it.
+        convention: How credibility counts ties.
+    """
+
+    layer: str = "relu3"
+    k: int = 75
+    metric: Metric = "cosine"
+    backend: Backend = "torch"
+    convention: Convention = "strict"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the paper's tables: a backbone, its surrogates, the attacks through each.
+
+    Args:
+        backbone: The attacked network.
+        surrogates: DkNNB variants by name.
+        victim: kNN and DkNN.
+        attacks: By name.
+        label_source: Which label the attacks ascend.
+        seed: Of training.
+        root: Folder of the data files, instead of the configurations'.
+        output: Folder for rows, tables and pictures.
+        cache: Folder for what later runs can use again.
+        device: ``auto`` is the GPU if there is one.
+    """
+
+    backbone: Trained
+    surrogates: dict[str, Trained]
+    attacks: dict[str, AttackSettings]
+    victim: VictimSettings = field(default_factory=VictimSettings)
+    label_source: LabelSource = "knn"
+    seed: int = 0
+    root: str | None = None
+    output: str = "runs/experiment"
+    cache: str = "runs/cache"
+    device: str = "auto"

@@ -1,0 +1,179 @@
+"""Training from the same YAML and modules as train.py, kept under a key of what decides the outcome."""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from pytorch_lightning import LightningModule, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from lightning_advknn import __version__
+from lightning_advknn.callbacks import AttackEvaluation
+from lightning_advknn.cli import AdvKNNCLI
+from lightning_advknn.experiment.settings import Trained
+from lightning_advknn.modules.checkpoint import check_identity, read_checkpoint
+from lightning_advknn.storage import atomic_path, write_json
+
+# Parts of a train.py configuration that say where things are or go, not what comes out.
+_PLACES = {
+    "data": {"root", "download", "verify_checksums", "eval_batch_size"},
+    "trainer": {"logger", "default_root_dir", "accelerator", "enable_progress_bar", "enable_model_summary"},
+    "model": {"backbone_checkpoint", "votes_file", "backend"},
+}
+
+
+def instantiate(
+    trained: Trained, kind: type[LightningModule], seed: int, root: str | None, device: torch.device
+) -> AdvKNNCLI:
+    """Model, data and trainer of a train.py configuration, as train.py makes them.
+
+    Args:
+        trained: The configuration, its overrides and perhaps a checkpoint.
+        kind: What it must train.
+        seed: Of weights and shuffling.
+        root: Folder of the data files, instead of the configuration's.
+        device: Where to train.
+
+    Raises:
+        ValueError: If the configuration is invalid, or the checkpoint is damaged, unsafe or of something else.
+        FileNotFoundError: If the checkpoint is missing.
+    """
+    arguments = {
+        "config": trained.config.absolute,
+        "seed_everything": seed,
+        **({} if root is None else {"data.init_args.root": root}),
+        **{f"model.init_args.{name}": json.dumps(value) for name, value in trained.overrides.items()},
+        "trainer.logger": "false",
+        "trainer.enable_progress_bar": json.dumps(sys.stderr.isatty()),
+        "trainer.enable_model_summary": "false",
+        "trainer.accelerator": device.type,
+    }
+    with warnings.catch_warnings():
+        # It warns that `args` hide the command line; here that is the point.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        try:
+            cli = AdvKNNCLI(
+                [f"--{name}={value}" for name, value in arguments.items()],
+                run=False,
+                parser_kwargs={"exit_on_error": False},
+            )
+        except ArgumentError as error:
+            raise ValueError(
+                f"Expected {trained.config} to be a train.py configuration, but: {error}"
+            ) from error
+    if not isinstance(cli.model, kind):
+        raise ValueError(
+            f"Expected {trained.config} to train a {kind.__name__}, but it trains a {type(cli.model).__name__}."
+        )
+    _picker(cli, trained)
+    if trained.checkpoint:
+        checkpoint = read_checkpoint(Path(trained.checkpoint))
+        model: Any = cli.model
+        expected = model.identity(cli.datamodule.name)
+        expected.pop("backbone", None)  # not loaded yet; compared when it is
+        check_identity(checkpoint, expected, trained.checkpoint)
+    return cli
+
+
+def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
+    """Train as train.py does and keep the best epoch; an interrupted run goes on from its last epoch.
+
+    Args:
+        cli: From `instantiate`.
+        trained: What it was made of.
+        checkpoint: Where the best epoch's weights go, with a JSON file of the settings and wall time beside.
+        seed: Of weights and shuffling.
+
+    Raises:
+        KeyboardInterrupt: If training was interrupted.
+    """
+    trainer: Any = cli.trainer  # its attributes are set where type checkers do not see them
+    unfinished = checkpoint.with_suffix(".unfinished")
+    picker = _picker(cli, trained)
+    picker.dirpath = str(unfinished)
+    trainer.loggers = [CSVLogger(unfinished, name="", version="log")]
+    # They measure and do not train; the experiment measures afterwards.
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, AttackEvaluation)]
+    last = unfinished / "last.ckpt"
+    started = time.perf_counter()
+    seed_everything(seed, verbose=False)
+    trainer.fit(
+        cli.model,
+        datamodule=cli.datamodule,
+        ckpt_path=last if last.is_file() else None,
+        weights_only=True,
+    )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    facts = {
+        "training": training_settings(cli),
+        "seconds": round(time.perf_counter() - started, 3),
+        **provenance(cli.model.device),
+    }
+    write_json(checkpoint.with_suffix(".json"), facts)
+    with atomic_path(checkpoint) as temporary:
+        shutil.copyfile(picker.best_model_path, temporary)
+    shutil.rmtree(unfinished)
+
+
+def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
+    """What of a train.py configuration decides the outcome, as plain values."""
+    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    defaults = cli.parser.get_defaults().trainer
+    settings = {
+        "seed_everything": config["seed_everything"],
+        # A newer Lightning may know more arguments; only those that are set count.
+        "trainer": {name: value for name, value in config["trainer"].items() if value != defaults.get(name)},
+        "model": config["model"],
+        "data": config["data"],
+    }
+    for part, places in _PLACES.items():
+        arguments = settings[part].get("init_args", settings[part])
+        for place in places & set(arguments):
+            del arguments[place]
+    settings["trainer"]["callbacks"] = [
+        callback
+        for callback in settings["trainer"].get("callbacks") or []
+        if not callback["class_path"].endswith("AttackEvaluation")
+    ]
+    return settings
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a result file says of its making: versions, device and date."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
+    return {
+        "versions": {
+            "lightning-advknn": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _picker(cli: AdvKNNCLI, trained: Trained) -> ModelCheckpoint:
+    """The callback that picks the epoch."""
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor:
+            return callback
+    raise ValueError(
+        f"Expected {trained.config} to have a ModelCheckpoint with a `monitor` among `trainer.callbacks`: it picks"
+        " the epoch."
+    )

@@ -1,0 +1,5 @@
+"""Tables, pictures and files from per-sample rows, with the paper's numbers beside."""
+
+from lightning_advknn.reports.evaluate import evaluate
+
+__all__ = ["evaluate"]

@@ -1,0 +1,149 @@
+"""``attack.py evaluate``: one experiment from its configuration to rows, tables and pictures."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_advknn.evaluation import Rows, summarize
+from lightning_advknn.experiment import Experiment, ExperimentRun, provenance
+from lightning_advknn.reports.figures import neighbours_figure, save_figure, telling_rows
+from lightning_advknn.reports.files import write_rows
+from lightning_advknn.reports.tables import (
+    TABLE1,
+    TABLE2,
+    Record,
+    print_table1,
+    print_table2,
+    read_csv,
+    table1_records,
+    table2_records,
+    write_csv,
+)
+from lightning_advknn.storage import check_writable, digest, write_json
+
+EXPERIMENT_FILE = "experiment.json"
+
+
+def evaluate(experiment: Experiment, results: str | None = None) -> None:
+    """Run an experiment and leave rows, tables and a picture in its output folder.
+
+    Files: ``rows/<method>_<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
+    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``.
+
+    Args:
+        experiment: What to run.
+        results: Folder whose tables over several seeds get this seed's lines, and a copy of the summary.
+
+    Raises:
+        ValueError: If anything in the experiment cannot work, or a folder holds another experiment's results.
+        OSError: If a file is missing or a folder cannot be written.
+    """
+    run = ExperimentRun(experiment)
+    settings = run.describe()
+    output = Path(experiment.output)
+    check_writable(output)
+    _claim(output / EXPERIMENT_FILE, settings)
+    if results is not None:
+        check_writable(Path(results))
+        _claim(Path(results) / EXPERIMENT_FILE, _without_seed(settings))
+
+    _ = run.surrogates  # all training first: a checkpoint that does not fit ends the run before the attacks
+    table2: list[Record] = []
+    clean: dict[str, Rows] = {}
+    metrics: dict[str, Mapping[str, float]] = {}
+    for method in run.methods:
+        for attack in (None, *experiment.attacks):
+            rows = run.rows(method, attack)
+            name = attack or "clean"
+            constants = _constants(experiment, method, attack)
+            write_rows(output / "rows" / f"{method}_{name}.csv", rows, run.backbone.layers, constants)
+            eps = experiment.attacks[attack].settings.get("eps", 0) if attack else 0
+            table2 += table2_records(run.data.name, experiment.seed, method, name, eps, rows)
+            metrics[f"{method}/{name}"] = summarize(rows)
+            if attack is None:
+                clean[method] = rows
+    table1 = table1_records(run.data.name, experiment.seed, clean)
+    write_csv(output / "table1.csv", TABLE1, table1)
+    write_csv(output / "table2.csv", TABLE2, table2)
+    _picture(run, output / "neighbours")
+    summary = {
+        "command": shlex.join(["python", *sys.argv]),
+        "settings": settings,
+        **provenance(run.device),
+        "seconds": {stage: round(seconds, 1) for stage, seconds in run.seconds().items()},
+        "metrics": metrics,
+    }
+    write_json(output / "summary.json", summary)
+    if results is not None:
+        _publish(Path(results), experiment.seed, table1, table2, summary)
+
+    print_table1(table1, f"Table 1, {run.data.name}")
+    print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}")
+    sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
+
+
+def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[str, object]:
+    used = experiment.attacks[attack] if attack else None
+    return {
+        "method": method,
+        "attack": attack or "clean",
+        "settings": " ".join(f"{k}={v}" for k, v in used.settings.items()) if used else "",
+        "label_source": experiment.label_source,
+        "convention": experiment.victim.convention,
+        "seed": experiment.seed,
+    }
+
+
+def _claim(path: Path, settings: dict[str, Any]) -> None:
+    """Mark a folder as this experiment's, or raise if it is another's."""
+    if path.is_file():
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError:
+            theirs = None
+        if theirs is None or digest(theirs) != digest(settings):
+            raise ValueError(
+                f"Expected {path.parent} to be empty or to hold this experiment's results, but its {path.name} is of"
+                " another experiment. Choose another folder, or delete this one."
+            )
+    write_json(path, settings)
+
+
+def _without_seed(settings: dict[str, Any]) -> dict[str, Any]:
+    trainings = {
+        name: {key: value for key, value in training.items() if key != "seed_everything"}
+        for name, training in settings["trainings"].items()
+    }
+    return {**settings, "trainings": trainings}
+
+
+def _publish(
+    results: Path, seed: int, table1: list[Record], table2: list[Record], summary: dict[str, Any]
+) -> None:
+    for name, columns, records in (("table1", TABLE1, table1), ("table2", TABLE2, table2)):
+        path = results / f"{name}.csv"
+        others = [record for record in read_csv(path) if record["seed"] != str(seed)]
+        merged = sorted([*others, *records], key=lambda record: int(record["seed"] or 0))
+        write_csv(path, columns, merged)
+    write_json(results / f"seed{seed}.json", summary)
+
+
+def _picture(run: ExperimentRun, path: Path) -> None:
+    """Picture a few samples of the last attack through the last method."""
+    method, attack = run.methods[-1], list(run.experiment.attacks)[-1]
+    rows = run.rows(method, attack)
+    chosen = telling_rows(rows, 4)
+    images, adversarial = run.images_of(method, attack, chosen)
+    figure = neighbours_figure(
+        run.dknn,
+        run.experiment.victim.layer,
+        run.data.split("train").images,
+        images,
+        adversarial,
+        {name: column[chosen] for name, column in rows.items()},
+        f"{run.data.name}: {attack} through {method}",
+    )
+    save_figure(figure, path)

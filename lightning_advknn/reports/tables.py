@@ -1,0 +1,145 @@
+"""Tables 1 and 2 from per-sample rows; as CSV files, on the terminal and in Markdown."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_advknn.evaluation import Rows, summarize
+from lightning_advknn.reports import paper
+from lightning_advknn.storage import atomic_path
+
+Record = dict[str, str | int | float | None]
+
+TABLE1 = ("victim", "accuracy", "paper", "n", "seed")
+TABLE2 = (
+    "victim",
+    "method",
+    "attack",
+    "eps",
+    "accuracy",
+    "paper",
+    "l2_mean",
+    "l2_mean_success",
+    "credibility_mean",
+    "n",
+    "seed",
+)
+
+
+def table1_records(data: str, seed: int, clean: Mapping[str, Rows]) -> list[Record]:
+    """Clean accuracies in % (Table 1).
+
+    Args:
+        data: Name of the data set.
+        seed: Of the experiment.
+        clean: Rows without an attack, by method.
+    """
+    first = summarize(next(iter(clean.values())))
+    accuracies = {victim: first[f"{victim}_acc"] for victim in ("dnn", "knn", "dknn")}
+    accuracies |= {
+        method: summarize(rows)["surrogate_acc"]
+        for method, rows in clean.items()
+        if "surrogate_after" in rows
+    }
+    return [
+        {
+            "victim": victim,
+            "accuracy": round(100 * accuracy, 4),
+            "paper": paper.table1(data, victim),
+            "n": int(first["n"]),
+            "seed": seed,
+        }
+        for victim, accuracy in accuracies.items()
+    ]
+
+
+def table2_records(data: str, seed: int, method: str, attack: str, eps: float, rows: Rows) -> list[Record]:
+    """One attack through one method: kNN's and DkNN's accuracy in % (Table 2), true L2, credibility.
+
+    Args:
+        data: Name of the data set.
+        seed: Of the experiment.
+        method: What was differentiated.
+        attack: Name of the attack, or ``clean``.
+        eps: Its radius, in pixel units.
+        rows: Its rows.
+    """
+    metrics = summarize(rows)
+    return [
+        {
+            "victim": victim,
+            "method": method,
+            "attack": attack,
+            "eps": eps,
+            "accuracy": round(100 * metrics[f"{victim}_acc"], 4),
+            "paper": paper.table2(data, victim, method, attack),
+            "l2_mean": round(metrics["l2"], 4),
+            "l2_mean_success": _number(metrics[f"{victim}_l2_success"]),
+            "credibility_mean": round(metrics[f"{victim}_credibility"], 4),
+            "n": int(metrics["n"]),
+            "seed": seed,
+        }
+        for victim in ("knn", "dknn")
+    ]
+
+
+def write_csv(path: Path, columns: Sequence[str], records: Iterable[Mapping[str, object]]) -> None:
+    """Write a table, whole or not at all; None becomes an empty cell."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def read_csv(path: Path) -> list[Record]:
+    """Read a table that `write_csv` wrote; cells are text, empty ones None."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def print_table2(records: Sequence[Record], title: str) -> None:
+    """Show accuracies as the paper's Table 2 does: ours, the paper's in brackets, then true L2 and credibility."""
+    attacks = list(dict.fromkeys(str(record["attack"]) for record in records))
+    table = Table(title=title, caption="accuracy % (paper's) | mean true L2 | mean credibility", box=None)
+    table.add_column("victim")
+    table.add_column("method")
+    for attack in attacks:
+        table.add_column(attack, justify="right")
+    cells = {(r["victim"], r["method"], r["attack"]): r for r in records}
+    for victim, method in dict.fromkeys((r["victim"], r["method"]) for r in records):
+        found = [cells.get((victim, method, attack)) for attack in attacks]
+        table.add_row(str(victim), str(method), *(_cell(record) for record in found))
+    Console().print(table)
+
+
+def print_table1(records: Sequence[Record], title: str) -> None:
+    """Show clean accuracies, the paper's in brackets."""
+    table = Table(title=title, box=None)
+    table.add_column("classifier")
+    table.add_column("accuracy % (paper's)", justify="right")
+    for record in records:
+        table.add_row(str(record["victim"]), _accuracy(record))
+    Console().print(table)
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return "-"
+    if record["attack"] == "clean":
+        return _accuracy(record)
+    return f"{_accuracy(record)} | {record['l2_mean']:.2f} | {record['credibility_mean']:.2f}"
+
+
+def _accuracy(record: Record) -> str:
+    theirs = f" ({record['paper']:.2f})" if record["paper"] is not None else ""
+    return f"{record['accuracy']:.2f}{theirs}"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
