@@ -183,10 +183,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read(self, train: bool) -> ImageSplit:
         images, labels = self.load(train)
-        if images.shape[1:] != self.image_shape or len(images) != len(labels):
+        if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape or len(images) != len(labels):
             raise ValueError(
-                f"Expected {self.name} images of shape {self.image_shape} and a label each, but got"
-                f" {tuple(images.shape)} images and {tuple(labels.shape)} labels in {self.root}."
+                f"Expected {self.name} images of bytes of shape {self.image_shape} and a label each, but got"
+                f" {images.dtype} {tuple(images.shape)} images and {tuple(labels.shape)} labels in {self.root}."
             )
         if not len(labels) or not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise ValueError(
@@ -229,11 +229,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        # What readers raise from their depths on a damaged file.
-        damage = (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
         try:
             yield
-        except damage as error:
+        except Exception as error:  # a damaged file can raise anything from a reader's depths
             raise ValueError(
                 f"Expected readable {self.name} files in {self.root}, but reading them failed: {error or type(error)}."
                 " They are truncated, corrupt or in another format: delete them and download them again."

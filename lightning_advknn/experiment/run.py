@@ -296,10 +296,11 @@ class ExperimentRun:
         return result, own
 
     def _surrogate(self, name: str) -> Surrogate:
+        backbone_key = self._backbone_digest  # trains the backbone first, if it has to be
         module = self._trainings[name].model
         module.backbone_checkpoint = self._checkpoint(ORIGIN)
         module.load_backbone(self.data.name)
-        votes_key = digest([self._victim_key, module.layer, module.k, module.metric])
+        votes_key = digest([backbone_key, self.data.fingerprint, module.layer, module.k, module.metric])
         module.votes_file = self.cache / "votes" / votes_key
         surrogate: Surrogate = self._train(name).surrogate
         return surrogate.to(self.device).eval()

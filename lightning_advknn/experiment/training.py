@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -103,22 +104,29 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
     unfinished = checkpoint.with_suffix(".unfinished")
     picker = _picker(cli, trained)
     picker.dirpath = str(unfinished)
-    trainer.loggers = [CSVLogger(unfinished, name="", version="log")]
+    trainer.loggers = [CSVLogger(unfinished, name="log")]
     # They measure and do not train; the experiment measures afterwards.
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, AttackEvaluation)]
     last = unfinished / "last.ckpt"
     started = time.perf_counter()
     seed_everything(seed, verbose=False)
-    trainer.fit(
-        cli.model,
-        datamodule=cli.datamodule,
-        ckpt_path=last if last.is_file() else None,
-        weights_only=True,
-    )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with warnings.catch_warnings():
+        # It warns of going on where an interrupted run stopped; here that is the point.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        try:
+            trainer.fit(
+                cli.model,
+                datamodule=cli.datamodule,
+                ckpt_path=last if last.is_file() else None,
+                weights_only=True,
+            )
+        except SystemExit:
+            # What Lightning makes of Ctrl-C, after switching further ones off.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
     facts = {
         "training": training_settings(cli),
+        "validation": {picker.monitor: float(picker.best_model_score or "nan")},
         "seconds": round(time.perf_counter() - started, 3),
         **provenance(cli.model.device),
     }

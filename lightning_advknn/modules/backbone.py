@@ -17,7 +17,7 @@ from lightning_advknn.modules.checkpoint import (
     check_data,
     check_identity,
     check_loss,
-    check_output,
+    check_network,
     describe,
 )
 
@@ -35,7 +35,7 @@ class BackboneModule(LightningModule):
         learning_rate: Of Adam.
 
     Raises:
-        ValueError: If a layer does not exist or the network's output has another class count.
+        ValueError: If a layer does not exist or the network does not map such images to as many classes.
     """
 
     def __init__(
@@ -59,8 +59,7 @@ class BackboneModule(LightningModule):
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
-        with torch.no_grad():
-            check_output(network(torch.zeros(1, *image_shape)), num_classes)
+        check_network(network, self.image_shape, num_classes)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 

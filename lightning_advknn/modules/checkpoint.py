@@ -1,7 +1,6 @@
 """What a checkpoint holds, and refusing the wrong one."""
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"Expected {path} to hold only tensors and plain values, but loading it would run code or it is no"
             " checkpoint. Refused: use a checkpoint from a source you trust, saved again as plain types."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise ValueError(
             f"Expected {path} to be a whole checkpoint, but reading it failed: {error}. It is truncated or corrupt."
         ) from error
@@ -105,11 +104,25 @@ def check_data(data: ImageDataModule, image_shape: tuple[int, ...], num_classes:
         )
 
 
-def check_output(logits: torch.Tensor, num_classes: int) -> None:
-    """Raise a ValueError unless a network gives one score a class."""
+def check_network(network: nn.Module, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Raise a ValueError unless a network gives images of this shape one score a class; leave it as it was."""
+    training = [(module, module.training) for module in network.modules()]
+    network.eval()  # in training mode, batch norm would count this image or refuse a single one
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *image_shape))
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected a network for images of shape {image_shape}, but it fails on one: {error}. Set `image_shape` to"
+            " the network's, or choose another network."
+        ) from error
+    finally:
+        for module, mode in training:
+            module.training = mode
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise ValueError(
-            f"Expected the network to give logits of shape (B, {num_classes}), but got {tuple(logits.shape)}."
+            f"Expected the network to give logits of shape (B, {num_classes}), but got {tuple(logits.shape)}. Set"
+            " `num_classes` of the module and of the network to the data's."
         )
 
 

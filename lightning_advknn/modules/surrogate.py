@@ -99,11 +99,11 @@ class SurrogateModule(LightningModule):
                 "learning_rate": learning_rate,
             }
         )
-        backbone = BackboneModule(network, [layer], image_shape, num_classes)
+        backbone = BackboneModule(network, [layer], image_shape, num_classes).eval()
         with torch.no_grad():
             width = backbone.network.features(torch.zeros(1, *image_shape))[layer].shape[1]
         self.surrogate = Surrogate(network, layer, DkNNB(width, num_classes))
-        self.surrogate.backbone.requires_grad_(False)
+        self.surrogate.backbone.eval().requires_grad_(False)  # Lightning calls no `train()` before a fit
         self.backbone_checkpoint = Path(backbone_checkpoint)
         self.layer = layer
         self.image_shape = tuple(image_shape)
@@ -156,6 +156,7 @@ class SurrogateModule(LightningModule):
         data = self._data()
         check_data(data, self.image_shape, self.num_classes)
         self.load_backbone(data.name)
+        self._bank, self._targets = None, {}  # an earlier run's may be of other data
         rows = len(data.split("train"))
         if not 1 <= self.k < rows:
             raise ValueError(

@@ -56,7 +56,7 @@ def neighbours_figure(
         axis = grid[2 * index + 1, 1]
         difference = (adversarial[index] - images[index]).mean(0).cpu()
         limit = max(difference.abs().max().item(), 1e-6)
-        axis.imshow(difference, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.imshow(difference.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set_title(f"difference, L2 {rows['l2'][index]:.2f}", fontsize=7, pad=2)
         axis.set(xticks=[], yticks=[])
     return figure
@@ -87,8 +87,8 @@ def _verdict(rows: Rows, when: str, index: int) -> str:
 
 
 def _show(axis: Axes, image: Tensor) -> None:
-    pixels = image.permute(1, 2, 0).cpu()
-    axis.imshow(pixels.squeeze(-1), cmap="gray", vmin=0, vmax=255 if image.dtype == torch.uint8 else 1)
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255 if image.dtype == torch.uint8 else 1)
     axis.set(xticks=[], yticks=[])
 
 

@@ -102,7 +102,7 @@ def _cells(records: Sequence[Record], *names: str) -> list[tuple[tuple[str, ...]
 
 
 def _mean(rows: Sequence[Record], name: str) -> str:
-    values = [float(row[name]) for row in rows if row[name] is not None]
+    values = [float(cell) for row in rows if (cell := row[name]) is not None]
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.2f}"

@@ -1,0 +1,127 @@
+"""Tables 1 and 2 from rows that are worked by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_advknn.evaluation import Rows
+from lightning_advknn.reports import paper
+from lightning_advknn.reports.files import write_rows
+from lightning_advknn.reports.tables import (
+    TABLE2,
+    print_table1,
+    print_table2,
+    read_csv,
+    table1_records,
+    table2_records,
+    write_csv,
+)
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Four images: kNN is wrong on the last two after the attack, DkNN on none."""
+    votes = torch.tensor([[[3, 0], [2, 1]]]).expand(4, 2, 2)
+    return {
+        "id": torch.arange(4),
+        "label": torch.tensor([0, 0, 1, 1]),
+        "l2": torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64),
+        "linf": torch.full((4,), 0.25, dtype=torch.float64),
+        "dnn_before": torch.tensor([0, 0, 1, 1]),
+        "dnn_after": torch.tensor([1, 1, 1, 0]),
+        "knn_before": torch.tensor([0, 0, 1, 0]),
+        "knn_after": torch.tensor([0, 0, 0, 0]),
+        "dknn_before": torch.tensor([0, 0, 1, 1]),
+        "dknn_after": torch.tensor([0, 0, 1, 1]),
+        "surrogate_before": torch.tensor([0, 1, 0, 0]),
+        "surrogate_after": torch.tensor([0, 1, 0, 0]),
+        "votes_before": votes,
+        "votes_after": votes,
+        "knn_credibility_before": torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64),
+        "knn_credibility_after": torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64),
+        "dknn_credibility_before": torch.tensor([0.5, 0.5, 0.5, 0.5], dtype=torch.float64),
+        "dknn_credibility_after": torch.tensor([0.0, 0.0, 0.5, 1.0], dtype=torch.float64),
+    }
+
+
+def test_table2_by_hand(rows: Rows) -> None:
+    knn, dknn = table2_records("MNIST", 3, "dknnb_cl", "bim", 0.25, rows)
+    common = {"method": "dknnb_cl", "attack": "bim", "eps": 0.25, "l2_mean": 2.5, "n": 4, "seed": 3}
+    assert knn == {
+        "victim": "knn",
+        "accuracy": 50.0,
+        "paper": 1.03,
+        "l2_mean_success": 3.5,
+        "credibility_mean": 0.25,
+        **common,
+    }
+    # No success: no mean distortion of successes.
+    assert dknn == {
+        "victim": "dknn",
+        "accuracy": 100.0,
+        "paper": 5.97,
+        "l2_mean_success": None,
+        "credibility_mean": 0.375,
+        **common,
+    }
+    assert set(knn) == set(TABLE2)
+
+
+def test_table1_by_hand(rows: Rows) -> None:
+    plain = {name: column for name, column in rows.items() if not name.startswith("surrogate")}
+    records = table1_records("MNIST", 0, {"origin": plain, "dknnb": rows})
+    assert [(r["victim"], r["accuracy"], r["paper"]) for r in records] == [
+        ("dnn", 25.0, 99.17),
+        ("knn", 50.0, 98.98),
+        ("dknn", 100.0, 98.89),
+        ("dknnb", 25.0, 98.75),
+    ]
+
+
+def test_the_papers_numbers() -> None:
+    """Against cells of ../shared/paper.md's Tables 1 and 2, typed again."""
+    assert paper.table1("SVHN", "dknn") == 90.35
+    assert paper.table1("FashionMNIST", "dknnb_cl") == paper.table1("FashionMNIST", "dknnb") == 89.23
+    assert paper.table2("SVHN", "dknn", "dknnb", "fgsm") == 22.89
+    assert paper.table2("FashionMNIST", "knn", "origin", "bim") == 5.82
+    assert paper.table2("MNIST", "dknn", "origin", "clean") == 98.89
+    for missing in (
+        ("Digits", "knn", "origin", "bim"),
+        ("MNIST", "knn", "mine", "bim"),
+        ("MNIST", "knn", "origin", "cw"),
+    ):
+        assert paper.table2(*missing) is None
+    assert paper.table1("Digits", "dnn") is None
+
+
+def test_tables_are_printed_with_the_papers_beside(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
+    print_table1(table1_records("MNIST", 0, {"origin": rows}), "Table 1")
+    clean = {**rows, "knn_after": rows["knn_before"]}
+    records = [
+        *table2_records("MNIST", 0, "origin", "clean", 0, clean),
+        *table2_records("MNIST", 0, "origin", "bim", 0.25, rows),
+        *table2_records("MNIST", 0, "mine", "bim", 0.25, rows),
+    ]
+    print_table2(records, "Table 2")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "dnn 25.00 (99.17)" in told
+    assert "knn origin 75.00 (98.98) 50.00 (2.14) | 2.50 | 0.25" in told
+    assert "knn mine - 50.00 | 2.50 | 0.25" in told
+
+
+def test_csv_reads_back(tmp_path: Path) -> None:
+    assert read_csv(tmp_path / "none.csv") == []
+    write_csv(tmp_path / "t.csv", ("a", "b"), [{"a": 1, "b": None}, {"a": "x,y", "b": 2.5}])
+    assert read_csv(tmp_path / "t.csv") == [{"a": "1", "b": None}, {"a": "x,y", "b": "2.5"}]
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]  # and no temporary file
+
+
+def test_rows_as_csv(rows: Rows, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.csv", rows, ("relu3", "logits"), {"method": "origin", "attack": "bim"})
+    lines = read_csv(tmp_path / "rows.csv")
+    assert len(lines) == 4
+    last = lines[3]
+    assert (last["method"], last["attack"]) == ("origin", "bim")
+    assert (last["id"], last["label"], last["knn_after"], last["l2"]) == ("3", "1", "0", "4.0")
+    assert (last["votes_after_relu3"], last["votes_after_logits"]) == ("3 0", "2 1")

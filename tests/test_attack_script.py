@@ -1,0 +1,433 @@
+"""`attack.py evaluate` from the command line's arguments to files and exit codes."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import attack
+from lightning_advknn.data import Digits
+from lightning_advknn.experiment import run as stages
+from lightning_advknn.experiment import training
+from lightning_advknn.models import ConvNet
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LAYERS = ("relu1", "relu2", "relu3", "logits")
+
+Write = Callable[..., Path]
+
+
+def write_config(folder: Path, data: str, k: int, **changes: Any) -> Path:
+    """A small copy of a data set's configurations, whose attack.yaml is changed at the top level."""
+    folder.mkdir(parents=True)
+    for source in (CONFIGS / data).glob("*.yaml"):
+        shutil.copy(source, folder)
+    for name in ("backbone", "surrogate"):
+        config = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        config["trainer"] |= {"max_epochs": 3, "log_every_n_steps": 1}
+        del config["trainer"]["logger"]
+        if name == "surrogate":
+            config["model"]["init_args"]["k"] = k
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    config = yaml.safe_load((folder / "attack.yaml").read_text())
+    config["victim"]["k"] = k
+    config["attacks"] = {
+        "fgsm": {"function": "fgsm", "settings": {"eps": 0.2}},
+        "bim": {"function": "bim", "settings": {"eps": 0.1, "step_size": 0.05, "steps": 3}},
+    }
+    config |= {"output": str(folder / "out"), "cache": str(folder / "cache")} | changes
+    (folder / "attack.yaml").write_text(yaml.safe_dump(config))
+    return folder / "attack.yaml"
+
+
+def evaluate(config: Path, *options: str) -> int:
+    return attack.main(["evaluate", f"--config={config}", *options])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def numbers(output: Path) -> dict[str, str]:
+    """Everything but times and pictures."""
+    files = {p.name: p.read_text() for p in [*output.glob("*.csv"), *output.glob("rows/*.csv")]}
+    return files | {"metrics": json.loads((output / "summary.json").read_text())["metrics"]}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished small experiment on the embedded digits, with shards of 200 images."""
+    folder = tmp_path_factory.mktemp("attack") / "digits"
+    config = write_config(folder, "digits", k=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "SHARD", 200)
+        assert evaluate(config, f"--results={folder / 'results'}") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished experiment to go on from, in which training again fails the test."""
+    monkeypatch.setattr(stages, "SHARD", 200)
+    shutil.copytree(done, tmp_path / "copy")
+    config = tmp_path / "copy" / "attack.yaml"
+    text = config.read_text().replace(str(done), str(tmp_path / "copy"))
+    config.write_text(text)
+    return config
+
+
+def no_training(*_: object) -> None:
+    raise AssertionError("trained")
+
+
+def test_tables_are_what_the_rows_say(done: Path) -> None:
+    tables = {(r["victim"], r["method"], r["attack"]): r for r in read(done / "out" / "table2.csv")}
+    assert len(tables) == 2 * 3 * 3
+    for (victim, method, name), cell in tables.items():
+        rows = read(done / "out" / "rows" / f"{method}_{name}.csv")
+        wrong = [row[f"{victim}_after"] != row["label"] for row in rows]
+        l2 = np.array([float(row["l2"]) for row in rows])
+        credibility = np.array([float(row[f"{victim}_credibility_after"]) for row in rows])
+        assert float(cell["accuracy"]) == pytest.approx(100 - 100 * np.mean(wrong), abs=1e-3)
+        assert float(cell["l2_mean"]) == pytest.approx(l2.mean(), abs=1e-4)
+        assert float(cell["credibility_mean"]) == pytest.approx(credibility.mean(), abs=1e-4)
+        assert float(cell["l2_mean_success"]) == pytest.approx(l2[wrong].mean(), abs=1e-4)
+        assert float(cell["eps"]) == {"clean": 0, "fgsm": 0.2, "bim": 0.1}[name]
+        assert (cell["n"], cell["seed"], cell["paper"]) == ("547", "0", "")
+    table1 = {row["victim"]: float(row["accuracy"]) for row in read(done / "out" / "table1.csv")}
+    for classifier, column, method in (
+        ("dnn", "dnn_before", "origin"),
+        ("knn", "knn_before", "origin"),
+        ("dknn", "dknn_before", "origin"),
+        ("dknnb", "surrogate_before", "dknnb"),
+        ("dknnb_cl", "surrogate_before", "dknnb_cl"),
+    ):
+        rows = read(done / "out" / "rows" / f"{method}_bim.csv")
+        right = np.mean([row[column] == row["label"] for row in rows])
+        assert table1[classifier] == pytest.approx(100 * right, abs=1e-3)
+
+
+def test_rows_are_of_the_test_images_and_attacks_stay_in_their_ball(done: Path) -> None:
+    test = Digits().split("test")
+    for path in (done / "out" / "rows").glob("*.csv"):
+        rows = read(path)
+        assert [int(row["id"]) for row in rows] == test.ids.tolist()
+        assert [int(row["label"]) for row in rows] == test.labels.tolist()
+        eps = {"clean": 0, "fgsm": 0.2, "bim": 0.1}[path.stem.rsplit("_", 1)[1]]
+        linf = np.array([float(row["linf"]) for row in rows])
+        assert (linf <= eps + 1e-6).all()
+        assert eps == 0 or linf.min() > eps / 2
+
+
+def test_stored_adversarials_queried_by_brute_force_give_the_rows(done: Path) -> None:
+    """An independent kNN in float64, on the adversarials as stored and features of the stored weights."""
+    data = Digits()
+    checkpoint = torch.load(next((done / "cache" / "backbone").glob("*.ckpt")), weights_only=True)
+    network = ConvNet(mean=[0.3048], std=[0.3364])
+    prefix = "network.network."
+    network.load_state_dict(
+        {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    )
+    up_to_relu3 = torch.nn.Sequential(*list(network)[:7])
+    train, test = data.split("train"), data.split("test")
+
+    def features(images: torch.Tensor) -> np.ndarray:
+        with torch.no_grad():
+            raw = up_to_relu3(images).flatten(1).double().numpy()
+        return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+    bank = features(train.images / 255)
+    stored = {}
+    for folder in (done / "cache" / "adversarial").iterdir():
+        shards = [load_file(path)["adversarial"] for path in sorted(folder.iterdir())]
+        assert [len(shard) for shard in shards] == [200, 200, 147]
+        stored[folder.name] = torch.cat(shards)
+    assert len(stored) == 6
+    matched = 0
+    for path in (done / "out" / "rows").glob("*_[fb]*m.csv"):
+        rows = read(path)
+        l2 = np.array([float(row["l2"]) for row in rows])
+        for adversarial in stored.values():
+            difference = (adversarial.double() - (test.images / 255).double()).flatten(1).numpy()
+            if not np.allclose(np.linalg.norm(difference, axis=1), l2, rtol=0, atol=1e-9):
+                continue
+            matched += 1
+            nearest = (-features(adversarial) @ bank.T).argsort(1, kind="stable")[:, :10]
+            labels = train.labels.numpy()[nearest]
+            votes = np.stack([(labels == c).sum(1) for c in range(10)], axis=1)
+            told = np.array([[int(v) for v in row["votes_after_relu3"].split()] for row in rows])
+            assert (votes == told).all()
+            assert (votes.argmax(1) == [int(row["knn_after"]) for row in rows]).all()
+    assert matched == 6
+
+
+def test_files_say_how_they_were_made(done: Path) -> None:
+    summary = json.loads((done / "out" / "summary.json").read_text())
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert summary["settings"]["victim"] == {
+        "layer": "relu3",
+        "k": 10,
+        "metric": "cosine",
+        "convention": "strict",
+    }
+    assert summary["settings"]["label_source"] == "knn"
+    assert {"command", "device", "date"} <= summary.keys()
+    stages_seen = {stage.split()[0] for stage in summary["seconds"]}
+    assert stages_seen == {"train", "build", "query", "attack"}
+    for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        assert (done / "out" / f"neighbours.{suffix}").read_bytes().startswith(magic)
+
+
+def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "fit", no_training)
+    before, kept = numbers(copy.parent / "out"), times(copy.parent / "cache")
+    assert evaluate(copy) == 0
+    assert times(copy.parent / "cache") == kept
+    assert numbers(copy.parent / "out") == before
+
+
+def test_a_changed_k_redoes_queries_but_no_training(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "fit", no_training)
+    kept = times(copy.parent / "cache")
+    options = ("--victim.k=5", "--label_source=true", f"--output={copy.parent / 'k5'}")
+    assert evaluate(copy, *options) == 0
+    new = set(times(copy.parent / "cache")) - set(kept)
+    assert {name.split("/")[0] for name in new} == {"adversarial", "calibration", "observations"}
+    kept = times(copy.parent / "cache")
+    # Ascending true labels, the adversarials do not depend on k: only the victims are asked again.
+    assert evaluate(copy, "--label_source=true", f"--output={copy.parent / 'k10'}") == 0
+    new = set(times(copy.parent / "cache")) - set(kept)
+    assert {name.split("/")[0] for name in new} == {"observations"}
+    kept = times(copy.parent / "cache")
+    assert evaluate(copy, "--victim.convention=ge", f"--output={copy.parent / 'ge'}") == 0
+    assert times(copy.parent / "cache") == kept
+
+
+def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = numbers(copy.parent / "out")
+    for folder in ("out", "cache/adversarial", "cache/observations"):
+        shutil.rmtree(copy.parent / folder)
+    perturb, calls = stages.perturb, []
+
+    def interrupt(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return perturb(*args)
+
+    monkeypatch.setattr(stages, "perturb", interrupt)
+    assert evaluate(copy) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert not (copy.parent / "out" / "table2.csv").exists()
+    kept = times(copy.parent / "cache")
+    assert sum(name.startswith("adversarial") for name in kept) == 4
+    assert evaluate(copy) == 0
+    assert kept.items() <= times(copy.parent / "cache").items()
+    assert numbers(copy.parent / "out") == expected
+
+
+def test_a_damaged_cached_file_is_made_again(copy: Path) -> None:
+    expected = numbers(copy.parent / "out")
+    for kind in ("adversarial", "observations"):
+        for path in (copy.parent / "cache" / kind).rglob("000200.safetensors"):
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is damaged .* and is made again"):
+        assert evaluate(copy) == 0
+    assert numbers(copy.parent / "out") == expected
+
+
+def test_results_collect_seeds(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = copy.parent / "results"
+    assert evaluate(copy, "--seed=1", f"--output={copy.parent / 'one'}", f"--results={results}") == 0
+    table = read(results / "table2.csv")
+    assert [row["seed"] for row in table] == ["0"] * 18 + ["1"] * 18
+    assert table[:18] == read(copy.parent / "out" / "table2.csv")
+    assert table[18:] == read(copy.parent / "one" / "table2.csv")
+    assert table[:18] != [{**row, "seed": "0"} for row in table[18:]]
+    assert (
+        json.loads((results / "seed1.json").read_text())["settings"]["trainings"]["origin"]["seed_everything"]
+        == 1
+    )
+    # The same seed again replaces its lines; other settings do not belong in the same tables.
+    assert evaluate(copy, f"--results={results}") == 0
+    assert read(results / "table2.csv") == table
+    capsys.readouterr()
+    assert evaluate(copy, "--victim.k=5", f"--output={copy.parent / 'k5'}", f"--results={results}") == 2
+    assert "another experiment" in capsys.readouterr().err
+
+
+def test_training_that_was_interrupted_goes_on_bitwise(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path / "digits", "digits", k=10)
+    monkeypatch.setattr(stages, "SHARD", 200)
+    epochs = []
+
+    def interrupt(self: Any) -> None:
+        epochs.append(self.current_epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.AttackEvaluation, "setup", no_training)  # nor does it measure
+        patch.setattr(stages.BackboneModule, "on_train_epoch_start", interrupt, raising=False)
+        assert evaluate(config) == 130
+        assert not list((tmp_path / "digits" / "cache" / "backbone").glob("*.ckpt"))
+        assert evaluate(config) == 0
+    assert epochs == [0, 1, 1, 2]
+    (ours,), (theirs,) = (
+        list((folder / "cache" / "backbone").glob("*.ckpt")) for folder in (tmp_path / "digits", done)
+    )
+    assert ours.name == theirs.name
+    ours_state, theirs_state = (torch.load(p, weights_only=True)["state_dict"] for p in (ours, theirs))
+    assert all(torch.equal(ours_state[name], theirs_state[name]) for name in theirs_state)
+
+
+def _spoil(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t * float("nan") if t.is_floating_point() else t for name, t in state.items()}
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--victim.k=850"], r"`?victim.k`? to be in \[1, 849\].*but got 850"),
+        (["--victim.k=0"], "but got 0"),
+        (["--victim.layer=relu9"], "one of .*relu1.*relu2.*relu3.*logits.*but got 'relu9'"),
+        (["--attacks.fgsm.settings={'eps': -0.1}"], "`eps` to be finite and at least 0, but got -0.1"),
+        (["--attacks.fgsm.settings={'eps': .nan}"], "`eps` to be finite and at least 0, but got nan"),
+        (["--attacks.fgsm.settings={}"], r"settings of fgsm to be \['eps'\]"),
+        (["--attacks.fgsm.settings={'eps': 0.1, 'step': 1}"], "unexpected keyword argument 'step'"),
+        (["--attacks.fgsm.function=pgd"], r"one of \['bim', 'fgsm'\], but got 'pgd'"),
+        (["--backbone.checkpoint=missing.ckpt"], "missing.ckpt, but there is none"),
+        (["--backbone.config={configs}/surrogate.yaml"], "to train a BackboneModule"),
+        (["--surrogates={'origin': {'config': '{configs}/surrogate.yaml'}}"], "no surrogate named 'origin'"),
+        (
+            ["--surrogates={'a': {'config': '{configs}/surrogate.yaml', 'overrides': {'layer': 'conv9'}}}"],
+            "Its layers are .*conv1",
+        ),
+        (
+            ["--surrogates={'a': {'config': '{configs}/surrogate.yaml', 'overrides': {'k': 9999}}}"],
+            r"a's k to be in \[1, 849\]",
+        ),
+        (
+            ["--surrogates={'a': {'config': '{configs}/surrogate.yaml', 'overrides': {'kk': 9}}}"],
+            "surrogate.yaml to be a train.py configuration, but: .*kk",
+        ),
+        (["--output={configs}/attack.yaml/out"], "to write in .*Choose another output folder"),
+        (["--cache={configs}/attack.yaml/cache"], "to write in"),
+        (["--victim.backend=numpy"], "backend"),
+        (["--label_source=wrong"], "label_source"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_long(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config(tmp_path / "digits", "digits", k=10)
+    for name in ("fit", "build_banks"):
+        monkeypatch.setattr(stages, name, no_training)
+    try:
+        code = evaluate(config, *(o.replace("{configs}", str(config.parent)) for o in options))
+    except SystemExit as exit_:  # jsonargparse
+        code = exit_.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert re.search(message, error.replace("\n", " ")), error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["lightning_advknn"].update(network="other.Net"), "network is 'other.Net', not"),
+        (lambda c: c["lightning_advknn"].update(data="MNIST"), "data is 'MNIST', not 'Digits'"),
+        (lambda c: c["lightning_advknn"].update(num_classes=7), "num_classes is 7, not 10"),
+        (lambda c: c["lightning_advknn"].update(kind="surrogate"), "kind is 'surrogate', not 'backbone'"),
+        (lambda c: c.pop("lightning_advknn"), "says nothing of itself"),
+        (lambda c: c.update(code=_Code()), "would run code"),
+        (lambda c: c.pop("state_dict"), "`state_dict`"),
+        (lambda c: c.update(state_dict=_spoil(c["state_dict"])), "holds NaN or infinity"),
+        (lambda c: c["state_dict"].popitem(), "Missing key"),
+    ],
+)
+def test_wrong_checkpoints_are_refused(
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(copy.parent)
+    for name in ("fit", "build_banks", "perturb"):
+        monkeypatch.setattr(stages, name, no_training)
+    checkpoint = torch.load(next((copy.parent / "cache" / "backbone").glob("*.ckpt")), weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, copy.parent / "wrong.ckpt")
+    assert evaluate(copy, "--backbone.checkpoint=wrong.ckpt", "--output=elsewhere") == 2
+    assert message in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
+def test_a_given_checkpoint_is_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "fit", no_training)
+    kept = next((copy.parent / "cache" / "backbone").glob("*.ckpt")).rename(copy.parent / "own.ckpt")
+    assert evaluate(copy, f"--backbone.checkpoint={kept}", f"--output={copy.parent / 'own'}") == 0
+    assert numbers(copy.parent / "own") == numbers(copy.parent / "out")
+
+
+def test_an_output_folder_of_another_experiment_is_left_alone(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = times(copy.parent / "out")
+    assert evaluate(copy, "--victim.k=5") == 2
+    assert (
+        "to hold this experiment's results, but its experiment.json is of another" in capsys.readouterr().err
+    )
+    assert times(copy.parent / "out") == kept
+
+
+@pytest.mark.parametrize("data", ["svhn", "mnist", "fashion_mnist"])
+def test_files_on_disk_go_through(data: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(f"{data}_root")
+    config = write_config(tmp_path / data, data, k=5)
+    content = yaml.safe_load((config.parent / "data.yaml").read_text())
+    content["init_args"] |= {
+        "verify_checksums": False,
+        "download": False,
+        "val_size": 50,
+        "calibration_per_class": 10,
+    }
+    (config.parent / "data.yaml").write_text(yaml.safe_dump(content))
+    assert evaluate(config, f"--root={root}") == 0
+    table = read(config.parent / "out" / "table2.csv")
+    assert {row["n"] for row in table} == {"300"}
+    clean = [float(row["accuracy"]) for row in table if row["attack"] == "clean"]
+    assert min(clean) > 50  # of ten classes: the fixture's images can be told apart
+    assert all(row["paper"] for row in table)
+    missing = attack.main(
+        ["evaluate", f"--config={config}", "--root=nowhere", f"--output={tmp_path / 'other'}"]
+    )
+    assert missing == 2
