@@ -337,6 +337,7 @@ class _Code:
         (["--output={configs}/attack.yaml/out"], "to write in .*Choose another output folder"),
         (["--cache={configs}/attack.yaml/cache"], "to write in"),
         (["--victim.backend=numpy"], "backend"),
+        (["--device=abacus"], "`device` to be one that torch can use here"),
         (["--label_source=wrong"], "label_source"),
     ],
 )

@@ -154,7 +154,8 @@ class ImageDataModule(LightningDataModule, ABC):
             split,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
-            seed=torch.initial_seed() % 2**32,
+            # The sampler adds the epoch: far apart, seed 0's second epoch is not seed 1's first.
+            seed=torch.initial_seed() * 1_000_003 % 2**32,
         )
         return DataLoader(split, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_batch)
 

@@ -57,8 +57,7 @@ class ExperimentRun:
         self._seconds: dict[str, tuple[str, float]] = {}  # by file: its stage and own wall time
         self._nested = 0.0  # wall time of stages that ran inside the one that is running
         check_writable(self.cache)
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(auto if experiment.device == "auto" else experiment.device)
+        self.device = _device(experiment.device)
         if ORIGIN in experiment.surrogates:
             raise ValueError(f"Expected no surrogate named {ORIGIN!r}: that is the backbone.")
         self._attacks = {name: attack.bind() for name, attack in experiment.attacks.items()}
@@ -77,6 +76,12 @@ class ExperimentRun:
             )
         self.data: ImageDataModule = backbone.datamodule
         self.data.prepare_data()
+        for name, cli in self._trainings.items():
+            if cli.datamodule.fingerprint != self.data.fingerprint:
+                raise ValueError(
+                    f"Expected {name} to be configured with the backbone's data and splits, but its"
+                    f" {cli.datamodule.name} differs. Give both configurations the same `data`."
+                )
         rows = len(self.data.split("train"))
         for name, k in (
             ("victim.k", experiment.victim.k),
@@ -331,3 +336,15 @@ class ExperimentRun:
         if facts.is_file():
             self._seconds[str(checkpoint)] = f"train {name}", json.loads(facts.read_text())["seconds"]
         return module
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(
+            f"Expected `device` to be one that torch can use here, but {name!r}: {error}"
+        ) from error

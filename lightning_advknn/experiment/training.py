@@ -30,7 +30,14 @@ from lightning_advknn.storage import atomic_path, write_json
 # Parts of a train.py configuration that say where things are or go, not what comes out.
 _PLACES = {
     "data": {"root", "download", "verify_checksums", "eval_batch_size"},
-    "trainer": {"logger", "default_root_dir", "accelerator", "enable_progress_bar", "enable_model_summary"},
+    "trainer": {
+        "accelerator",
+        "default_root_dir",
+        "devices",
+        "enable_model_summary",
+        "enable_progress_bar",
+        "logger",
+    },
     "model": {"backbone_checkpoint", "votes_file", "backend"},
 }
 
@@ -60,6 +67,8 @@ def instantiate(
         "trainer.enable_progress_bar": json.dumps(sys.stderr.isatty()),
         "trainer.enable_model_summary": "false",
         "trainer.accelerator": device.type,
+        # One process: a launcher of several would run this whole program again in each.
+        "trainer.devices": 1 if device.index is None else json.dumps([device.index]),
     }
     with warnings.catch_warnings():
         # It warns that `args` hide the command line; here that is the point.

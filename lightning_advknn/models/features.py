@@ -41,7 +41,7 @@ class FeatureNetwork(nn.Module):
         outputs: dict[str, Tensor] = {}
 
         def keep(layer: str, output: Tensor) -> None:
-            outputs[layer] = output.flatten(1)
+            outputs[layer] = output.flatten(1).clone()  # the next layer may change its input in place
 
         handles = [
             self.network.get_submodule(layer).register_forward_hook(

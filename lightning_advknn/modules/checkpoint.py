@@ -83,7 +83,7 @@ def load_weights(module: LightningModule, path: Path, expected: Identity) -> Non
     check_identity(checkpoint, expected, str(path))
     try:
         module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # AttributeError: a key is no text
         raise ValueError(
             f"Expected the weights in {path} to fit {type(module).__name__}, but: {error}"
         ) from error

@@ -156,7 +156,10 @@ class SurrogateModule(LightningModule):
         data = self._data()
         check_data(data, self.image_shape, self.num_classes)
         self.load_backbone(data.name)
-        self._bank, self._targets = None, {}  # an earlier run's may be of other data
+        # An earlier run's may be of other data, or tensors of inference mode.
+        self._bank, self._targets = None, {}
+        for scores in self.scores.values():
+            cast(MetricCollection, scores).reset()
         rows = len(data.split("train"))
         if not 1 <= self.k < rows:
             raise ValueError(

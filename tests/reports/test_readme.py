@@ -1,6 +1,7 @@
 """The README's tables are generated, never typed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,9 @@ def test_means_over_seeds(tmp_path: Path) -> None:
 def test_missing_markers_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected the markers"):
         render("nothing", tmp_path)
+
+
+def test_the_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall("```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.count("tensor([") == 2

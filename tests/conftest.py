@@ -1,0 +1,117 @@
+"""Fixtures for all tests: devices to run on, and tiny data sets in the official file formats."""
+
+import struct
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from torch import nn
+
+from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.data import Batch
+from lightning_advknn.models import FeatureNetwork
+
+TRAIN_IMAGES, TEST_IMAGES = 300, 400
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device there is; a test that takes this runs on all of them."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with tiny MNIST files; use with ``verify_checksums=False, download=False``."""
+    return _write_idx_files(tmp_path_factory.mktemp("mnist"), "MNIST", seed=1)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with tiny Fashion-MNIST files; use with ``verify_checksums=False, download=False``."""
+    return _write_idx_files(tmp_path_factory.mktemp("fashion_mnist"), "FashionMNIST", seed=2)
+
+
+@pytest.fixture(scope="session")
+def svhn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with tiny SVHN files; use with ``verify_checksums=False, download=False``."""
+    root = tmp_path_factory.mktemp("svhn")
+    for seed, (file, n) in enumerate((("train_32x32.mat", TRAIN_IMAGES), ("test_32x32.mat", TEST_IMAGES))):
+        images, labels = _learnable(n, (32, 32, 3), pattern_seed=3, seed=seed)
+        # As in the official files: images last, labels 1 to 10, where 10 is the digit 0.
+        content = {
+            "X": images.transpose(1, 2, 3, 0),
+            "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None],
+        }
+        scipy.io.savemat(root / file, content)
+    return root
+
+
+def _learnable(n: int, shape: tuple[int, ...], pattern_seed: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 ``(n, *shape)`` of a blocky pattern a class plus noise, and labels uint8 ``(n,)``.
+
+    Classes are equally frequent.
+    """
+    patterns = np.random.default_rng(pattern_seed).random((10, shape[0] // 4, shape[1] // 4, *shape[2:]))
+    patterns = patterns.repeat(4, axis=1).repeat(4, axis=2)
+    rng = np.random.default_rng([pattern_seed, seed])
+    labels = rng.permutation(np.arange(n) % 10)
+    images = 0.6 * patterns[labels] + 0.4 * rng.random((n, *shape))
+    return (images * 255).round().astype(np.uint8), labels.astype(np.uint8)
+
+
+def _write_idx_files(root: Path, name: str, seed: int) -> Path:
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    for part, (prefix, n) in enumerate((("train", TRAIN_IMAGES), ("t10k", TEST_IMAGES))):
+        images, labels = _learnable(n, (28, 28), pattern_seed=seed, seed=part)
+        # Big-endian header: two zero bytes, type 8 (uint8), number of dimensions, then the dimensions.
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
+            struct.pack(">BBBBIII", 0, 0, 8, 3, n, 28, 28) + images.tobytes()
+        )
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">BBBBI", 0, 0, 8, 1, n) + labels.tobytes()
+        )
+    return root
+
+
+@pytest.fixture
+def hand_dknn(device: torch.device) -> DkNNClassifier:
+    """A DkNN small enough to work by hand: points (x, y) as 1x1x2 images, k = 3, Euclidean.
+
+    Layer ``both`` passes (x, y) on, layer ``height`` gives y alone, and the network's class is 0 below y = .5,
+    2 above. The bank's rows:
+
+    ====  ==========  =====
+    row   (x, y)      label
+    ====  ==========  =====
+    0     (0, 0)      0
+    1     (.1, 0)     0
+    2     (.2, 1)     1
+    3     (1, 0)      1
+    4     (.9, 1)     2
+    5     (1, 1)      2
+    ====  ==========  =====
+    """
+    network = nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(), both=nn.Linear(2, 2), height=nn.Linear(2, 1), logits=nn.Linear(1, 3)
+        )
+    )
+    state = {
+        "both.weight": [[1, 0], [0, 1]],
+        "both.bias": [0, 0],
+        "height.weight": [[0, 1]],
+        "height.bias": [0],
+        "logits.weight": [[-2], [0], [2]],
+        "logits.bias": [1, -9, -1],
+    }
+    network.load_state_dict({name: torch.tensor(values).float() for name, values in state.items()})
+    features = FeatureNetwork(network, ["both", "height"]).eval().to(device)
+    images = torch.tensor([[0, 0], [0.1, 0], [0.2, 1], [1, 0], [0.9, 1], [1, 1]])[:, None, None]
+    labels, ids = torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(10, 16)
+    banks = build_banks(features, [Batch(images, labels, ids)], num_classes=3, metric="euclidean")
+    return DkNNClassifier(features, banks, k=3).to(device)

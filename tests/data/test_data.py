@@ -1,0 +1,408 @@
+"""Splits, batches and damaged files, against the bytes of the files themselves."""
+
+import hashlib
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torchvision
+from pytorch_lightning import seed_everything
+
+from lightning_advknn.data import MNIST, SVHN, Batch, Digits, FashionMNIST
+
+OWN = {"download": False, "verify_checksums": False}
+SMALL = {"val_size": 60, "calibration_per_class": 7, **OWN}
+SPLITS = ("train", "val", "calibration", "test")
+IDX_FILES = [
+    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+]
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+each_data_set = pytest.mark.parametrize(
+    ("kind", "root"), [(MNIST, "mnist_root"), (FashionMNIST, "fashion_mnist_root"), (SVHN, "svhn_root")]
+)
+
+
+@pytest.fixture
+def mnist_copy(mnist_root, tmp_path):
+    """A root to damage."""
+    return Path(shutil.copytree(mnist_root, tmp_path / "copy"))
+
+
+@pytest.fixture
+def svhn_copy(svhn_root, tmp_path):
+    """A root to damage."""
+    return Path(shutil.copytree(svhn_root, tmp_path / "copy"))
+
+
+def original(kind, root, train):
+    """Images ``(n, channels, H, W)`` and labels of one split, read from the bytes."""
+    if kind is SVHN:
+        content = scipy.io.loadmat(root / f"{'train' if train else 'test'}_32x32.mat")
+        return content["X"].transpose(3, 2, 0, 1), content["y"].flatten() % 10
+    raw, prefix = root / kind.__name__ / "raw", "train" if train else "t10k"
+    images = np.frombuffer((raw / f"{prefix}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
+    labels = np.frombuffer((raw / f"{prefix}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
+    return images.reshape(-1, 1, 28, 28), labels
+
+
+@each_data_set
+def test_splits_are_disjoint_whole_and_hold_the_files_images(kind, root, request):
+    root = request.getfixturevalue(root)
+    data = kind(root=str(root), **SMALL)
+    data.prepare_data()
+    data.setup()
+    ids = {name: data.split(name).ids.tolist() for name in SPLITS}
+    assert {name: len(rows) for name, rows in ids.items()} == {
+        "train": 240, "val": 60, "calibration": 70, "test": 330,
+    }  # fmt: skip
+    assert sorted(ids["train"] + ids["val"]) == list(range(300))
+    assert sorted(ids["calibration"] + ids["test"]) == list(range(400))
+    assert all(rows == sorted(rows) for rows in ids.values())
+    for name in SPLITS:
+        images, labels = original(kind, root, train=name in ("train", "val"))
+        split = data.split(name)
+        assert np.array_equal(split.images.numpy(), images[ids[name]])
+        assert split.labels.tolist() == labels[ids[name]].tolist()
+        assert split.labels.dtype == torch.int64
+    assert data.split("calibration").labels.bincount().tolist() == [7] * 10
+    assert data.name == kind.__name__
+    assert data.split("train").images.shape[1:] == kind.image_shape
+
+
+@each_data_set
+def test_batches_hold_floats_in_the_unit_interval(kind, root, request):
+    root = request.getfixturevalue(root)
+    data = kind(root=str(root), batch_size=50, eval_batch_size=100, **SMALL)
+    for loader, train in ((data.train_dataloader(), True), (data.loader("test"), False)):
+        images, labels = original(kind, root, train)
+        for batch in loader:
+            assert isinstance(batch, Batch)
+            assert batch.images.dtype == torch.float32
+            assert batch.labels.dtype == batch.ids.dtype == torch.int64
+            assert 0 <= batch.images.min() < 0.1
+            assert 0.9 < batch.images.max() <= 1
+            np.testing.assert_allclose(batch.images, images[batch.ids] / 255, rtol=0, atol=1e-7)
+            assert batch.labels.tolist() == labels[batch.ids].tolist()
+    assert [len(batch.ids) for batch in data.train_dataloader()] == [50, 50, 50, 50, 40]
+    assert [len(batch.ids) for batch in data.loader("test")] == [100, 100, 100, 30]
+    single = data.split("val")[3]
+    assert torch.equal(single.images, data.split("val").images[3] / 255)
+
+
+def test_evaluation_loaders_keep_the_order_of_ids(mnist_root):
+    data = MNIST(root=str(mnist_root), eval_batch_size=64, **SMALL)
+    for loader, name in (
+        (data.val_dataloader(), "val"), (data.test_dataloader(), "test"), (data.loader("train"), "train"),
+    ):  # fmt: skip
+        assert torch.cat([batch.ids for batch in loader]).tolist() == data.split(name).ids.tolist()
+
+
+def test_splits_depend_on_their_seed_and_on_nothing_else(mnist_root):
+    def splits(seed, global_seed):
+        seed_everything(global_seed, verbose=False)
+        data = MNIST(root=str(mnist_root), split_seed=seed, **SMALL)
+        return [data.split(name).ids.tolist() for name in SPLITS], data.fingerprint
+
+    assert splits(0, 1) == splits(0, 2)
+    others = [splits(seed, 1) for seed in range(3)]
+    for position in range(4):
+        assert len({tuple(ids[position]) for ids, _ in others}) == 3
+    assert len({fingerprint for _, fingerprint in others}) == 3
+
+
+def test_the_fingerprint_sees_one_pixel(mnist_root, mnist_copy):
+    def fingerprint(root):
+        return MNIST(root=str(root), **SMALL).fingerprint
+
+    assert fingerprint(mnist_root) == fingerprint(mnist_copy)
+    file = mnist_copy / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    content = bytearray(file.read_bytes())
+    content[16 + 784 * 200 + 9] ^= 1
+    file.write_bytes(content)
+    assert fingerprint(mnist_root) != fingerprint(mnist_copy)
+
+
+def test_training_order_depends_on_the_seed_and_the_epoch_only(mnist_root):
+    data = MNIST(root=str(mnist_root), **SMALL)
+
+    def order(seed, epoch, draws=0):
+        seed_everything(seed, verbose=False)
+        torch.rand(draws)  # what a run before a resumed one would have drawn
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([batch.ids for batch in loader]).tolist()
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in (0, 50) for epoch in (0, 1, 2)}
+    assert all(orders[seed, epoch] == order(seed, epoch, draws=5) for seed, epoch in orders)
+    assert len({tuple(ids) for ids in orders.values()}) == 6
+    for ids in orders.values():
+        assert sorted(ids) == data.split("train").ids.tolist()
+        assert ids != sorted(ids)
+
+
+def test_digits_are_all_there(device):
+    data = Digits()
+    data.prepare_data()
+    data.setup()
+    assert {name: len(data.split(name)) for name in SPLITS} == {
+        "train": 850, "val": 150, "calibration": 250, "test": 547,
+    }  # fmt: skip
+    assert data.split("calibration").labels.bincount().tolist() == [25] * 10
+    # The four parts together are scikit-learn's 1797 digits: their labels, and their images enlarged.
+    from sklearn.datasets import load_digits
+
+    labels = torch.cat([data.split(name).labels for name in SPLITS])
+    assert labels.bincount().tolist() == np.bincount(load_digits().target).tolist()
+    images = torch.cat([data.split(name).images for name in SPLITS])
+    assert images.shape == (1797, 1, 28, 28)
+    assert images.dtype == torch.uint8
+    # Bilinear enlargement by 3.5 keeps the mean of the ink (ink is 0 to 16) but for the border.
+    means = images.double().mean((1, 2, 3)).sort().values / 255
+    expected = torch.from_numpy(load_digits().images).mean((1, 2)).sort().values / 16
+    torch.testing.assert_close(means, expected, rtol=0, atol=0.02)
+    assert len(images.flatten(1).unique(dim=0)) == len(np.unique(load_digits().data, axis=0))
+
+
+def test_digits_split_by_seed():
+    assert Digits().fingerprint == Digits().fingerprint
+    assert Digits().fingerprint != Digits(split_seed=1).fingerprint
+
+
+# Damage
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def read_whole(kind, root, **settings):
+    data = kind(root=str(root), **{**SMALL, **settings})
+    data.prepare_data()
+    data.setup()
+
+
+@each_data_set
+def test_a_missing_file_is_named_with_the_remedy(kind, root, request, tmp_path):
+    copy = Path(shutil.copytree(request.getfixturevalue(root), tmp_path / "copy"))
+    for file in sorted(path for path in copy.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        file.unlink()
+        for method in ("prepare_data", "setup"):
+            with pytest.raises(
+                FileNotFoundError, match=f"{kind.__name__}'s file .*{file.name}.*missing.*`root`.*`download`"
+            ):
+                getattr(kind(root=str(copy), **SMALL), method)()
+        file.write_bytes(content)
+    read_whole(kind, copy)
+
+
+@pytest.mark.parametrize("file", IDX_FILES)
+def test_one_flipped_bit_fails_the_checksum(mnist_copy, monkeypatch, file):
+    raw = mnist_copy / "MNIST" / "raw"
+    monkeypatch.setattr(MNIST, "md5_by_file", {name: md5(raw / name) for name in IDX_FILES})
+    read_whole(MNIST, mnist_copy, verify_checksums=True)
+    content = bytearray((raw / file).read_bytes())
+    content[100] ^= 4
+    (raw / file).write_bytes(content)
+    for method in ("prepare_data", "setup"):
+        data = MNIST(root=str(mnist_copy), **{**SMALL, "verify_checksums": True})
+        with pytest.raises(
+            ValueError, match=rf"Expected .*{file} to have the official MD5 sum .*verify_checksums"
+        ):
+            getattr(data, method)()
+
+
+@pytest.mark.parametrize("file", ["train_32x32.mat", "test_32x32.mat"])
+def test_one_flipped_bit_fails_svhns_checksum(svhn_copy, monkeypatch, file):
+    official = torchvision.datasets.SVHN.split_list
+    own = {
+        split: [url, name, md5(svhn_copy / name)]
+        for split, (url, name, _) in official.items()
+        if split != "extra"
+    }
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", own)
+    read_whole(SVHN, svhn_copy, verify_checksums=True)
+    content = bytearray((svhn_copy / file).read_bytes())
+    content[5000] ^= 4
+    (svhn_copy / file).write_bytes(content)
+    for method in ("prepare_data", "setup"):
+        data = SVHN(root=str(svhn_copy), **{**SMALL, "verify_checksums": True})
+        with pytest.raises(ValueError, match=rf"Expected .*{file} to have the official MD5 sum"):
+            getattr(data, method)()
+
+
+@each_data_set
+def test_own_files_are_not_the_official_ones(kind, root, request):
+    with pytest.raises(ValueError, match="official MD5 sum"):
+        read_whole(kind, request.getfixturevalue(root), verify_checksums=True)
+
+
+IDX_DAMAGE = {
+    "empty": lambda content: b"",
+    "header only": lambda content: content[:8],
+    "three bytes": lambda content: content[:3],
+    "half": lambda content: content[: len(content) // 2],
+    "one byte short": lambda content: content[:-1],
+    "one byte long": lambda content: content + b"\0",
+    "text": lambda content: b"<html>404</html>" * 100,
+    "another type": lambda content: content[:2] + b"\x0d" + content[3:],
+    "unknown type": lambda content: content[:2] + b"\x01" + content[3:],
+    "no dimensions": lambda content: content[:3] + b"\0" + content[4:],
+    "more dimensions": lambda content: content[:3] + b"\x7f" + content[4:],
+    "another count": lambda content: content[:4] + b"\x7f" + content[5:],
+}
+
+
+@pytest.mark.parametrize("file", IDX_FILES)
+@pytest.mark.parametrize("damage", IDX_DAMAGE)
+def test_damaged_mnist_files(mnist_copy, file, damage):
+    path = mnist_copy / "MNIST" / "raw" / file
+    path.write_bytes(IDX_DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(ValueError, match=r"Expected (readable )?MNIST .* in .*copy"):
+        read_whole(MNIST, mnist_copy)
+
+
+def idx(array):
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
+
+
+@pytest.mark.parametrize("labels", [np.full(300, 10), np.where(np.arange(300) == 17, 255, 3)])
+def test_mnist_labels_out_of_range(mnist_copy, labels):
+    (mnist_copy / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(ValueError, match=r"Expected MNIST labels in \[0, 9\], but the files in .* hold \["):
+        read_whole(MNIST, mnist_copy)
+
+
+@pytest.mark.parametrize("shape", [(300, 27, 28), (300, 28, 29), (300, 784)])
+def test_mnist_images_of_another_shape(mnist_copy, shape):
+    (mnist_copy / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(idx(np.ones(shape)))
+    with pytest.raises(ValueError, match="MNIST"):
+        read_whole(MNIST, mnist_copy)
+
+
+@pytest.mark.parametrize("n", [0, 299, 301])
+def test_mnist_images_without_a_label_each(mnist_copy, n):
+    (mnist_copy / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(idx(np.ones((n, 28, 28))))
+    with pytest.raises(
+        ValueError, match="readable MNIST files" if n == 0 else rf"a label each, but got .*{n}.*300"
+    ):
+        read_whole(MNIST, mnist_copy)
+
+
+def save_svhn(root, compress=False, **changed):
+    content = scipy.io.loadmat(root / "train_32x32.mat")
+    content = {"X": content["X"], "y": content["y"]} | changed
+    content = {name: array for name, array in content.items() if array is not None}
+    scipy.io.savemat(root / "train_32x32.mat", content, do_compression=compress)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"X": None},
+        {"y": None},
+        {"X": np.zeros((32, 32, 3, 299), np.uint8)},
+        {"X": np.zeros((32, 31, 3, 300), np.uint8)},
+        {"X": np.zeros((32, 32, 1, 300), np.uint8)},
+        {"X": np.zeros((300, 3072), np.uint8)},
+        {"X": np.zeros((32, 32, 3, 300))},
+        {"X": np.array(["text"])},
+        {"y": np.ones((299, 1), np.uint8)},
+        {"y": np.full((300, 1), 11, np.uint8)},
+        {"y": np.full((300, 1), -1, np.int16)},
+        {"y": np.array(["text"])},
+    ],
+    ids=lambda changed: "-".join(f"{name}{getattr(array, 'shape', '')}" for name, array in changed.items()),
+)
+def test_damaged_svhn_contents(svhn_copy, changed):
+    save_svhn(svhn_copy)
+    read_whole(SVHN, svhn_copy)
+    save_svhn(svhn_copy, **changed)
+    with pytest.raises(ValueError, match=r"Expected (readable )?SVHN "):
+        read_whole(SVHN, svhn_copy)
+
+
+@pytest.mark.parametrize("compress", [False, True])  # the official files are compressed
+@pytest.mark.parametrize("share", [0, 0.00005, 0.0001, 0.001, 0.3, 0.5, 0.99, 0.99999])
+def test_truncated_svhn_files(svhn_copy, compress, share):
+    save_svhn(svhn_copy, compress)
+    read_whole(SVHN, svhn_copy)
+    file = svhn_copy / "train_32x32.mat"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"Expected (readable )?SVHN "):
+        read_whole(SVHN, svhn_copy)
+
+
+@pytest.mark.parametrize(
+    "position", [125, 128, 136, 137]
+)  # version, type of the first element, zlib's header
+def test_svhn_files_with_a_flipped_byte(svhn_copy, position):
+    # Few positions, each tried: scipy's reader crashes the interpreter on some damaged headers (checksums prevent it).
+    save_svhn(svhn_copy, compress=True)
+    file = svhn_copy / "train_32x32.mat"
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x5A
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"Expected readable SVHN files in .*copy"):
+        read_whole(SVHN, svhn_copy)
+
+
+# Settings
+
+
+def test_calibration_larger_than_a_class(mnist_root):
+    read_whole(MNIST, mnist_root, calibration_per_class=39)
+    for size in (40, 75):
+        with pytest.raises(
+            ValueError,
+            match=rf"`calibration_per_class` to be below 40 \(test images of class 0\), but got {size}",
+        ):
+            read_whole(MNIST, mnist_root, calibration_per_class=size)
+
+
+def test_val_size_beyond_the_training_split(mnist_root):
+    read_whole(MNIST, mnist_root, val_size=299)
+    for size in (300, 5000):
+        with pytest.raises(ValueError, match=rf"`val_size` to be below 300 .* but got {size}"):
+            read_whole(MNIST, mnist_root, val_size=size)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "val_size", "calibration_per_class"])
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, SVHN, Digits])
+def test_sizes_below_one(kind, name):
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be at least 1, but got 0"):
+        kind(**{name: 0})
+
+
+def test_defaults_are_the_papers():
+    data = MNIST()
+    assert (data.val_size, data.calibration_per_class, data.batch_size) == (5000, 75, 128)
+    assert data.verify_checksums
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
+def test_official_files(kind):
+    if not (REAL / kind.__name__).is_dir():
+        pytest.skip(f"needs {REAL}")
+    data = kind(root=str(REAL), download=False)
+    data.prepare_data()
+    data.setup()
+    assert {name: len(data.split(name)) for name in SPLITS} == {
+        "train": 55_000, "val": 5_000, "calibration": 750, "test": 9_250,
+    }  # fmt: skip
+    # Known of the training sets: Fashion-MNIST has 6000 of each class, MNIST's first labels are 5 0 4 1 9.
+    images, labels = data.load(train=True)
+    if kind is FashionMNIST:
+        assert labels.bincount().tolist() == [6000] * 10
+    else:
+        assert labels[:5].tolist() == [5, 0, 4, 1, 9]
+        assert (images.double().mean() / 255).item() == pytest.approx(0.1307, abs=1e-4)

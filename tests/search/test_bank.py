@@ -1,0 +1,544 @@
+"""Search and votes against brute force in float64 and in exact fractions, for both metrics and backends."""
+
+from contextlib import contextmanager
+from fractions import Fraction
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_advknn.search import MemoryBank, faiss_backend
+from lightning_advknn.search.scan import Candidates, score_error, torch_scan
+
+METRICS = ("cosine", "euclidean")
+BACKENDS = (
+    "torch",
+    pytest.param("faiss", marks=pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")),
+)
+
+both_metrics = pytest.mark.parametrize("metric", METRICS)
+both_backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def make_bank(features, metric, backend="torch", device="cpu", num_classes=5, ids=None):
+    labels = torch.from_numpy(np.random.default_rng(0).integers(num_classes, size=len(features)))
+    ids = torch.arange(len(features)) if ids is None else ids
+    return MemoryBank(features, labels, ids, num_classes, metric, backend).to(device)
+
+
+def true_distances(queries, features, metric):
+    """Float64 ``(B, M)``; cosine distances to 12 decimals, as the bank's contract says."""
+    q, x = queries.double().numpy(), features.double().numpy()
+    if metric == "euclidean":
+        return np.stack([np.sqrt(((row - x) ** 2).sum(1)) for row in q])
+    lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(x, axis=1)
+    similarities = np.divide(q @ x.T, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return 1 - similarities.round(12)
+
+
+def brute_force(queries, features, metric, k, own=None):
+    """Distances and rows of the k nearest, ties by bank row; `own` holds the row each query may not use."""
+    distances = true_distances(queries, features, metric)
+    if own is not None:
+        distances[np.arange(len(own)), own] = np.inf
+    rows = distances.argsort(axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, rows, 1), rows
+
+
+def exact_rows(queries, features, metric, k):
+    """The k nearest rows in exact rational arithmetic, for integer features."""
+    result = []
+    for q in queries.int().tolist():
+        keys = []
+        for row, x in enumerate(features.int().tolist()):
+            if metric == "euclidean":
+                key = sum((a - b) ** 2 for a, b in zip(q, x, strict=True))
+            else:  # cos grows as sign(q.x) (q.x)^2 / |x|^2 does
+                dot, square = sum(a * b for a, b in zip(q, x, strict=True)), sum(b * b for b in x)
+                key = -Fraction(dot * abs(dot), square) if square else Fraction(0)
+            keys.append((key, row))
+        result.append([row for _, row in sorted(keys)[:k]])
+    return result
+
+
+def check(bank, queries, k, distances, rows, own_ids=None):
+    """Assert that search and votes give these neighbours."""
+    device = bank.features.device
+    queries = queries.to(device)
+    found_distances, found_rows = bank.search(queries, k, own_ids)
+    assert found_distances.dtype == torch.float64
+    assert found_rows.dtype == torch.int64
+    assert found_rows.tolist() == np.asarray(rows).tolist()
+    np.testing.assert_allclose(found_distances.cpu(), distances, rtol=1e-12, atol=2e-12)
+    labels = bank.labels.cpu().numpy()[np.asarray(rows)]
+    expected = [[(row == label).sum() for label in range(bank.num_classes)] for row in labels]
+    assert bank.votes(queries, k, own_ids).tolist() == np.asarray(expected).tolist()
+
+
+@contextmanager
+def scans_of(bank):
+    """The numbers of candidates that each scan was asked for."""
+    scan, asked = bank._scan, []
+
+    def spy(queries, n):
+        asked.append(n)
+        return scan(queries, n)
+
+    bank._scan = spy
+    yield asked
+    del bank._scan
+
+
+@both_backends
+@both_metrics
+@pytest.mark.parametrize(
+    ("rows", "width", "k"), [(1, 3, 1), (40, 2, 40), (300, 17, 5), (900, 64, 75), (2000, 5, 1)]
+)
+def test_random_features(device, metric, backend, rows, width, k):
+    generator = torch.Generator().manual_seed(rows)
+    features = torch.randn(rows, width, generator=generator)
+    queries = torch.randn(30, width, generator=generator)
+    check(
+        make_bank(features, metric, backend, device), queries, k, *brute_force(queries, features, metric, k)
+    )
+
+
+@both_backends
+@both_metrics
+def test_rectified_features_with_zero_vectors(device, metric, backend):
+    # As after a ReLU; a zero vector is at cosine distance 1 from everything, also from another zero vector.
+    generator = torch.Generator().manual_seed(1)
+    features = (torch.randn(400, 6, generator=generator) - 0.5).relu()
+    queries = (torch.randn(60, 6, generator=generator) - 0.5).relu()
+    features[7] = features[399] = queries[5] = 0
+    check(
+        make_bank(features, metric, backend, device), queries, 20, *brute_force(queries, features, metric, 20)
+    )
+
+
+def test_a_zero_query_takes_the_first_rows_by_cosine(device):
+    features = torch.randn(200, 4, generator=torch.Generator().manual_seed(2))
+    check(make_bank(features, "cosine", device=device), torch.zeros(1, 4), 3, [[1.0, 1.0, 1.0]], [[0, 1, 2]])
+
+
+@both_backends
+@both_metrics
+def test_many_queries_and_a_bank_scanned_in_blocks(device, metric, backend, monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.scan._BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("lightning_advknn.search.bank._QUERIES_AT_ONCE", 16)
+    monkeypatch.setattr("lightning_advknn.search.bank._PAIR_ELEMENTS", 50)
+    generator = torch.Generator().manual_seed(3)
+    features, queries = torch.randn(300, 8, generator=generator), torch.randn(70, 8, generator=generator)
+    check(
+        make_bank(features, metric, backend, device), queries, 9, *brute_force(queries, features, metric, 9)
+    )
+
+
+@both_backends
+@both_metrics
+def test_duplicate_rows_order_by_row(device, metric, backend):
+    generator = torch.Generator().manual_seed(4)
+    distinct = torch.randn(15, 9, generator=generator)
+    features = distinct[torch.randint(15, (300,), generator=generator)]
+    queries = torch.randn(20, 9, generator=generator)
+    bank = make_bank(features, metric, backend, device)
+    check(bank, queries, 30, *brute_force(queries, features, metric, 30))
+
+
+@both_backends
+def test_parallel_rows_tie_by_cosine(device, backend):
+    # Multiples of one vector round differently in float32 and in float64; they must tie all the same.
+    generator = torch.Generator().manual_seed(5)
+    directions = torch.randint(1, 9, (4, 12), generator=generator).float()
+    scales = torch.randint(1, 1000, (200, 1), generator=generator).float()
+    which = torch.randint(4, (200,), generator=generator)
+    features, queries = directions[which] * scales, torch.rand(10, 12, generator=generator)
+    _, rows = make_bank(features, "cosine", backend, device).search(queries.to(device), 30)
+    similarities = (queries.double() @ directions.double().T) / directions.double().norm(dim=1)
+    for query, found in enumerate(rows.tolist()):
+        rank = (-similarities[query]).argsort().argsort()  # directions by similarity: no ties among four
+        assert found == sorted(range(200), key=lambda row: (rank[which[row]].item(), row))[:30]
+
+
+@both_backends
+@both_metrics
+@pytest.mark.parametrize("k", [1, 10, 75])
+def test_integer_grids_with_massive_ties_widen_the_scan(device, metric, backend, k):
+    generator = torch.Generator().manual_seed(6)
+    features = torch.randint(3, (1500, 3), generator=generator).float()  # 27 distinct rows
+    queries = torch.randint(3, (8, 3), generator=generator).float()
+    bank = make_bank(features, metric, backend, device)
+    rows = exact_rows(queries, features, metric, k)
+    with scans_of(bank) as asked:
+        _, found = bank.search(queries.to(device), k)
+    assert found.tolist() == rows
+    assert asked[0] == k + 32
+    assert len(asked) > 1, "ties beyond the margin must widen the scan"
+    assert asked[1] == min(1500, 8 * asked[0])
+    check(
+        bank,
+        queries,
+        k,
+        np.take_along_axis(true_distances(queries, features, metric), np.array(rows), 1),
+        rows,
+    )
+
+
+@both_metrics
+def test_only_doubtful_queries_are_scanned_again(device, metric):
+    # 200 copies of one row: a query beside them is in doubt, queries elsewhere are not.
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(600, 8, generator=generator)
+    features[::3] = 10 * features[0]
+    queries = torch.cat([features[:1], -features[:1], torch.randn(3, 8, generator=generator)])
+    bank = make_bank(features, metric, device=device)
+    again = []
+    scan = bank._scan
+    bank._scan = lambda queries, n: again.append(len(queries)) or scan(queries, n)
+    _, rows = bank.search(queries.to(device), 5)
+    assert again[0] == 5
+    assert len(again) > 1
+    assert max(again[1:]) < 5
+    assert rows.tolist() == brute_force(queries, features, metric, 5)[1].tolist()
+
+
+@both_metrics
+def test_distinct_features_are_scanned_once(device, metric):
+    generator = torch.Generator().manual_seed(8)
+    bank = make_bank(torch.randn(2000, 64, generator=generator), metric, device=device)
+    with scans_of(bank) as asked:
+        bank.search(torch.randn(20, 64, generator=generator).to(device), 75)
+    assert asked == [75 + 32]
+
+
+@both_backends
+@both_metrics
+def test_near_ties_that_float32_gets_wrong(device, metric, backend):
+    # 300 rows within a few last places of one vector: their distances differ by less than 1e-7 relative.
+    generator = torch.Generator().manual_seed(9)
+    centre = torch.rand(64, generator=generator) + 0.5
+    features = centre * (1 + 2.0**-23 * torch.randint(-2, 3, (300, 64), generator=generator))
+    queries = torch.rand(12, 64, generator=generator) + 0.5
+    k = 20
+    distances, rows = brute_force(queries, features, metric, k)
+    spread = true_distances(queries, features, metric)
+    assert (np.ptp(spread, axis=1) < 1e-6 * spread.mean(1)).all()
+    # A plain float32 search takes the wrong rows for every one of these queries, on this device:
+    q, x = queries.to(device), features.to(device)
+    if metric == "cosine":
+        scores = (q / q.norm(dim=1, keepdim=True)) @ (x / x.norm(dim=1, keepdim=True)).T
+    else:
+        scores = 2 * q @ x.T - x.square().sum(1)
+    plain = scores.topk(k).indices.sort().values.cpu().numpy()
+    assert (plain != np.sort(rows)).any(1).all()
+    check(make_bank(features, metric, backend, device), queries, k, distances, rows)
+
+
+@both_backends
+@both_metrics
+def test_near_ties_are_resolved_in_float64_and_not_by_row(device, metric, backend):
+    # Each row is a hair nearer than the one before, so the nearest come last in the bank.
+    features = torch.ones(50, 2)
+    features[:, 1] = 1 + 2.0**-23 * torch.arange(50, 0, -1)
+    queries = torch.tensor([[1.0, 1.0 - 2.0**-10]])
+    bank = make_bank(features, metric, backend, device)
+    # By cosine the angle to (1, 1) shrinks along the rows in steps of 1e-10 and more.
+    _, rows = bank.search(queries.to(device), 4)
+    assert rows.tolist() == [[49, 48, 47, 46]]
+
+
+@both_backends
+@both_metrics
+def test_leave_one_out_by_hand(device, metric, backend):
+    # Points on a circle at 0, 10, 20, 30 degrees and so on: neighbours by angle, for either metric.
+    #
+    # query (row, id)      all rows, k = 3    without its own
+    # 0 at  0 deg (id 7)   0, 1, 2            1, 2, 3
+    # 2 at 20 deg (id 5)   2, 1, 4            1, 4, 3     (4 lies at 26 deg, 3 at 33)
+    # a stranger at 2 deg  0, 1, 2            0, 1, 2     (id 99 is not in the bank)
+    degrees = torch.tensor([0.0, 11, 20, 33, 26])
+    ids = torch.tensor([7, 3, 5, 1, 8])
+    features = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], 1)
+    angles = torch.tensor([0.0, 20, 2]).deg2rad()
+    queries = torch.stack([angles.cos(), angles.sin()], 1)
+    bank = MemoryBank(features, torch.tensor([0, 1, 2, 1, 0]), ids, 3, metric, backend).to(device)
+    queries, own = queries.to(device), torch.tensor([7, 5, 99], device=device)
+    assert bank.search(queries, 3)[1].tolist() == [[0, 1, 2], [2, 4, 1], [0, 1, 2]]
+    assert bank.search(queries, 3, own)[1].tolist() == [[1, 2, 4], [4, 1, 3], [0, 1, 2]]
+    assert bank.votes(queries, 3, own).tolist() == [[1, 1, 1], [1, 2, 0], [1, 1, 1]]
+
+
+@both_backends
+@both_metrics
+@pytest.mark.parametrize("kind", ["random", "grid", "all the rest"])
+def test_leave_one_out_of_every_row(device, metric, backend, kind):
+    generator = torch.Generator().manual_seed(10)
+    rows, k = (60, 59) if kind == "all the rest" else (250, 12)
+    features = torch.randn(rows, 6, generator=generator)
+    if kind == "grid":
+        features = torch.randint(1, 3, (rows, 3), generator=generator).float()
+    ids = torch.randperm(1000, generator=generator)[:rows]
+    bank = make_bank(features, metric, backend, device, ids=ids)
+    expected = brute_force(features, features, metric, k, own=np.arange(rows))
+    check(bank, features, k, *expected, own_ids=ids.to(device))
+
+
+@both_metrics
+def test_a_row_votes_for_itself_unless_left_out(device, metric):
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(11))
+    bank = make_bank(features, metric, device=device)
+    own = torch.arange(50)
+    assert bank.search(features.to(device), 1)[1].flatten().tolist() == own.tolist()
+    assert not (bank.search(features.to(device), 49, own.to(device))[1].cpu() == own[:, None]).any()
+
+
+@both_metrics
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_exact_at_any_matmul_precision(device, metric, precision):
+    generator = torch.Generator().manual_seed(12)
+    features, queries = torch.randn(1200, 128, generator=generator), torch.randn(40, 128, generator=generator)
+    bank = make_bank(features, metric, device=device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        check(bank, queries, 25, *brute_force(queries, features, metric, 25))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@both_metrics
+def test_exact_under_autocast(device, metric):
+    generator = torch.Generator().manual_seed(13)
+    features, queries = torch.randn(1200, 128, generator=generator), torch.randn(40, 128, generator=generator)
+    bank = make_bank(features, metric, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        check(bank, queries, 25, *brute_force(queries, features, metric, 25))
+
+
+@both_backends
+@both_metrics
+@pytest.mark.parametrize("scale", [1e-41, 1e-30, 1e-18, 1e-6, 1e6, 1e18, 1e25])
+@pytest.mark.parametrize("scaled", ["bank", "queries", "both", "half of the bank"])
+def test_exact_at_any_scale(device, metric, backend, scale, scaled):
+    generator = torch.Generator().manual_seed(14)
+    features, queries = torch.randn(300, 24, generator=generator), torch.randn(10, 24, generator=generator)
+    if scaled in ("queries", "both"):
+        queries = queries * scale
+    if scaled in ("bank", "both"):
+        features = features * scale
+    if scaled == "half of the bank":
+        features[::2] *= scale
+    distances, rows = brute_force(queries, features, metric, 15)
+    bank = make_bank(features, metric, backend, device)
+    found_distances, found = bank.search(queries.to(device), 15)
+    assert found.tolist() == rows.tolist()
+    np.testing.assert_allclose(found_distances.cpu(), distances, rtol=1e-11)
+    labels = bank.labels.cpu()[torch.from_numpy(rows)]
+    assert bank.votes(queries.to(device), 15).tolist() == [
+        row.bincount(minlength=5).tolist() for row in labels
+    ]
+
+
+@both_backends
+@both_metrics
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_leave_one_out_at_any_scale(device, metric, backend, scale):
+    features = scale * torch.randn(60, 8, generator=torch.Generator().manual_seed(17))
+    bank = make_bank(features, metric, backend, device)
+    rows = brute_force(features, features, metric, 9, own=np.arange(60))[1]
+    own = torch.arange(60, device=device)
+    assert bank.search(features.to(device), 9, own)[1].tolist() == rows.tolist()
+
+
+@both_metrics
+@pytest.mark.parametrize("leave_out", [False, True])
+@pytest.mark.parametrize("noise", ["random", "against the order"])
+def test_any_scan_within_its_bound_gives_exact_neighbours(device, metric, leave_out, noise):
+    # The bank may trust a scan no further than its bound: here one that is as wrong as it says, to its own end.
+    generator = torch.Generator().manual_seed(18)
+    features, k = torch.randn(200, 4, generator=generator), 10
+    bank = make_bank(features, metric, device=device)
+    bound = 0.3
+
+    def scan(queries, n):
+        q, x = queries.double(), bank.features.double()
+        scores = q @ x.T / x.norm(dim=1) if metric == "cosine" else q @ x.T - x.square().sum(1) / 2
+        if noise == "random":
+            scores += bound * (2 * torch.rand(scores.shape, generator=generator).to(scores) - 1)
+        else:  # the nearest come out worse than they are, the rest better
+            nearest = scores.topk(k).values[:, -1:]
+            scores += torch.where(scores >= nearest, -bound, bound)
+        found = scores.topk(n)
+        return Candidates(found.values, found.indices, torch.full_like(scores[:, :1], bound))
+
+    bank._scan = scan
+    own = torch.arange(200, device=device) if leave_out else None
+    expected = brute_force(features, features, metric, k, own=np.arange(200) if leave_out else None)
+    check(bank, features, k, *expected, own_ids=own)
+
+
+@both_metrics
+def test_the_bound_allows_for_rounded_inputs_of_matmuls(metric):
+    # Whether a device rounds them or not: TF32 keeps 10 bits of mantissa, bfloat16 7.
+    generator = torch.Generator().manual_seed(19)
+    features, queries = torch.rand(50, 64, generator=generator), torch.rand(9, 64, generator=generator)
+    norms = features.double().norm(dim=1)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, mantissa in (("high", 10), ("medium", 7)):
+            torch.set_float32_matmul_precision(precision)
+            found = torch_scan(queries, features, norms, metric, 50)
+            # Truncate the mantissas, as the worst of such devices would.
+            q, x = (
+                (rows.view(torch.int32) & -(1 << 23 - mantissa)).view(torch.float32).double()
+                for rows in (queries, features)
+            )
+            true, rounded = queries.double() @ features.double().T, q @ x.T
+            size = norms if metric == "cosine" else 1
+            error = ((rounded - true) / size).abs()
+            assert (error <= found.error).all()
+            assert error.max() > found.error.max() / 20, "the bound should not be far from what can happen"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@both_backends
+@both_metrics
+@pytest.mark.parametrize("width", [1, 7, 300, 3000])
+@pytest.mark.parametrize(
+    "scales", [(1, 1), (1e-6, 1e3), (1e5, 1e-4), (1e-15, 1e-8), (1e9, 1e9), (1e-25, 1e-12)]
+)
+def test_score_error_bounds_the_scan(device, metric, backend, width, scales):
+    generator = torch.Generator().manual_seed(width)
+    for positive in (False, True):
+        queries = torch.randn(7, width, generator=generator) * scales[0]
+        features = torch.randn(60, width, generator=generator) * scales[1]
+        if positive:  # no cancellation, the rounding errors add up
+            queries, features = queries.abs(), features.abs()
+        bank = make_bank(features, metric, backend, device)
+        found = bank._scan(queries.to(device), 60)
+        q, x = queries.double(), features.double()
+        scores = q @ x.T / x.norm(dim=1) if metric == "cosine" else q @ x.T - x.square().sum(1) / 2
+        error = (found.scores.double().cpu() - scores.gather(1, found.indices.cpu())).abs()
+        assert (error <= found.error.cpu()).all()
+        assert found.indices.sort().values.tolist() == [list(range(60))] * 7
+
+
+@both_metrics
+def test_score_error_is_not_so_loose_as_to_be_useless(metric):
+    queries, norms = torch.ones(1, 100), torch.full((5,), 10.0, dtype=torch.float64)
+    # Scores here are of size 10 (cosine) or 50 (Euclidean); the bound is some 1e-5 of that.
+    assert 0 < score_error(queries, norms, metric).item() < 2e-3
+    assert score_error(queries, norms, metric, 2.0**-7).item() > 0.1
+
+
+@both_metrics
+def test_the_scan_keeps_the_best_rows(device, metric):
+    generator = torch.Generator().manual_seed(15)
+    features, queries = torch.randn(500, 10, generator=generator), torch.randn(6, 10, generator=generator)
+    norms = features.double().norm(dim=1)
+    found = torch_scan(queries.to(device), features.to(device), norms.to(device), metric, 40)
+    nearest = brute_force(queries, features, metric, 40)[1]
+    assert found.indices.sort().values.tolist() == np.sort(nearest).tolist()
+
+
+@pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
+@both_metrics
+def test_backends_vote_alike(device, metric):
+    generator = torch.Generator().manual_seed(16)
+    features = torch.randn(2000, 50, generator=generator).relu()
+    queries = torch.randn(100, 50, generator=generator).relu().to(device)
+    ours, theirs = (make_bank(features, metric, backend, device) for backend in ("torch", "faiss"))
+    assert torch.equal(ours.votes(queries, 75), theirs.votes(queries, 75))
+    assert torch.equal(ours.search(queries, 75)[1], theirs.search(queries, 75)[1])
+
+
+@both_metrics
+@pytest.mark.parametrize("k", [0, -1, 9])
+def test_k_out_of_range(metric, k):
+    bank = make_bank(torch.ones(8, 2), metric)
+    for method in (bank.search, bank.votes):
+        with pytest.raises(
+            ValueError, match=rf"Expected `k` to be in \[1, 8\] \(the bank's rows\), but got {k}\."
+        ):
+            method(torch.ones(1, 2), k)
+
+
+def test_leaving_one_out_leaves_one_row_fewer():
+    bank = make_bank(torch.ones(8, 2), "cosine")
+    own = torch.tensor([0])
+    assert bank.search(torch.ones(1, 2), 7, own)[1].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    with pytest.raises(ValueError, match=r"\[1, 7\] \(the bank's rows less the image's own\), but got 8"):
+        bank.search(torch.ones(1, 2), 8, own)
+
+
+@both_metrics
+def test_no_queries(device, metric):
+    bank = make_bank(torch.ones(8, 2), metric, device=device)
+    assert bank.search(torch.empty(0, 2, device=device), 3)[1].shape == (0, 3)
+    assert bank.votes(torch.empty(0, 2, device=device), 3).shape == (0, 5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_features_and_queries_must_be_finite(value):
+    features = torch.ones(8, 3)
+    bank = make_bank(features, "cosine")
+    broken = features.clone()
+    broken[2, 1] = broken[5, 0] = value
+    with pytest.raises(ValueError, match=r"finite features, but 2 of 8 rows.*network's weights"):
+        make_bank(broken, "cosine")
+    with pytest.raises(ValueError, match="Expected finite query features"):
+        bank.votes(broken, 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (4, 4), (3,), (1, 1, 3)])
+def test_queries_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"queries of shape \(B, 3\) as in the bank, but got"):
+        make_bank(torch.ones(8, 3), "cosine").votes(torch.ones(shape), 2)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "ids"),
+    [((4, 2), 3, 4), ((4, 2), 4, 5), ((4,), 4, 4), ((0, 2), 0, 0), ((4, 2, 1), 4, 4)],
+)
+def test_shapes_that_disagree(features, labels, ids):
+    with pytest.raises(ValueError, match="Expected at least one row of features"):
+        MemoryBank(torch.ones(features), torch.zeros(labels).long(), torch.zeros(ids).long(), 2)
+
+
+def test_unknown_metric_or_backend_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"`metric` to be one of \('cosine', 'euclidean'\), but got 'l1'"):
+        make_bank(torch.ones(2, 2), "l1")
+    with pytest.raises(ValueError, match=r"`backend` to be one of \('torch', 'faiss'\), but got 'annoy'"):
+        make_bank(torch.ones(2, 2), "cosine", "annoy")
+
+
+def test_two_faiss_distributions_are_an_error(monkeypatch):
+    names = ("torch", "faiss-gpu", "Faiss-CPU", None)
+    monkeypatch.setattr(
+        faiss_backend, "distributions", lambda: [SimpleNamespace(name=name) for name in names]
+    )
+    with pytest.raises(
+        ImportError, match=r"one faiss distribution, but found faiss-cpu, faiss-gpu.*pip uninstall"
+    ):
+        make_bank(torch.ones(3, 2), "cosine", "faiss").votes(torch.ones(1, 2), 1)
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'faiss'"), RuntimeError("libcudart.so")])
+def test_unusable_faiss_is_an_error_that_names_the_remedy(monkeypatch, error):
+    def broken(name, *args, **kwargs):
+        if name == "faiss":
+            raise error
+        return original(name, *args, **kwargs)
+
+    original = __import__
+    monkeypatch.setattr("builtins.__import__", broken)
+    monkeypatch.setattr(faiss_backend, "distributions", list)
+    with pytest.raises(ImportError, match=r"Expected a working faiss.*faiss-cpu.*backend='torch'"):
+        make_bank(torch.ones(3, 2), "cosine", "faiss").votes(torch.ones(1, 2), 1)
+
+
+def test_the_bank_is_not_saved_with_checkpoints():
+    assert make_bank(torch.ones(3, 2), "cosine").state_dict() == {}

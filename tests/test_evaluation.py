@@ -1,0 +1,348 @@
+"""Rows and metrics against hand-made rows and reductions in plain Python."""
+
+import math
+import random
+from dataclasses import FrozenInstanceError
+from statistics import fmean
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_advknn import evaluation
+from lightning_advknn.attacks import fgsm
+from lightning_advknn.data import Batch
+from lightning_advknn.evaluation import AttackMetrics, Victim, frozen, summarize
+
+# Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
+# k = 3, L = 2, C = 3; calibration votes (2, 2), (1, 1), (1, 1).
+#
+# point     votes: both, height      knn on both   DkNN: sums      credibility, strict: on both    of both layers
+# (0, .1)   (2 1 0) (2 1 0)          0             (4 2 0): 0      2 > 1 1: 2/3                    4 > 2 2: 2/3
+# (1, .9)   (0 1 2) (0 1 2)          2             (0 2 4): 2      2 > 1 1: 2/3                    4 > 2 2: 2/3
+# (.5, .5)  (1 1 1) (2 1 0)          0             (3 2 1): 0      1 > none: 0                     3 > 2 2: 2/3
+# The network says 0 below y = .5 and 2 above; at .5 its logits tie, so nothing is claimed there.
+POINTS = [(0, 0.1), (1, 0.9), (0.5, 0.5)]
+VOTES = [[[2, 1, 0], [2, 1, 0]], [[0, 1, 2], [0, 1, 2]], [[1, 1, 1], [2, 1, 0]]]
+
+
+@pytest.fixture
+def victim(hand_dknn):
+    calibration = torch.tensor(POINTS)[:, None, None].float()
+    hand_dknn.calibrate([Batch(calibration, torch.tensor([0, 1, 1]), torch.arange(3))])
+    return Victim(hand_dknn, "both")
+
+
+def points(device):
+    return torch.tensor(POINTS, device=device)[:, None, None].float()
+
+
+def column(values, device="cpu", dtype=torch.int64):
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 500])
+def test_judge_by_hand(victim, device, batch_size):
+    verdicts = evaluation.judge(victim, points(device), batch_size)
+    assert verdicts.dnn[:2].tolist() == [0, 2]
+    assert verdicts.knn.tolist() == [0, 2, 0]
+    assert verdicts.dknn.tolist() == [0, 2, 0]
+    assert verdicts.votes.tolist() == VOTES
+    assert verdicts.knn_credibility.tolist() == pytest.approx([2 / 3, 2 / 3, 0])
+    assert verdicts.dknn_credibility.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3])
+
+
+def test_observe_is_what_decide_needs(victim, device):
+    dnn, votes = evaluation.observe(victim.dknn, points(device), batch_size=2)
+    assert not votes.requires_grad
+    assert votes.tolist() == VOTES
+    verdicts = evaluation.decide(dnn, votes, 1, column([[2, 2], [1, 1], [1, 1]], device), "ge")
+    assert verdicts.dnn is dnn
+    assert verdicts.knn.tolist() == [0, 2, 0]  # on height: (2 1 0), (0 1 2), (2 1 0)
+    assert verdicts.knn_credibility.tolist() == [1, 1, 1]
+    assert verdicts.dknn_credibility.tolist() == pytest.approx([1, 1, 2 / 3])
+
+
+def test_the_knn_is_judged_on_its_own_layer_alone(device):
+    # Layer 0 says class 1, layer 1 says class 0 by more; calibration differs by layer too.
+    votes = column([[[1, 2, 0], [3, 0, 0]]], device)
+    calibration = column([[0, 3], [1, 3], [3, 3]], device)
+    first = evaluation.decide(column([2], device), votes, 0, calibration, "strict")
+    second = evaluation.decide(column([2], device), votes, 1, calibration, "strict")
+    assert (first.knn.item(), second.knn.item()) == (1, 0)
+    assert (first.dknn.item(), second.dknn.item()) == (0, 0)
+    assert first.knn_credibility.item() == pytest.approx(2 / 3)  # 2 > 0, 1
+    assert second.knn_credibility.item() == 0  # 3 > none
+    assert first.dknn_credibility.item() == pytest.approx(1 / 3)  # 4 > 3
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.1, 1.1])
+def test_images_out_of_range_are_not_judged(victim, device, value):
+    images = points(device)
+    images[1, 0, 0, 1] = value
+    with pytest.raises(ValueError, match=r"Expected finite images in \[0, 1\]"):
+        evaluation.judge(victim, images)
+
+
+def test_victim_of_an_unknown_layer(hand_dknn):
+    with pytest.raises(ValueError, match=r"`layer` to be one of \['both', 'height'\], but got 'relu3'"):
+        Victim(hand_dknn, "relu3")
+    with pytest.raises(FrozenInstanceError):
+        Victim(hand_dknn, "both").layer = "height"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 500])
+def test_perturb_attacks_every_image_with_its_label(device, batch_size):
+    seen = []
+
+    def attack(logits_fn, images, labels):
+        seen.append(len(images))
+        return (images + 0.1 * labels[:, None, None, None]).double()
+
+    images = torch.zeros(5, 1, 2, 2, device=device)
+    labels = torch.arange(5, device=device)
+    adversarial = evaluation.perturb(attack, lambda images: images, images, labels, batch_size)
+    assert adversarial.dtype == torch.float32
+    assert adversarial[:, 0, 0, 0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert seen == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], 500: [5]}[batch_size]
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (lambda f, x, y: x[..., :1], r"images of shape \(3, 1, 1, 2\), but got \(3, 1, 1, 1\)"),
+        (lambda f, x, y: x[:-1], r"images of shape \(3, 1, 1, 2\), but got \(2, 1, 1, 2\)"),
+        (lambda f, x, y: x + 1, r"Expected finite images in \[0, 1\]"),
+        (lambda f, x, y: x * math.nan, r"Expected finite images in \[0, 1\]"),
+    ],
+)
+def test_perturb_refuses_what_is_no_image(attack, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.perturb(attack, lambda images: images, points("cpu"), column([0, 1, 2]))
+
+
+class Noisy(nn.Module):
+    """A network whose output shows its mode: dropout and batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3), nn.Dropout(0.5))
+        self.modes = []
+
+    def forward(self, images):
+        self.modes.append((self.training, any(p.requires_grad for p in self.parameters())))
+        return self.layers(images)
+
+
+def test_perturb_freezes_the_network_meanwhile(device):
+    network = Noisy().to(device).train()
+    network.layers[1].eval()
+    network.layers[2].bias.requires_grad_(False)
+    statistics = {name: value.clone() for name, value in network.state_dict().items()}
+    images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.zeros(6, dtype=torch.int64, device=device)
+
+    def attack(logits_fn, images, labels):
+        return fgsm(logits_fn, images, labels, eps=0.1)
+
+    together = evaluation.perturb(attack, network, images, labels)
+    apart = evaluation.perturb(attack, network, images, labels, batch_size=1)
+    torch.testing.assert_close(together, apart)
+    assert (together - images).abs().max() > 0.05
+    assert set(network.modes) == {(False, False)}
+    assert all(torch.equal(value, statistics[name]) for name, value in network.state_dict().items())
+    assert [module.training for module in network.layers] == [True, False, True, True]
+    assert network.training
+    assert {name for name, p in network.named_parameters() if not p.requires_grad} == {"layers.2.bias"}
+
+
+def test_frozen_restores_after_an_error():
+    network = Noisy().train()
+    network.layers[3].eval()
+
+    def fail():
+        with frozen(network):
+            assert not network.training
+            assert not any(parameter.requires_grad for parameter in network.parameters())
+            raise RuntimeError("attack failed")
+
+    with pytest.raises(RuntimeError, match="attack failed"):
+        fail()
+    assert network.training
+    assert [module.training for module in network.layers] == [True, True, True, False]
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_frozen_leaves_functions_alone():
+    with frozen(lambda images: images):
+        pass
+
+
+def test_predict_is_the_highest_logit(device):
+    logits = torch.tensor([[0.0, 2, 1], [3, 0, 1], [0, 0, 9]], device=device)
+    for batch_size in (1, 2, 500):
+        assert evaluation.predict(lambda rows: rows, logits, batch_size).tolist() == [1, 0, 2]
+
+
+def test_make_rows_puts_before_and_after_side_by_side(victim, device):
+    images = points(device)
+    adversarial = images.flip(0)
+    before, after = evaluation.judge(victim, images), evaluation.judge(victim, adversarial)
+
+    def surrogate(images):  # class 0 left of x = .6, else 1
+        x = images[:, 0, 0, 0]
+        return torch.stack([0.6 - x, x - 0.6], 1)
+
+    ids, labels = column([7, 8, 9], device), column([0, 2, 1], device)
+    rows = evaluation.make_rows(ids, labels, images, adversarial, before, after, surrogate)
+    plain = evaluation.make_rows(ids, labels, images, adversarial, before, after)
+    assert set(rows) - set(plain) == {"surrogate_before", "surrogate_after"}
+    assert rows["surrogate_before"].tolist() == [0, 1, 0]
+    assert rows["surrogate_after"].tolist() == [0, 1, 0]
+    assert rows["id"].tolist() == [7, 8, 9]
+    assert rows["label"].tolist() == [0, 2, 1]
+    # (0, .1) and (.5, .5) swap, (1, .9) stays.
+    assert rows["l2"].tolist() == pytest.approx([math.sqrt(0.25 + 0.16), 0, math.sqrt(0.25 + 0.16)])
+    assert rows["linf"].tolist() == pytest.approx([0.5, 0, 0.5])
+    for name in ("knn", "dknn", "votes", "knn_credibility", "dknn_credibility"):
+        assert rows[f"{name}_before"].tolist() == rows[f"{name}_after"].flip(0).tolist()
+    assert rows["votes_before"].tolist() == VOTES
+    assert rows["knn_credibility_after"].tolist() == pytest.approx([0, 2 / 3, 2 / 3])
+
+
+def test_concatenate_joins_columns(device):
+    first = {"id": column([1, 2], device), "votes": column([[[1]], [[2]]], device)}
+    second = {"id": column([3], device), "votes": column([[[3]]], device)}
+    rows = evaluation.concatenate([first, second])
+    assert rows["id"].tolist() == [1, 2, 3]
+    assert rows["votes"].tolist() == [[[1]], [[2]], [[3]]]
+
+
+# Metrics
+
+HAND = {
+    "id": [0, 1, 2, 3],
+    "label": [0, 1, 2, 0],
+    "dnn_after": [0, 0, 0, 0],  #   right, wrong, wrong, right
+    "knn_after": [1, 1, 2, 0],  #   wrong, right, right, right
+    "dknn_after": [1, 0, 0, 1],  #  all wrong
+    "l2": [1.0, 2.0, 4.0, 0.5],
+    "linf": [0.1, 0.3, 0.2, 0.1],
+    "knn_credibility_after": [0.5, 0.25, 0.0, 1.0],
+    "dknn_credibility_after": [0.1, 0.2, 0.3, 0.4],
+}
+
+
+def as_rows(columns, device="cpu"):
+    floats = ("l2", "linf", "knn_credibility_after", "dknn_credibility_after")
+    return {
+        name: column(values, device, torch.float64 if name in floats else torch.int64)
+        for name, values in columns.items()
+    }
+
+
+def test_summarize_by_hand(device):
+    assert summarize(as_rows(HAND, device)) == pytest.approx(
+        {
+            "n": 4,
+            "l2": 7.5 / 4,
+            "linf": 0.3,
+            "dnn_acc": 0.5,
+            "dnn_l2_success": 3.0,
+            "knn_acc": 0.75,
+            "knn_l2_success": 1.0,
+            "knn_credibility": 1.75 / 4,
+            "knn_credibility_success": 0.5,
+            "dknn_acc": 0.0,
+            "dknn_l2_success": 7.5 / 4,
+            "dknn_credibility": 0.25,
+            "dknn_credibility_success": 0.25,
+        }
+    )
+
+
+def random_columns(seed, n, surrogate=True):
+    draw = random.Random(seed)  # noqa: S311  # not for secrets
+    predictions = ("dnn_after", "knn_after", "dknn_after") + (("surrogate_after",) if surrogate else ())
+    columns = {"id": list(range(n)), "label": [draw.randrange(3) for _ in range(n)]}
+    columns |= {name: [draw.randrange(3) for _ in range(n)] for name in predictions}
+    for name in ("l2", "linf", "knn_credibility_after", "dknn_credibility_after"):
+        columns[name] = [draw.random() for _ in range(n)]
+    return columns
+
+
+def reduce_plainly(columns):
+    result = {"n": len(columns["id"]), "l2": fmean(columns["l2"]), "linf": max(columns["linf"])}
+    for name in ("dnn", "knn", "dknn", "surrogate"):
+        if f"{name}_after" not in columns:
+            continue
+        right = [a == b for a, b in zip(columns[f"{name}_after"], columns["label"], strict=True)]
+        result[f"{name}_acc"] = fmean(right)
+
+        def over_successes(values, right=right):
+            chosen = [value for value, correct in zip(values, right, strict=True) if not correct]
+            return fmean(chosen) if chosen else math.nan
+
+        result[f"{name}_l2_success"] = over_successes(columns["l2"])
+        if name in ("knn", "dknn"):
+            result[f"{name}_credibility"] = fmean(columns[f"{name}_credibility_after"])
+            result[f"{name}_credibility_success"] = over_successes(columns[f"{name}_credibility_after"])
+    return result
+
+
+@pytest.mark.parametrize("surrogate", [True, False])
+@pytest.mark.parametrize(("seed", "n"), [(0, 1), (1, 7), (2, 200)])
+def test_summarize_agrees_with_plain_python(device, seed, n, surrogate):
+    columns = random_columns(seed, n, surrogate)
+    assert summarize(as_rows(columns, device)) == pytest.approx(
+        reduce_plainly(columns), nan_ok=True, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("sizes", [(1, 199), (100, 100), (50, 0, 150), (3,) * 60 + (20,)])
+def test_updates_in_parts_equal_one(device, sizes):
+    columns = random_columns(3, 200)
+    metrics = AttackMetrics().to(device)
+    start = 0
+    for size in sizes:
+        metrics.update(
+            as_rows({name: values[start : start + size] for name, values in columns.items()}, device)
+        )
+        start += size
+    assert start == 200
+    result = {name: value.item() for name, value in metrics.compute().items()}
+    assert result == pytest.approx(reduce_plainly(columns), rel=1e-12)
+    assert all(value.dtype == torch.float64 for value in metrics.compute().values())
+    metrics.reset()
+    metrics.update(as_rows(HAND, device))
+    assert metrics.compute()["n"] == 4
+
+
+def test_no_success_has_no_mean_distortion(device):
+    columns = random_columns(4, 5) | {"label": [1] * 5, "dnn_after": [1] * 5, "knn_after": [1] * 5}
+    result = summarize(as_rows(columns, device))
+    assert result["dnn_acc"] == result["knn_acc"] == 1
+    assert math.isnan(result["dnn_l2_success"])
+    assert math.isnan(result["knn_credibility_success"])
+
+
+def test_rows_of_a_run_are_summarized(victim, device):
+    # End to end: the point (0, .1) is moved to where the bank holds class 2, the others stay.
+    images, labels = points(device), column([0, 2, 0], device)
+
+    def attack(logits_fn, images, labels):
+        moved = images.clone()
+        moved[0, 0, 0] = torch.tensor([1.0, 1.0])
+        return moved
+
+    adversarial = evaluation.perturb(attack, lambda images: images, images, labels)
+    before, after = evaluation.judge(victim, images), evaluation.judge(victim, adversarial)
+    result = summarize(
+        evaluation.make_rows(column([0, 1, 2], device), labels, images, adversarial, before, after)
+    )
+    assert result["n"] == 3
+    assert result["knn_acc"] == result["dknn_acc"] == pytest.approx(2 / 3)
+    assert result["dknn_l2_success"] == pytest.approx(math.sqrt(1 + 0.81))
+    assert result["l2"] == pytest.approx(math.sqrt(1 + 0.81) / 3)
+    assert result["linf"] == pytest.approx(1)
+    assert "surrogate_acc" not in result

@@ -1,0 +1,154 @@
+"""Files are whole or not there, and digests see what they should and nothing else."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_advknn.models import ConvNet, Normalize
+from lightning_advknn.storage import atomic_path, check_writable, digest, weights_digest, write_json
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "deep" / "file.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent, "a move across file systems is not atomic"
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["file.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_folders_are_whole_or_not_there(tmp_path):
+    path = tmp_path / "folder"
+
+    def fill(fail):
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            (temporary / "a").write_text("a")
+            if fail:
+                raise RuntimeError("disk full")
+            (temporary / "b").write_text("b")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fill(fail=True)
+    assert names(tmp_path) == []
+    fill(fail=False)
+    assert names(path) == ["a", "b"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_nothing_written_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file"):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [check_writable, lambda folder: write_json(folder / "x.json", 1)])
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            OSError, match=rf"write in {re.escape(str(folder))}, but got: .*Choose another output folder"
+        ):
+            write(folder)
+
+
+def test_check_writable_makes_the_folder_and_leaves_no_probe(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path / "a" / "b") == []
+
+
+def test_write_json_is_read_back(tmp_path):
+    content = {"a": [1, 2.5, None], "b": {"c": "ü"}}
+    write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_text()) == content
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": torch.ones(1)})
+    assert json.loads((tmp_path / "x.json").read_text()) == content
+
+
+def test_digest_is_sha256_of_sorted_json():
+    expected = hashlib.sha256(b'{"a": 1, "b": [2, 3]}').hexdigest()[:16]
+    assert digest({"b": [2, 3], "a": 1}) == digest({"a": 1, "b": [2, 3]}) == expected
+
+
+def test_digest_tells_contents_apart():
+    contents = [
+        {"a": 1},
+        {"a": 2},
+        {"b": 1},
+        {"a": [1]},
+        {"a": "1"},
+        {"a": None},
+        {"a": 1.5},
+        {"a": True},
+        [],
+        {},
+    ]
+    assert len({digest(content) for content in contents}) == len(contents)
+
+
+def test_digest_refuses_what_json_cannot_hold():
+    with pytest.raises(TypeError):
+        digest({"a": torch.ones(1)})
+
+
+def test_weights_digest_sees_every_weight_and_persistent_buffer(device):
+    network = ConvNet().to(device)
+    before = weights_digest(network)
+    assert before == weights_digest(network)
+    seen = {before}
+    for tensor in network.state_dict().values():
+        kept = tensor.clone()
+        tensor.view(-1)[-1] += 1
+        seen.add(weights_digest(network))
+        tensor.copy_(kept)
+        assert weights_digest(network) == before
+    assert len(seen) == 1 + len(network.state_dict())
+
+
+def test_weights_digest_does_not_see_where_and_how_they_are_held(device):
+    network = ConvNet(mean=(0.5,))
+    before = weights_digest(network)
+    network.register_buffer("scratch", torch.ones(3), persistent=False)
+    network.eval().requires_grad_(False)
+    assert weights_digest(network.to(device)) == before
+    copy = ConvNet()
+    assert weights_digest(copy) != before
+    copy.load_state_dict(network.state_dict())
+    assert weights_digest(copy) == before
+    assert weights_digest(copy.to(memory_format=torch.channels_last)) == before
+
+
+def test_weights_digest_sees_names():
+    first, second = (
+        nn.ModuleDict({"a": Normalize([0.0], [1.0])}),
+        nn.ModuleDict({"b": Normalize([0.0], [1.0])}),
+    )
+    assert weights_digest(first) != weights_digest(second)
