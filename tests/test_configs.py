@@ -206,9 +206,7 @@ def test_a_surrogate_imitates_the_victim_that_its_attack_is_on(data: str) -> Non
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(
-            "digits", marks=pytest.mark.xfail(reason="its std is .3247, not .3364 as in network.yaml")
-        ),
+        "digits",
         "fashion_mnist",
         "mnist",
         "svhn",
