@@ -134,7 +134,6 @@ class AttackEvaluation(Callback):
             )
         self._num_classes, self._batch_size = data.num_classes, data.eval_batch_size
         self._known = None
-        wandb_panels.use_epoch_axis(trainer)
         # Lightning cannot know that these values have been reduced over ranks already.
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('attack/")
 
@@ -163,14 +162,14 @@ class AttackEvaluation(Callback):
             victim, before = self._known or self._judge_clean(images)
             self._known = None if trainable else (victim, before)
             rows = make_rows(ids, labels, images, images, before, before, surrogate)
-            _log(module, "clean", rows)
+            _log(trainer, module, "clean", rows)
             for name, attack in self.attacks.items():
                 torch.manual_seed(_SEED)
                 ascended = before.knn if self.label_source == "knn" else labels
                 adversarial = perturb(attack, module, images, ascended)
                 after = judge(victim, adversarial)
                 rows = make_rows(ids, labels, images, adversarial, before, after, surrogate)
-                _log(module, name, rows)
+                _log(trainer, module, name, rows)
                 samples = {**rows, "images": images, "adversarial": adversarial}
                 wandb_panels.show_samples(trainer, name, samples, self._network.layers, self.panel_images)
 
@@ -198,8 +197,10 @@ def _feature_network(module: LightningModule) -> FeatureNetwork:
     )
 
 
-def _log(module: LightningModule, name: str, rows: Rows) -> None:
+def _log(trainer: Trainer, module: LightningModule, name: str, rows: Rows) -> None:
     metrics = summarize(rows)  # over all ranks
     if name == "clean":  # there is no distortion, and its errors are no attack's success
         metrics = {key: value for key, value in metrics.items() if key.endswith(("_acc", "_credibility"))}
-    module.log_dict({f"attack/{name}/{key}": value for key, value in metrics.items()})
+    named = {f"attack/{name}/{key}": value for key, value in metrics.items()}
+    wandb_panels.use_epoch_axis(trainer, named)
+    module.log_dict(named)

@@ -1,6 +1,6 @@
 """What W&B shows of attacked images. The only file that imports wandb, and only once there is something to show."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from lightning_advknn.evaluation import Rows
 _ENLARGED = 4  # a pixel's side in a panel: browsers blur small pictures
 
 
-def use_epoch_axis(trainer: Trainer) -> None:
-    """Draw everything of attacks over epochs instead of steps."""
+def use_epoch_axis(trainer: Trainer, names: Iterable[str]) -> None:
+    """Draw what is logged under these names over epochs instead of steps; saying so again changes nothing."""
     for logger in _wandb_loggers(trainer):
-        logger.experiment.define_metric("attack/*", step_metric="epoch")
+        for name in names:
+            # Each by its name: Lightning defines `*`, and W&B takes whichever matching pattern it meets first.
+            logger.experiment.define_metric(name, step_metric="epoch")
 
 
 def show_samples(
@@ -47,9 +49,10 @@ def show_samples(
         rows = {column: values[order].cpu() for column, values in samples.items()}
         for logger in loggers:
             shows = _shows(dict(rows), layers, panel_images)
+            named = {f"attack/{name}/{key}": value for key, value in shows.items()}
+            use_epoch_axis(trainer, named)
             # No `step`: W&B drops what is behind the step that Lightning's own logs have reached.
-            axis = {"epoch": trainer.current_epoch}
-            logger.experiment.log(axis | {f"attack/{name}/{key}": value for key, value in shows.items()})
+            logger.experiment.log({"epoch": trainer.current_epoch, **named})
     trainer.strategy.barrier()
 
 
