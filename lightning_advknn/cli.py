@@ -10,8 +10,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from lightning_advknn.data import ImageDataModule
 
-# Lightning 2.6 calls what jsonargparse 5 will remove; users can do nothing about its warnings.
+# Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+# The images are in memory as tensors: worker processes would only copy them.
+warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+# The surrogate's backbone is frozen and in evaluation mode on purpose.
+warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
 class LoggedConfig(SaveConfigCallback):
@@ -64,12 +69,6 @@ class AdvKNNCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Pass on the W&B mode: the environment is the only way that also allows artifacts."""
         config = self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
-        # The images are in memory as tensors: worker processes would only copy them.
-        warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-        # The surrogate's backbone is frozen and in evaluation mode on purpose.
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        # Lightning 2.6 itself uses what torch 2.15 deprecates.
-        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         os.environ.setdefault("WANDB_MODE", config["wandb_mode"])
 
     def _parse_ckpt_path(self) -> None:
