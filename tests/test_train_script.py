@@ -253,7 +253,7 @@ def test_the_whole_config_reaches_every_logger(
         assert config["model"]["init_args"]["learning_rate"] == 0.125
         network = config["model"]["init_args"]["network"]
         assert network["class_path"] == "lightning_advknn.models.ConvNet"
-        assert network["init_args"]["mean"] == [0.3048]
+        assert network["init_args"]["mean"] == [0.3051]
         assert config["data"]["class_path"] == "lightning_advknn.data.Digits"
         assert config["data"]["init_args"] == {
             "batch_size": 32,

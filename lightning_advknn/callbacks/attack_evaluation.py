@@ -19,7 +19,6 @@ from lightning_advknn.evaluation import (
     Rows,
     Verdicts,
     Victim,
-    frozen,
     judge,
     make_rows,
     perturb,
@@ -156,7 +155,7 @@ class AttackEvaluation(Callback):
         trainable = any(parameter.requires_grad for parameter in self._network.parameters())
         surrogate = module if isinstance(module, SurrogateModule) else None
         # As `attack.py` finds it: Lightning validates without gradients, and outside of a fit in inference mode.
-        with isolate_rng(), torch.inference_mode(False), torch.enable_grad(), frozen(module):
+        with isolate_rng(), torch.inference_mode(False), torch.enable_grad():
             positions = torch.arange(trainer.global_rank, self.num_images, trainer.world_size)
             images, labels, ids = read(self._subsets.attacked, positions, module.device)
             victim, before = self._known or self._judge_clean(images)

@@ -1,0 +1,455 @@
+"""Per-epoch attacks: the numbers of an independent run of `evaluation`, and a training that does not notice them."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+
+from lightning_advknn.attacks import Attack, AttackSettings
+from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
+from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.data import Batch, Digits
+from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.evaluation import Victim, judge, make_rows, perturb
+from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.modules import BackboneModule, SurrogateModule
+
+FGSM = AttackSettings("fgsm", {"eps": 0.1})
+SIZES = {"k": 5, "num_images": 61, "num_calibration": 40, "bank_size": 200}
+LAYERS = ["norm", "relu"]
+
+
+class SmallNet(nn.Sequential):
+    """A convolution with batch norm and dropout, for 1x28x28 images."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            OrderedDict(
+                conv=nn.Conv2d(1, 4, kernel_size=8, stride=4),
+                norm=nn.BatchNorm2d(4),
+                relu=nn.ReLU(),
+                flatten=nn.Flatten(),
+                dropout=nn.Dropout(0.2),
+                logits=nn.Linear(144, 10),
+            )
+        )
+
+
+class Noise(AttackSettings):
+    """An attack that draws from the global random numbers."""
+
+    def bind(self) -> Attack:
+        return lambda _, images, labels: (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+
+
+class Recorded(AttackSettings):
+    """FGSM that keeps what it was given and what it gave, and relies on finding gradients switched on."""
+
+    def bind(self) -> Attack:
+        calls: list[tuple[Tensor, Tensor]] = []
+        object.__setattr__(self, "calls", calls)
+
+        def attack(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
+            leaf = images.clone().requires_grad_()
+            loss = nn.functional.cross_entropy(logits_fn(leaf), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            adversarial = (images + 0.1 * gradient.sign()).clamp(0, 1)
+            calls.append((labels, adversarial))
+            return adversarial
+
+        return attack
+
+
+class Forbidden(ImageSplit):
+    """Images that nobody may look at."""
+
+    def __getitems__(self, indices: Any) -> Batch:
+        raise AssertionError("test images were read")
+
+    def select(self, indices: Tensor) -> ImageSplit:
+        raise AssertionError("test images were chosen")
+
+
+class TestIsVal(Digits):
+    """Digits whose test images are those of validation."""
+
+    __test__ = False
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.name = "Digits"  # so that the backbone's checkpoint fits
+        self._splits["test"] = self._splits["val"]
+
+
+def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "limit_train_batches": 4,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(callbacks=list(callbacks), **{**quiet, **options})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a `SmallNet` trained on digits."""
+    seed_everything(0, verbose=False)
+    folder = tmp_path_factory.mktemp("backbone")
+    trainer = make_trainer(folder, max_epochs=2, limit_train_batches=1.0)
+    trainer.fit(BackboneModule(SmallNet(), LAYERS, learning_rate=0.01), datamodule=Digits())
+    trainer.save_checkpoint(folder / "backbone.ckpt")
+    return folder / "backbone.ckpt"
+
+
+@pytest.fixture(params=["backbone", "surrogate"])
+def make_module(request: pytest.FixtureRequest, checkpoint: Path) -> Callable[[], LightningModule]:
+    """Make either module with the trained backbone's weights."""
+
+    def make() -> LightningModule:
+        seed_everything(1, verbose=False)
+        if request.param == "surrogate":
+            return make_surrogate(checkpoint)
+        module = BackboneModule(SmallNet(), LAYERS, learning_rate=0.01)
+        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+        return module
+
+    return make
+
+
+def make_callback(**arguments: Any) -> AttackEvaluation:
+    return AttackEvaluation(
+        **{"attacks": {"fgsm": FGSM}, "layer": "relu", "layers": LAYERS, **SIZES, **arguments}
+    )
+
+
+def make_surrogate(checkpoint: Path) -> SurrogateModule:
+    return SurrogateModule(SmallNet(), str(checkpoint), "relu", k=5, learning_rate=0.01)
+
+
+def chosen(split: ImageSplit, first: int, last: int) -> Batch:
+    """The images at these places of the split's seeded order, by id."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.__getitems__(order[first:last].sort().values.tolist())
+
+
+def rows_by_hand(
+    module: LightningModule, attacked: Batch, calibration: Batch, label_source: str
+) -> dict[str, dict[str, Tensor]]:
+    """Rows before and after FGSM, as `attack.py` makes them."""
+    surrogate = module.surrogate if isinstance(module, SurrogateModule) else None
+    network = module.network.network if surrogate is None else surrogate.backbone.network
+    features = FeatureNetwork(network.eval(), LAYERS)
+    banks = build_banks(features, [chosen(Digits().split("train"), 0, 200)], 10)
+    dknn = DkNNClassifier(features, banks, k=5)
+    dknn.calibrate([calibration])
+    victim = Victim(dknn, "relu")
+    images, labels, ids = attacked
+    before = judge(victim, images)
+    goal = before.knn if label_source == "knn" else labels
+    adversarial = perturb(FGSM.bind(), surrogate or network, images, goal)
+    return {
+        "clean": make_rows(ids, labels, images, images, before, before, surrogate),
+        "fgsm": make_rows(ids, labels, images, adversarial, before, judge(victim, adversarial), surrogate),
+    }
+
+
+def reduced_by_hand(rows: dict[str, Tensor], clean: bool) -> dict[str, float]:
+    result = {}
+    for victim in ("dnn", "knn", "dknn", "surrogate"):
+        if f"{victim}_after" not in rows:
+            continue
+        right = rows[f"{victim}_after"] == rows["label"]
+        result[f"{victim}_acc"] = right.double().mean()
+        if not clean:
+            result[f"{victim}_l2_success"] = rows["l2"][~right].double().mean()
+        if victim in ("knn", "dknn"):
+            credibility = rows[f"{victim}_credibility_after"]
+            result[f"{victim}_credibility"] = credibility.mean()
+            if not clean:
+                result[f"{victim}_credibility_success"] = credibility[~right].mean()
+    if not clean:
+        result |= {"l2": rows["l2"].double().mean(), "linf": rows["linf"].max(), "n": torch.tensor(61.0)}
+    return {name: value.item() for name, value in result.items()}
+
+
+def attack_metrics(trainer: Trainer) -> dict[str, float]:
+    return {
+        name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("attack/")
+    }
+
+
+@pytest.mark.parametrize("label_source", ["knn", "true"])
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_metrics_are_those_of_an_independent_run(
+    make_module: Callable[[], LightningModule], tmp_path: Path, stage: str, label_source: str
+) -> None:
+    module, data = make_module(), Digits()
+    trainer = make_trainer(tmp_path, make_callback(label_source=label_source))
+    getattr(trainer, stage)(module, datamodule=data, verbose=False)
+
+    if stage == "validate":
+        attacked, calibration = chosen(data.split("val"), 0, 61), chosen(data.split("val"), 61, 101)
+        assert not set(attacked.ids.tolist()) & set(calibration.ids.tolist())
+    else:
+        attacked, calibration = chosen(data.split("test"), 0, 61), chosen(data.split("calibration"), 0, 40)
+    rows = rows_by_hand(module, attacked, calibration, label_source)
+    expected = {
+        f"attack/{name}/{metric}": value
+        for name in ("clean", "fgsm")
+        for metric, value in reduced_by_hand(rows[name], clean=name == "clean").items()
+    }
+    assert attack_metrics(trainer) == pytest.approx(expected, nan_ok=True)
+    untrained = isinstance(module, SurrogateModule)
+    assert ("attack/fgsm/surrogate_acc" in expected) == untrained
+    # Or the comparison would say little: the attack works, and the kNN's labels are not the true ones.
+    assert untrained or expected["attack/clean/dnn_acc"] > 0.7 > expected["attack/fgsm/dnn_acc"]
+    assert not torch.equal(rows["clean"]["knn_before"], rows["clean"]["label"])
+
+
+def test_fit_validate_and_test_make_the_same_adversarials(
+    make_module: Callable[[], LightningModule], tmp_path: Path
+) -> None:
+    module = make_module()
+    recorded = Recorded("fgsm")
+    trainer = make_trainer(tmp_path, make_callback(attacks={"noise": Noise("noise"), "fgsm": recorded}))
+    trainer.fit(module, datamodule=TestIsVal())  # its validation sees the final weights
+    fitted = attack_metrics(trainer)
+    trainer.validate(module, datamodule=TestIsVal(), verbose=False)
+    assert attack_metrics(trainer) == pytest.approx(fitted, abs=0, rel=0, nan_ok=True)
+    trainer.test(module, datamodule=TestIsVal(), verbose=False)
+    tested = attack_metrics(trainer)
+    same = [name for name in fitted if "credibility" not in name]  # calibrated by other images
+    assert {name: tested[name] for name in same} == pytest.approx(
+        {name: fitted[name] for name in same}, abs=0, rel=0, nan_ok=True
+    )
+    (labels, adversarial), *others = recorded.calls  # type: ignore[attr-defined]
+    assert len(others) == 2
+    for other_labels, other in others:
+        assert torch.equal(other_labels, labels)
+        assert torch.equal(other, adversarial)
+
+
+def test_training_does_not_notice(make_module: Callable[[], LightningModule], tmp_path: Path) -> None:
+    outcomes = []
+    for callbacks in ([], [make_callback(attacks={"fgsm": FGSM, "noise": Noise("noise")})]):
+        module = make_module()
+        make_trainer(tmp_path, *callbacks, max_epochs=2).fit(module, datamodule=Digits())
+        outcomes.append((module.state_dict(), torch.get_rng_state(), torch.initial_seed()))
+    (weights, state, seed), (noticed_weights, noticed_state, noticed_seed) = outcomes
+    assert list(weights) == list(noticed_weights)
+    assert all(torch.equal(weights[name], noticed_weights[name]) for name in weights)
+    assert torch.equal(state, noticed_state)
+    assert seed == noticed_seed
+
+
+def test_modes_and_gradients_are_put_back(make_module: Callable[[], LightningModule], tmp_path: Path) -> None:
+    module = make_module()
+    seen: list[Any] = []
+
+    def state() -> Any:
+        return (
+            [part.training for part in module.modules()],
+            [(p.requires_grad, p.grad is None) for p in module.parameters()],
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
+
+    class Watched(AttackEvaluation):
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            before = state()
+            super().on_validation_epoch_end(trainer, pl_module)
+            seen.append((before, state()))
+
+    watched = Watched({"fgsm": FGSM}, layer="relu", layers=LAYERS, **SIZES)
+    trainer = make_trainer(tmp_path, watched, num_sanity_val_steps=0)
+    trainer.fit(module, datamodule=Digits())
+    trainer.validate(module, datamodule=Digits(), verbose=False)
+    assert len(seen) == 2
+    assert seen[1][0][3]  # inference mode, which attacks have to leave
+    for before, after in seen:
+        assert before == after
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_no_test_image_is_read_before_testing(
+    make_module: Callable[[], LightningModule], tmp_path: Path, stage: str
+) -> None:
+    data = Digits()
+    data.setup()
+    for name in ("test", "calibration"):
+        split = data.split(name)
+        data._splits[name] = Forbidden(split.images, split.labels, split.ids)
+    trainer = make_trainer(tmp_path, make_callback())
+    getattr(trainer, stage)(make_module(), datamodule=data)
+    assert "attack/fgsm/knn_acc" in trainer.callback_metrics
+    with pytest.raises(AssertionError, match="test images were"):
+        trainer.test(make_module(), datamodule=data)
+
+
+def test_what_does_not_change_is_computed_once(
+    make_module: Callable[[], LightningModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        built.append(1)
+        return build_banks(*arguments)
+
+    monkeypatch.setattr(attack_evaluation, "build_banks", counted)
+    recorded, module = Recorded("fgsm"), make_module()
+    callback = make_callback(attacks={"fgsm": recorded}, every_n_epochs=2)
+    trainer = make_trainer(tmp_path, callback, max_epochs=5)
+    trainer.fit(module, datamodule=Digits())
+    assert len(recorded.calls) == 2  # type: ignore[attr-defined]  # epochs 2 and 4; none in the sanity check
+    assert len(built) == (1 if isinstance(module, SurrogateModule) else 2)
+    trainer.validate(module, datamodule=Digits(), verbose=False)
+    assert len(recorded.calls) == 3  # type: ignore[attr-defined]  # outside of a fit, always
+    assert len(built) == (2 if isinstance(module, SurrogateModule) else 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "Expected `k` to be at least 1, but got 0."),
+        ({"num_images": 0}, "Expected `num_images` to be at least 1, but got 0."),
+        ({"num_calibration": 0}, "Expected `num_calibration` to be at least 1, but got 0."),
+        ({"bank_size": 0}, "Expected `bank_size` to be at least 1, but got 0."),
+        ({"every_n_epochs": 0}, "Expected `every_n_epochs` to be at least 1, but got 0."),
+        ({"panel_images": -1}, "Expected `panel_images` to be at least 0, but got -1."),
+        ({"metric": "l2"}, "Expected `metric` to be one of ('cosine', 'euclidean'), but got 'l2'."),
+        ({"label_source": "dnn"}, "Expected `label_source` to be one of ('true', 'knn'), but got 'dnn'."),
+        ({"convention": "loose"}, "Expected `convention` to be one of"),
+        ({"attacks": {"clean": FGSM}}, "Expected no attack named 'clean'"),
+        (
+            {"attacks": {"a": AttackSettings("fgsm", {"eps": -0.1})}},
+            "Expected `eps` to be finite and at least 0",
+        ),
+        ({"attacks": {"a": AttackSettings("fgsm", {"epsilon": 0.1})}}, "Expected the settings of fgsm"),
+        ({"attacks": {"a": AttackSettings("pgd++")}}, "Expected `function` to be one of ["),
+    ],
+)
+def test_bad_settings_are_refused_at_once(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_callback(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 201}, "Expected `k` to be in [1, 200] (the bank's rows), but got 201."),
+        ({"k": 851, "bank_size": None}, "Expected `k` to be in [1, 850]"),
+        (
+            {"bank_size": 851},
+            "Expected `bank_size` to be at most 850 (images of Digits's split 'train'), but got 851.",
+        ),
+        ({"num_images": 111}, "Expected `num_images` + `num_calibration` to be at most 150 (images of"),
+        (
+            {"layers": ["norm", "relu9"]},
+            "Expected distinct `layers` of the network, but got ['norm', 'relu9'].",
+        ),
+        ({"layer": "conv"}, "Expected `layer` to be one of `layers`, ['norm', 'relu'], but got 'conv'."),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    module = make_surrogate(checkpoint)
+    trainer = make_trainer(tmp_path, make_callback(**arguments))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trainer.fit(module, datamodule=Digits())
+    assert trainer.global_step == 0
+
+
+def test_too_few_test_images_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    module = make_surrogate(checkpoint)
+    for arguments, name, most in (
+        ({"num_images": 548}, "num_images", 547),
+        ({"num_calibration": 251}, "num_calibration", 250),
+    ):
+        with pytest.raises(ValueError, match=f"Expected `{name}` to be at most {most} "):
+            make_trainer(tmp_path, make_callback(**arguments)).test(module, datamodule=Digits())
+
+
+def test_other_modules_are_refused(tmp_path: Path) -> None:
+    callback, trainer = make_callback(), make_trainer(tmp_path)
+    with pytest.raises(TypeError, match="Expected an ImageDataModule as `datamodule`, but got a NoneType"):
+        callback.setup(trainer, LightningModule(), "fit")
+    trainer.datamodule = Digits()  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="Expected a BackboneModule or a SurrogateModule"):
+        callback.setup(trainer, LightningModule(), "fit")
+
+
+def test_the_own_layers_are_the_default(make_module: Callable[[], LightningModule], tmp_path: Path) -> None:
+    module = make_module()
+    trainer = make_trainer(tmp_path, make_callback(layers=None))
+    trainer.validate(module, datamodule=Digits(), verbose=False)
+    metrics = attack_metrics(trainer)
+    one_layer = isinstance(module, SurrogateModule)
+    assert (metrics["attack/fgsm/dknn_credibility"] == metrics["attack/fgsm/knn_credibility"]) == one_layer
+
+
+WORKER = """
+import sys
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from lightning_advknn.data import Digits
+from lightning_advknn.modules import SurrogateModule
+from tests.callbacks.test_attack_evaluation import SmallNet, make_callback, make_surrogate
+
+trainer = Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, enable_checkpointing=False,
+    logger=[CSVLogger("csv", name=""), WandbLogger(save_dir=".")], callbacks=[make_callback()],
+    enable_progress_bar=False, enable_model_summary=False,
+)
+seed_everything(0)
+trainer.validate(make_surrogate(sys.argv[1]), datamodule=Digits(), verbose=False)
+"""
+
+
+def test_ranks_share_the_images(checkpoint: Path, tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "WANDB_DATA_DIR": str(tmp_path / "data"),
+        "WANDB__DISABLE_STATS": "true",
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, str(script), str(checkpoint)]
+    process = subprocess.run(
+        command, env=environment, cwd=tmp_path, timeout=200, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert "It is recommended to use `self.log('attack/" not in process.stderr
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    logged = {name: float(value) for name, value in row.items() if name.startswith("attack/")}
+
+    data, trainer = Digits(), make_trainer(tmp_path, make_callback())
+    seed_everything(0, verbose=False)
+    trainer.validate(make_surrogate(checkpoint), datamodule=data, verbose=False)
+    assert logged == pytest.approx(attack_metrics(trainer), nan_ok=True)
+    assert logged["attack/fgsm/n"] == 61  # no multiple of the ranks: nobody is counted twice
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/attack/fgsm/*.json")
+    content = json.loads(table.read_text())
+    ids = [row[content["columns"].index("id")] for row in content["data"]]
+    assert ids == chosen(data.split("val"), 0, 61).ids.tolist()
