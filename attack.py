@@ -1,7 +1,7 @@
 """Attack kNN and DkNN and measure it: python attack.py evaluate --config configs/digits/attack.yaml.
 
-Exit codes: 0 done; 2 bad arguments, settings, files or folders; 130 interrupted (the same command goes on from
-there); 1 anything else, with its traceback.
+Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 130 interrupted
+(the same command goes on from there); 1 anything else, with its traceback.
 """
 
 import logging
@@ -10,7 +10,7 @@ import sys
 from jsonargparse import ArgumentParser
 
 from lightning_advknn.experiment import Experiment
-from lightning_advknn.reports import evaluate
+from lightning_advknn.reports import evaluate, prepare
 
 
 def make_parser() -> ArgumentParser:
@@ -41,10 +41,12 @@ def main(args: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     fields = {name: getattr(options, name) for name in Experiment.__dataclass_fields__}
     try:
-        evaluate(Experiment(**fields), options.results)
+        run = prepare(Experiment(**fields), options.results)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"attack.py: error: {error}\n")
         return 2
+    try:
+        evaluate(run, options.results)
     except KeyboardInterrupt:
         sys.stderr.write("attack.py: interrupted; the same command goes on from here\n")
         return 130

@@ -39,7 +39,12 @@ class KNNClassifier(nn.Module):
         return self.bank.votes(features[self.layer], self.k)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predicted classes int64 ``(B,)`` of images in [0, 1]."""
+        """Predicted classes int64 ``(B,)`` of images in [0, 1].
+
+        Raises:
+            ValueError: If an image is out of range or a feature is not finite.
+        """
+        functional.check_images(images)
         return functional.knn_prediction(self.votes(self.network.features(images)))
 
 
@@ -71,7 +76,8 @@ class DkNNClassifier(nn.Module):
             raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
         self.network, self.k, self.convention = network, k, convention
         self.knns = nn.ModuleList(KNNClassifier(network, layer, banks[layer], k) for layer in network.layers)
-        empty = torch.empty(0, len(network.layers), dtype=torch.int64)
+        device = banks[network.layers[0]].labels.device
+        empty = torch.empty(0, len(network.layers), dtype=torch.int64, device=device)
         self.register_buffer("calibration_votes", empty, persistent=False)
 
     @property
@@ -85,22 +91,28 @@ class DkNNClassifier(nn.Module):
         return torch.stack([knn.votes(features) for knn in knns], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4)."""
+        """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4).
+
+        Raises:
+            ValueError: If an image is out of range or a feature is not finite.
+        """
+        functional.check_images(images)
         return functional.dknn_prediction(self.votes(self.network.features(images)))
 
     @torch.no_grad()
     def calibrate(self, loader: Iterable[Batch]) -> None:
-        """Keep the true-class votes ``(N, L)`` of the calibration images, for Eq. (5)."""
+        """Keep the true-class votes ``(N, L)`` of the calibration images, for Eq. (5).
+
+        Raises:
+            ValueError: If an image is out of range or a feature is not finite.
+        """
         device = self.calibration_votes.device
-        self.calibration_votes = torch.cat(
-            [
-                functional.true_class_votes(
-                    self.votes(self.network.features(batch.images.to(device))),
-                    batch.labels.to(device),
-                )
-                for batch in tqdm(loader, desc="calibration", disable=None, leave=False)
-            ]
-        )
+        parts = []
+        for batch in tqdm(loader, desc="calibration", disable=None, leave=False):
+            functional.check_images(batch.images)
+            votes = self.votes(self.network.features(batch.images.to(device)))
+            parts.append(functional.true_class_votes(votes, batch.labels.to(device)))
+        self.calibration_votes = torch.cat(parts)
 
     def credibility(self, votes: Tensor) -> Tensor:
         """Credibility (Eq. 5) float64 ``(B,)`` of votes ``(B, L, C)``.
@@ -135,6 +147,7 @@ def build_banks(
     features: dict[str, list[Tensor]] = {layer: [] for layer in network.layers}
     labels, ids = [], []
     for batch in tqdm(loader, desc="bank", disable=None, leave=False):
+        functional.check_images(batch.images)
         for layer, rows in network.features(batch.images.to(device)).items():
             features[layer].append(rows)
         labels.append(batch.labels.to(device))

@@ -4,6 +4,7 @@ import os
 import warnings
 from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -49,8 +50,12 @@ class AdvKNNCLI(LightningCLI):
             save_config_callback=LoggedConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            # Lightning's own sampler repeats images to fill the last evaluation shard; the DataModules shard exactly.
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={
+                # Lightning's own sampler repeats images to fill the last evaluation shard; the DataModules shard exactly.
+                "use_distributed_sampler": False,
+                # Exact search needs float64, which Apple's GPUs, Lightning's choice on a Mac, do not have.
+                "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+            },
             auto_configure_optimizers=False,
             args=args,
             run=run,

@@ -16,9 +16,8 @@ from torchmetrics import Metric
 
 from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn
-from lightning_advknn.attacks.gradient_sign import check_images
 from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.functional import Convention
+from lightning_advknn.functional import Convention, check_images
 
 LabelSource = Literal["true", "knn"]
 """Which label an attack ascends: the ground truth, or (as in the authors' code) the kNN's prediction on its layer."""

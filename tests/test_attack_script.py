@@ -4,7 +4,8 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def times(folder: Path) -> dict[str, int]:
 
 def numbers(output: Path) -> dict[str, str]:
     """Everything but times and pictures."""
-    files = {p.name: p.read_text() for p in [*output.glob("*.csv"), *output.glob("rows/*.csv")]}
+    files = {str(p.relative_to(output)): p.read_text() for p in output.rglob("*.csv")}
     return files | {"metrics": json.loads((output / "summary.json").read_text())["metrics"]}
 
 
@@ -98,7 +99,7 @@ def test_tables_are_what_the_rows_say(done: Path) -> None:
     tables = {(r["victim"], r["method"], r["attack"]): r for r in read(done / "out" / "table2.csv")}
     assert len(tables) == 2 * 3 * 3
     for (victim, method, name), cell in tables.items():
-        rows = read(done / "out" / "rows" / f"{method}_{name}.csv")
+        rows = read(done / "out" / "rows" / method / f"{name}.csv")
         wrong = [row[f"{victim}_after"] != row["label"] for row in rows]
         l2 = np.array([float(row["l2"]) for row in rows])
         credibility = np.array([float(row[f"{victim}_credibility_after"]) for row in rows])
@@ -116,18 +117,18 @@ def test_tables_are_what_the_rows_say(done: Path) -> None:
         ("dknnb", "surrogate_before", "dknnb"),
         ("dknnb_cl", "surrogate_before", "dknnb_cl"),
     ):
-        rows = read(done / "out" / "rows" / f"{method}_bim.csv")
+        rows = read(done / "out" / "rows" / method / "bim.csv")
         right = np.mean([row[column] == row["label"] for row in rows])
         assert table1[classifier] == pytest.approx(100 * right, abs=1e-3)
 
 
 def test_rows_are_of_the_test_images_and_attacks_stay_in_their_ball(done: Path) -> None:
     test = Digits().split("test")
-    for path in (done / "out" / "rows").glob("*.csv"):
+    for path in (done / "out" / "rows").rglob("*.csv"):
         rows = read(path)
         assert [int(row["id"]) for row in rows] == test.ids.tolist()
         assert [int(row["label"]) for row in rows] == test.labels.tolist()
-        eps = {"clean": 0, "fgsm": 0.2, "bim": 0.1}[path.stem.rsplit("_", 1)[1]]
+        eps = {"clean": 0, "fgsm": 0.2, "bim": 0.1}[path.stem]
         linf = np.array([float(row["linf"]) for row in rows])
         assert (linf <= eps + 1e-6).all()
         assert eps == 0 or linf.min() > eps / 2
@@ -158,7 +159,7 @@ def test_stored_adversarials_queried_by_brute_force_give_the_rows(done: Path) ->
         stored[folder.name] = torch.cat(shards)
     assert len(stored) == 6
     matched = 0
-    for path in (done / "out" / "rows").glob("*_[fb]*m.csv"):
+    for path in (done / "out" / "rows").rglob("[fb]*m.csv"):
         rows = read(path)
         l2 = np.array([float(row["l2"]) for row in rows])
         for adversarial in stored.values():
@@ -200,21 +201,58 @@ def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch
     assert numbers(copy.parent / "out") == before
 
 
-def test_a_changed_k_redoes_queries_but_no_training(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "fit", no_training)
-    kept = times(copy.parent / "cache")
-    options = ("--victim.k=5", "--label_source=true", f"--output={copy.parent / 'k5'}")
-    assert evaluate(copy, *options) == 0
-    new = set(times(copy.parent / "cache")) - set(kept)
-    assert {name.split("/")[0] for name in new} == {"adversarial", "calibration", "observations"}
-    kept = times(copy.parent / "cache")
-    # Ascending true labels, the adversarials do not depend on k: only the victims are asked again.
-    assert evaluate(copy, "--label_source=true", f"--output={copy.parent / 'k10'}") == 0
-    new = set(times(copy.parent / "cache")) - set(kept)
-    assert {name.split("/")[0] for name in new} == {"observations"}
-    kept = times(copy.parent / "cache")
-    assert evaluate(copy, "--victim.convention=ge", f"--output={copy.parent / 'ge'}") == 0
-    assert times(copy.parent / "cache") == kept
+def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
+    def redone(name: str, *options: str) -> set[str]:
+        kept = times(copy.parent / "cache")
+        assert evaluate(copy, *options, f"--output={copy.parent / name}") == 0
+        new = set(times(copy.parent / "cache")) - set(kept)
+        assert kept.items() <= times(copy.parent / "cache").items()
+        return {name.split("/")[0] for name in new}
+
+    assert redone("ge", "--victim.convention=ge") == set()
+    assert redone("faiss", "--victim.backend=faiss") == set()
+    assert redone("true", "--label_source=true") == {"adversarial", "observations"}
+    # The surrogates imitate the victim's kNN, so another k trains others; the backbone stays.
+    stages = {"adversarial", "calibration", "observations", "surrogate", "votes"}
+    assert redone("k5", "--victim.k=5") == stages
+    summary = json.loads((copy.parent / "k5" / "summary.json").read_text())
+    trainings = summary["settings"]["trainings"]
+    assert {trainings[n]["model"]["init_args"]["k"] for n in ("dknnb", "dknnb_cl")} == {5}
+
+
+class Slanted(ConvNet):
+    """A network whose function depends on an argument that its weights do not show."""
+
+    def __init__(
+        self, slope: float = 1.0, mean: Sequence[float] = (0.3051,), std: Sequence[float] = (0.3247,)
+    ):
+        super().__init__(mean=mean, std=std)
+        self.slope = slope
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.slope * images)
+
+
+def test_the_same_weights_in_another_function_are_another_experiment(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "slanted", sys.modules[__name__])
+    checkpoint = torch.load(next((copy.parent / "cache" / "backbone").glob("*.ckpt")), weights_only=True)
+    checkpoint["lightning_advknn"]["network"] = f"{__name__}.Slanted"
+    torch.save(checkpoint, copy.parent / "own.ckpt")
+    network = copy.parent / "network.yaml"
+    accuracies = []
+    for slope in (1.0, 0.3):
+        content = {"class_path": "slanted.Slanted", "init_args": {"slope": slope}}
+        network.write_text(yaml.safe_dump(content))
+        output = copy.parent / f"slope{slope}"
+        assert evaluate(copy, f"--backbone.checkpoint={copy.parent / 'own.ckpt'}", f"--output={output}") == 0
+        accuracies.append(json.loads((output / "summary.json").read_text())["metrics"]["origin/clean"])
+    fresh = copy.parent / "fresh"
+    options = (f"--output={copy.parent / 'again'}", f"--cache={fresh}")
+    assert evaluate(copy, f"--backbone.checkpoint={copy.parent / 'own.ckpt'}", *options) == 0
+    again = json.loads((copy.parent / "again" / "summary.json").read_text())["metrics"]["origin/clean"]
+    assert accuracies[1] == again != accuracies[0]
 
 
 def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
@@ -245,7 +283,7 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
 def test_a_damaged_cached_file_is_made_again(copy: Path) -> None:
     expected = numbers(copy.parent / "out")
     for kind in ("adversarial", "observations"):
-        for path in (copy.parent / "cache" / kind).rglob("000200.safetensors"):
+        for path in (copy.parent / "cache" / kind).rglob("000200-*.safetensors"):
             path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(UserWarning, match="is damaged .* and is made again"):
         assert evaluate(copy) == 0
@@ -311,7 +349,7 @@ class _Code:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--victim.k=850"], r"`?victim.k`? to be in \[1, 849\].*but got 850"),
+        (["--victim.k=851"], r"`victim.k` to be in \[1, 850\].*but got 851"),
         (["--victim.k=0"], "but got 0"),
         (["--victim.layer=relu9"], "one of .*relu1.*relu2.*relu3.*logits.*but got 'relu9'"),
         (["--attacks.fgsm.settings={'eps': -0.1}"], "`eps` to be finite and at least 0, but got -0.1"),
@@ -321,7 +359,21 @@ class _Code:
         (["--attacks.fgsm.function=pgd"], r"one of \['bim', 'fgsm'\], but got 'pgd'"),
         (["--backbone.checkpoint=missing.ckpt"], "missing.ckpt, but there is none"),
         (["--backbone.config={configs}/surrogate.yaml"], "to train a BackboneModule"),
-        (["--surrogates={'origin': {'config': '{configs}/surrogate.yaml'}}"], "no surrogate named 'origin'"),
+        (
+            ["--surrogates={'origin': {'config': '{configs}/surrogate.yaml'}}"],
+            "which mean something else, but got 'origin'",
+        ),
+        (["--surrogates={'knn': {'config': '{configs}/surrogate.yaml'}}"], "but got 'knn'"),
+        (["--attacks={}"], "at least one attack"),
+        (["--attacks={'clean': {'function': 'fgsm', 'settings': {'eps': 0.1}}}"], "but got 'clean'"),
+        (["--attacks={'../x': {'function': 'fgsm', 'settings': {'eps': 0.1}}}"], "but got '../x'"),
+        (
+            ["--attacks.bim.settings={'eps': 0.1, 'step_size': 0.1, 'steps': 2.5}"],
+            "`steps` to be a whole number, but got 2.5",
+        ),
+        (["--surrogates.dknnb.checkpoint={configs}/attack.yaml"], "(no|a whole) checkpoint"),
+        (["--results={configs}/attack.yaml/results"], "to write in"),
+        (["--device=meta"], "`device` to be one that torch can use here"),
         (
             ["--surrogates={'a': {'config': '{configs}/surrogate.yaml', 'overrides': {'layer': 'conv9'}}}"],
             "Its layers are .*conv1",

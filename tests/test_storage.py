@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from lightning_advknn.models import ConvNet, Normalize
-from lightning_advknn.storage import atomic_path, check_writable, digest, weights_digest, write_json
+from lightning_advknn.storage import (
+    atomic_path,
+    check_writable,
+    digest,
+    tensors_digest,
+    weights_digest,
+    write_json,
+)
 
 
 def names(folder):
@@ -42,25 +49,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with atomic_path(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new"
-
-
-def test_folders_are_whole_or_not_there(tmp_path):
-    path = tmp_path / "folder"
-
-    def fill(fail):
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
-            (temporary / "a").write_text("a")
-            if fail:
-                raise RuntimeError("disk full")
-            (temporary / "b").write_text("b")
-
-    with pytest.raises(RuntimeError, match="disk full"):
-        fill(fail=True)
-    assert names(tmp_path) == []
-    fill(fail=False)
-    assert names(path) == ["a", "b"]
-    assert names(tmp_path) == ["folder"]
 
 
 def test_nothing_written_is_an_error(tmp_path):
@@ -152,3 +140,17 @@ def test_weights_digest_sees_names():
         nn.ModuleDict({"b": Normalize([0.0], [1.0])}),
     )
     assert weights_digest(first) != weights_digest(second)
+
+
+def test_weights_digest_sees_shapes_and_types() -> None:
+    tensors = [
+        torch.zeros(2, 3),
+        torch.zeros(3, 2),
+        torch.zeros(2, 3).bfloat16(),
+        torch.zeros(2, 3).int(),
+        torch.tensor(0.0),
+    ]
+    assert len({tensors_digest({"a": tensor}) for tensor in tensors}) == len(tensors)
+    assert tensors_digest({"a": tensors[0], "b": tensors[1]}) == tensors_digest(
+        {"b": tensors[1], "a": tensors[0]}
+    )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_advknn.functional import check_images
+
 LogitsFn = Callable[[Tensor], Tensor]
 
 
@@ -62,7 +64,7 @@ def bim(
     """
     _check(images, labels, eps=eps, step_size=step_size, steps=steps)
     adversarial = images
-    for _ in range(steps):
+    for _ in range(int(steps)):
         gradient = loss_gradient(logits_fn, adversarial, labels)
         adversarial = _step(images, adversarial, gradient, step_size, eps)
     return adversarial.clone() if steps == 0 else adversarial
@@ -106,26 +108,12 @@ def _check(images: Tensor, labels: Tensor, **settings: float) -> None:
     for name, value in settings.items():
         if not 0 <= value < float("inf"):
             raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
+    steps = settings.get("steps", 0)
+    if steps != int(steps):
+        raise ValueError(f"Expected `steps` to be a whole number, but got {steps}.")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"Expected int64 `labels` of shape ({len(images)},), one an image,"
             f" but got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     check_images(images)
-
-
-def check_images(images: Tensor) -> None:
-    """Raise a ValueError unless every pixel is finite and in [0, 1]."""
-    if not images.is_floating_point():
-        raise ValueError(
-            f"Expected floating-point images in [0, 1], but got {images.dtype}. Divide uint8 by 255."
-        )
-    if not images.numel():
-        return
-    low, high = images.aminmax()
-    # NaN fails every comparison, so this catches it too.
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"Expected finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
-            " Images are not normalised here: normalisation is a layer of the network."
-        )

@@ -13,7 +13,7 @@ from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.callbacks.subsets import batches, draw_subsets, read
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
-from lightning_advknn.data import ImageDataModule
+from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import (
     LabelSource,
     Rows,
@@ -111,9 +111,7 @@ class AttackEvaluation(Callback):
         """
         if stage == "predict":
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageDataModule):
-            raise TypeError(f"Expected an ImageDataModule as `datamodule`, but got a {type(data).__name__}.")
+        data = data_of(trainer)
         own = _feature_network(pl_module)
         # The same submodules under a list of layers of their own.
         self._network = FeatureNetwork(own.network, self.layers or own.layers)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -229,6 +229,16 @@ class ImageDataModule(LightningDataModule, ABC):
                 )
 
     @contextmanager
+    def _downloading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # no network, no room, or no mirror that has it
+            raise OSError(
+                f"Expected to download {self.name} to {self.root}, but: {error}. Put the files there by hand, or set"
+                " `root` to a folder that has them."
+            ) from error
+
+    @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
@@ -237,6 +247,16 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"Expected readable {self.name} files in {self.root}, but reading them failed: {error or type(error)}."
                 " They are truncated, corrupt or in another format: delete them and download them again."
             ) from error
+
+
+def data_of(trainer: Trainer) -> ImageDataModule:
+    """The trainer's data module; raises a TypeError unless it is an `ImageDataModule`."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageDataModule):
+        raise TypeError(
+            f"Expected the trainer to run with `datamodule` set to an ImageDataModule, but got {type(data).__name__}."
+        )
+    return data
 
 
 def _as_batch(batch: Any) -> Batch:

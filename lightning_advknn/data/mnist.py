@@ -25,9 +25,11 @@ class MNIST(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing, if asked to, and check the files."""
-        if self.download:
-            self.dataset(str(self.root), download=True)
-        self._check_files(self.root / self.dataset.__name__ / "raw", self.md5_by_file)
+        folder = self.root / self.dataset.__name__ / "raw"
+        if self.download and not all((folder / file).is_file() for file in self.md5_by_file):
+            with self._downloading():
+                self.dataset(str(self.root), download=True)
+        self._check_files(folder, self.md5_by_file)
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Read one original split: images uint8 ``(n, 1, 28, 28)``, labels int64 ``(n,)``."""

@@ -28,7 +28,8 @@ class SVHN(ImageDataModule):
             if split == "extra":
                 continue
             if self.download and not (self.root / file).is_file():
-                torchvision.datasets.SVHN(str(self.root), split=split, download=True)
+                with self._downloading():
+                    torchvision.datasets.SVHN(str(self.root), split=split, download=True)
             self._check_files(self.root, {file: md5})
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """The stages of an experiment, each saved once under a key of all it depends on."""
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,8 @@ from lightning_advknn.experiment.settings import Experiment, Trained
 from lightning_advknn.experiment.training import fit, instantiate, training_settings
 from lightning_advknn.models import FeatureNetwork, Surrogate
 from lightning_advknn.modules import BackboneModule, SurrogateModule, load_weights
-from lightning_advknn.storage import atomic_path, check_writable, digest, weights_digest
+from lightning_advknn.search import check_backend
+from lightning_advknn.storage import atomic_path, check_writable, digest, file_digest, weights_digest
 
 T = TypeVar("T")
 
@@ -58,39 +60,58 @@ class ExperimentRun:
         self._nested = 0.0  # wall time of stages that ran inside the one that is running
         check_writable(self.cache)
         self.device = _device(experiment.device)
-        if ORIGIN in experiment.surrogates:
-            raise ValueError(f"Expected no surrogate named {ORIGIN!r}: that is the backbone.")
+        _check_names(experiment)
+        check_backend(experiment.victim.backend)
         self._attacks = {name: attack.bind() for name, attack in experiment.attacks.items()}
         self._trainings = {
             name: instantiate(trained, kind, experiment.seed, experiment.root, self.device)
             for name, trained, kind in (
                 (ORIGIN, experiment.backbone, BackboneModule),
-                *((name, s, SurrogateModule) for name, s in experiment.surrogates.items()),
+                *((name, self._trained(name), SurrogateModule) for name in experiment.surrogates),
             )
         }
-        backbone = self._trainings[ORIGIN]
-        layers = backbone.model.network.layers
-        if experiment.victim.layer not in layers:
-            raise ValueError(
-                f"Expected `victim.layer` to be one of {list(layers)}, but got {experiment.victim.layer!r}."
-            )
-        self.data: ImageDataModule = backbone.datamodule
+        self.data: ImageDataModule = self._trainings[ORIGIN].datamodule
         self.data.prepare_data()
-        for name, cli in self._trainings.items():
+        self._check_settings()
+        self._load_given()
+
+    def _check_settings(self) -> None:
+        victim = self.experiment.victim
+        layers = self._trainings[ORIGIN].model.network.layers
+        if victim.layer not in layers:
+            raise ValueError(
+                f"Expected `victim.layer` to be one of {list(layers)}, but got {victim.layer!r}."
+            )
+        rows = len(self.data.split("train"))
+        if not 1 <= victim.k <= rows:
+            raise ValueError(
+                f"Expected `victim.k` to be in [1, {rows}] (the bank's rows), but got {victim.k}."
+            )
+        for name in self.experiment.surrogates:
+            cli = self._trainings[name]
             if cli.datamodule.fingerprint != self.data.fingerprint:
                 raise ValueError(
                     f"Expected {name} to be configured with the backbone's data and splits, but its"
                     f" {cli.datamodule.name} differs. Give both configurations the same `data`."
                 )
-        rows = len(self.data.split("train"))
-        for name, k in (
-            ("victim.k", experiment.victim.k),
-            *((f"{n}'s k", t.model.k) for n, t in self._trainings.items() if n != ORIGIN),
-        ):
-            if not 1 <= k < rows:
+            if not 1 <= cli.model.k < rows:
                 raise ValueError(
-                    f"Expected {name} to be in [1, {rows - 1}] (the bank's rows less the image's own), but got {k}."
+                    f"Expected {name}'s k to be in [1, {rows - 1}] (the bank's rows less the image's own), but got"
+                    f" {cli.model.k}."
                 )
+
+    def _load_given(self) -> None:
+        """Load what is there already, so that a checkpoint that does not fit is refused now."""
+        given = [name for name in self.experiment.surrogates if self._trained(name).checkpoint]
+        if self._checkpoint(ORIGIN).is_file():
+            _ = self.backbone
+            for name in given:
+                self._surrogate(name)
+        elif given:
+            raise ValueError(
+                f"Expected `backbone.checkpoint` beside the checkpoint of {', '.join(given)}: a surrogate belongs to one"
+                " backbone. Give the backbone that it was trained on."
+            )
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -108,8 +129,9 @@ class ExperimentRun:
         return {
             "trainings": {name: training_settings(cli) for name, cli in self._trainings.items()},
             "checkpoints": {
-                ORIGIN: experiment.backbone.checkpoint,
-                **{name: s.checkpoint for name, s in experiment.surrogates.items()},
+                name: file_digest(self._checkpoint(name))
+                for name in self.methods
+                if self._trained(name).checkpoint
             },
             "victim": {k: v for k, v in asdict(experiment.victim).items() if k != "backend"},
             "attacks": {name: asdict(attack) for name, attack in experiment.attacks.items()},
@@ -174,7 +196,7 @@ class ExperimentRun:
         if attack is None:
             return images
         stored = self._stage(
-            f"adversarial/{self._adversarial_key(method, attack)}/{start:06d}",
+            f"adversarial/{self._adversarial_key(method, attack)}/{_name(start)}",
             f"attack {method}/{attack}",
             lambda: {"adversarial": self._attack(method, attack, start)},
         )
@@ -208,7 +230,7 @@ class ExperimentRun:
 
         label = "clean" if clean else f"{method}/{attack}"
         key = digest([images_key, self._victim_key])
-        found = self._stage(f"observations/{key}/{start:06d}", f"query {label}", query)
+        found = self._stage(f"observations/{key}/{_name(start)}", f"query {label}", query)
         settings = self.experiment.victim
         return decide(
             found["dnn"].to(self.device),
@@ -232,12 +254,10 @@ class ExperimentRun:
         settings = self.experiment.victim
         return digest(
             {
-                "backbone": self._backbone_digest,
+                "backbone": self._backbone_key,
                 "layers": list(self.backbone.layers),
-                "data": self.data.fingerprint,
                 "k": settings.k,
                 "metric": settings.metric,
-                "version": __version__,
             }
         )
 
@@ -252,18 +272,19 @@ class ExperimentRun:
         knn = [settings.layer, settings.k, settings.metric]
         return digest(
             {
-                "backbone": self._backbone_digest,
+                "backbone": self._backbone_key,
                 "attacked": weights_digest(self.logits_fn(method)),
                 "attack": asdict(self.experiment.attacks[attack]),
+                "layer": ORIGIN if method == ORIGIN else self.surrogates[method].layer,
                 "labels": knn if self.experiment.label_source == "knn" else "true",
-                "data": self.data.fingerprint,
-                "version": __version__,
             }
         )
 
     @cached_property
-    def _backbone_digest(self) -> str:
-        return weights_digest(self.backbone)
+    def _backbone_key(self) -> str:
+        """Hash of what the trained backbone computes, and on which images."""
+        architecture = training_settings(self._trainings[ORIGIN])["model"]["init_args"]["network"]
+        return digest([architecture, weights_digest(self.backbone), self.data.fingerprint, __version__])
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and ids of the test images from `start` on, on the device."""
@@ -301,41 +322,63 @@ class ExperimentRun:
         return result, own
 
     def _surrogate(self, name: str) -> Surrogate:
-        backbone_key = self._backbone_digest  # trains the backbone first, if it has to be
+        backbone_key = self._backbone_key  # trains the backbone first, if it has to be
         module = self._trainings[name].model
         module.backbone_checkpoint = self._checkpoint(ORIGIN)
         module.load_backbone(self.data.name)
-        votes_key = digest([backbone_key, self.data.fingerprint, module.layer, module.k, module.metric])
+        votes_key = digest([backbone_key, module.layer, module.k, module.metric])
         module.votes_file = self.cache / "votes" / votes_key
         surrogate: Surrogate = self._train(name).surrogate
         return surrogate.to(self.device).eval()
 
     def _trained(self, name: str) -> Trained:
-        return self.experiment.backbone if name == ORIGIN else self.experiment.surrogates[name]
+        """How a module is made; surrogates imitate the victim's kNN unless they say otherwise."""
+        if name == ORIGIN:
+            return self.experiment.backbone
+        trained, victim = self.experiment.surrogates[name], self.experiment.victim
+        return replace(trained, overrides={"k": victim.k, "metric": victim.metric, **trained.overrides})
 
     def _checkpoint(self, name: str) -> Path:
         """Where a module's checkpoint is or will be."""
         given = self._trained(name).checkpoint
         if given:
             return Path(given)
-        key = [training_settings(self._trainings[name]), self.data.fingerprint, __version__]
-        if name != ORIGIN:
-            key.append(self._backbone_digest)
-        kind = "backbone" if name == ORIGIN else "surrogate"
-        return self.cache / kind / f"{digest(key)}.ckpt"
+        settings = training_settings(self._trainings[name])
+        if name == ORIGIN:
+            return self.cache / "backbone" / f"{digest([settings, self.data.fingerprint, __version__])}.ckpt"
+        return self.cache / "surrogate" / f"{digest([settings, self._backbone_key])}.ckpt"
 
     def _train(self, name: str) -> Any:
         """The module with its trained weights: loaded, or trained from its configuration and kept."""
-        cli, checkpoint = self._trainings[name], self._checkpoint(name)
+        cli, checkpoint, trained = self._trainings[name], self._checkpoint(name), self._trained(name)
         if not checkpoint.is_file():
-            trained = self._trained(name)
             fit(cli, trained, checkpoint, self.experiment.seed)
         module = cli.model
         load_weights(module, checkpoint, module.identity(self.data.name))
-        facts = checkpoint.with_suffix(".json")
-        if facts.is_file():
-            self._seconds[str(checkpoint)] = f"train {name}", json.loads(facts.read_text())["seconds"]
+        if not trained.checkpoint:
+            facts = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
+            self._seconds[str(checkpoint)] = f"train {name}", facts["seconds"]
         return module
+
+
+def _check_names(experiment: Experiment) -> None:
+    """Raise a ValueError unless names of surrogates and attacks can name files and table cells."""
+    if not experiment.attacks:
+        raise ValueError("Expected at least one attack in `attacks`, but got none.")
+    for kind, names, reserved in (
+        ("surrogate", experiment.surrogates, (ORIGIN, "dnn", "knn", "dknn", "surrogate")),
+        ("attack", experiment.attacks, ("clean",)),
+    ):
+        for name in names:
+            if name in reserved or not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(
+                    f"Expected the name of each {kind} to have letters, digits, `_` and `-` only and not to be one of"
+                    f" {list(reserved)}, which mean something else, but got {name!r}."
+                )
+
+
+def _name(start: int) -> str:
+    return f"{start:06d}-{start + SHARD:06d}"
 
 
 def _device(name: str) -> torch.device:
@@ -343,8 +386,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        return torch.zeros(0, device=name, dtype=torch.float64).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"Expected `device` to be one that torch can use here, but {name!r}: {error}"
+            f"Expected `device` to be one that torch can use here, with float64, but {name!r}: {error}"
         ) from error

@@ -62,7 +62,7 @@ def instantiate(
         "config": trained.config.absolute,
         "seed_everything": seed,
         **({} if root is None else {"data.init_args.root": root}),
-        **{f"model.init_args.{name}": json.dumps(value) for name, value in trained.overrides.items()},
+        **{f"model.init_args.{name}": _argument(value) for name, value in trained.overrides.items()},
         "trainer.logger": "false",
         "trainer.enable_progress_bar": json.dumps(sys.stderr.isatty()),
         "trainer.enable_model_summary": "false",
@@ -182,6 +182,10 @@ def provenance(device: torch.device) -> dict[str, Any]:
         else f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _picker(cli: AdvKNNCLI, trained: Trained) -> ModelCheckpoint:

@@ -1,7 +1,8 @@
-"""The paper's equations, one pure function each; imports torch only."""
+"""The paper's equations, one pure function each, and what they expect; imports torch only."""
 
 from lightning_advknn.functional.credibility import Convention, credibility, true_class_votes
 from lightning_advknn.functional.distortion import authors_l2, l2_distortion, linf_distortion
+from lightning_advknn.functional.images import check_images
 from lightning_advknn.functional.losses import (
     classification_loss,
     consistency_loss,
@@ -17,6 +18,7 @@ from lightning_advknn.functional.voting import (
 __all__ = [
     "Convention",
     "authors_l2",
+    "check_images",
     "classification_loss",
     "consistency_loss",
     "count_votes",

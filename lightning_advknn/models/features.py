@@ -1,7 +1,9 @@
 """Layer features of any network."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,11 +39,20 @@ class FeatureNetwork(nn.Module):
         return self.logits_and_features(images)[1]
 
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits ``(B, C)`` and each layer's features ``(B, D)`` from one forward pass."""
+        """Logits ``(B, C)`` and each layer's features, float32 ``(B, D)``, from one forward pass.
+
+        Raises:
+            ValueError: If a layer does not run, or gives something else than a tensor.
+        """
         outputs: dict[str, Tensor] = {}
 
-        def keep(layer: str, output: Tensor) -> None:
-            outputs[layer] = output.flatten(1).clone()  # the next layer may change its input in place
+        def keep(layer: str, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"Expected layer {layer!r} to give a tensor, but got a {type(output).__name__}. Choose another layer."
+                )
+            # A copy: the next layer may change its input in place.
+            outputs[layer] = output.flatten(1).to(torch.float32, copy=True)
 
         handles = [
             self.network.get_submodule(layer).register_forward_hook(
@@ -54,4 +65,9 @@ class FeatureNetwork(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+        if len(outputs) < len(self.layers):
+            silent = [layer for layer in self.layers if layer not in outputs]
+            raise ValueError(
+                f"Expected the network to run each of `layers`, but it skips {silent}. Those that ran: {list(outputs)}."
+            )
         return logits, {layer: outputs[layer] for layer in self.layers}

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_advknn.data import Batch, ImageDataModule
+from lightning_advknn.data import Batch, data_of
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules.checkpoint import (
     IDENTITY,
@@ -59,7 +59,7 @@ class BackboneModule(LightningModule):
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
-        check_network(network, self.image_shape, num_classes)
+        check_network(self.network, self.image_shape, num_classes)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -80,15 +80,15 @@ class BackboneModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data fits."""
-        check_data(self._data(), self.image_shape, self.num_classes)
+        check_data(data_of(self.trainer), self.image_shape, self.num_classes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what it holds."""
-        checkpoint[IDENTITY] = self.identity(self._data().name)
+        checkpoint[IDENTITY] = self.identity(data_of(self.trainer).name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else."""
-        check_identity(checkpoint, self.identity(self._data().name), "the checkpoint")
+        check_identity(checkpoint, self.identity(data_of(self.trainer).name), "the checkpoint")
 
     def training_step(self, batch: Batch) -> Tensor:
         """Cross-entropy on the true labels."""
@@ -116,7 +116,3 @@ class BackboneModule(LightningModule):
         size = len(batch.labels)
         self.log(f"{stage}/loss", loss, batch_size=size, on_epoch=True, sync_dist=True)
         self.log(f"{stage}/acc", accuracy, batch_size=size, prog_bar=True)
-
-    def _data(self) -> ImageDataModule:
-        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data

@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from lightning_advknn.data import ImageDataModule
+from lightning_advknn.models import FeatureNetwork
 
 IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
 
@@ -104,13 +105,16 @@ def check_data(data: ImageDataModule, image_shape: tuple[int, ...], num_classes:
         )
 
 
-def check_network(network: nn.Module, image_shape: tuple[int, ...], num_classes: int) -> None:
-    """Raise a ValueError unless a network gives images of this shape one score a class; leave it as it was."""
+def check_network(network: FeatureNetwork, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Raise a ValueError unless a network gives images of this shape one score a class and each layer's features.
+
+    Leaves the network as it was.
+    """
     training = [(module, module.training) for module in network.modules()]
     network.eval()  # in training mode, batch norm would count this image or refuse a single one
     try:
         with torch.no_grad():
-            logits = network(torch.zeros(1, *image_shape))
+            logits, _ = network.logits_and_features(torch.zeros(1, *image_shape))
     except RuntimeError as error:
         raise ValueError(
             f"Expected a network for images of shape {image_shape}, but it fails on one: {error}. Set `image_shape` to"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
 
-from lightning_advknn import functional
+from lightning_advknn import __version__, functional
 from lightning_advknn.classifiers import build_banks
-from lightning_advknn.data import Batch, ImageDataModule
+from lightning_advknn.data import Batch, data_of
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
 from lightning_advknn.modules.checkpoint import (
@@ -26,8 +26,8 @@ from lightning_advknn.modules.checkpoint import (
     describe,
     load_weights,
 )
-from lightning_advknn.search import Backend, MemoryBank, Metric
-from lightning_advknn.storage import atomic_path, digest, weights_digest
+from lightning_advknn.search import Backend, MemoryBank, Metric, check_backend
+from lightning_advknn.storage import atomic_path, digest, tensors_digest, weights_digest
 
 
 class Targets(NamedTuple):
@@ -59,7 +59,7 @@ class SurrogateModule(LightningModule):
         cls_weight: lambda of Eq. (16); .3 in the paper.
         cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
         learning_rate: Of Adam.
-        votes_file: Where the votes are kept for other runs on the same backbone, layer, k and metric.
+        votes_file: Where the votes are kept, for other runs on the same features with the same k and metric.
 
     Raises:
         ValueError: If the layer does not exist or both weights are 0.
@@ -153,13 +153,14 @@ class SurrogateModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data, load the backbone's weights and check k before anything is computed."""
-        data = self._data()
+        data = data_of(self.trainer)
         check_data(data, self.image_shape, self.num_classes)
         self.load_backbone(data.name)
         # An earlier run's may be of other data, or tensors of inference mode.
         self._bank, self._targets = None, {}
         for scores in self.scores.values():
             cast(MetricCollection, scores).reset()
+        check_backend(self.backend)
         rows = len(data.split("train"))
         if not 1 <= self.k < rows:
             raise ValueError(
@@ -189,6 +190,10 @@ class SurrogateModule(LightningModule):
         self._prepare("val")
         self._bank = None  # its features live on in the training targets
 
+    def teardown(self, stage: str) -> None:
+        """Free the features, which can be gigabytes."""
+        self._bank, self._targets = None, {}
+
     def on_validation_start(self) -> None:
         """Compute the validation images' votes, unless a fit has."""
         self._prepare("val")
@@ -199,11 +204,11 @@ class SurrogateModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what it holds."""
-        checkpoint[IDENTITY] = self.identity(self._data().name)
+        checkpoint[IDENTITY] = self.identity(data_of(self.trainer).name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else."""
-        check_identity(checkpoint, self.identity(self._data().name), "the checkpoint")
+        check_identity(checkpoint, self.identity(data_of(self.trainer).name), "the checkpoint")
 
     def training_step(self, batch: Batch) -> Tensor:
         """Eq. (16) on the leave-one-out votes; the mean over the batch instead of the paper's sum."""
@@ -265,14 +270,14 @@ class SurrogateModule(LightningModule):
             self._targets[split] = Targets(own.ids, own.features, votes)
 
     def _extract(self, split: str) -> MemoryBank:
-        loader = self._data().loader(split)
+        loader = data_of(self.trainer).loader(split)
         backbone = self.surrogate.backbone
         return build_banks(backbone, loader, self.num_classes, self.metric, self.backend)[self.layer]
 
     def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> Tensor:
         """Votes on a split's images, from the votes file where it has them."""
-        data = self._data()
-        key = digest({**self.identity(data.name), "data": data.fingerprint, "split": split})
+        contents = {"bank": bank.features, "labels": bank.labels, "ids": bank.ids, "queries": own.features}
+        key = digest([tensors_digest(contents), self.k, self.metric, split, __version__])
         file = self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
         if file:
             kept = _read_votes(file, key)
@@ -299,10 +304,6 @@ class SurrogateModule(LightningModule):
             with atomic_path(file) as temporary:
                 save_file({"votes": votes.cpu()}, temporary, metadata={"key": key})
         return votes
-
-    def _data(self) -> ImageDataModule:
-        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
 
 
 def _read_votes(file: Path, key: str) -> Tensor | None:

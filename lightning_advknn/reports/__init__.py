@@ -1,5 +1,5 @@
 """Tables, pictures and files from per-sample rows, with the paper's numbers beside."""
 
-from lightning_advknn.reports.evaluate import evaluate
+from lightning_advknn.reports.evaluate import evaluate, prepare
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "prepare"]

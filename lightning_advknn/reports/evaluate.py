@@ -1,9 +1,10 @@
 """``attack.py evaluate``: one experiment from its configuration to rows, tables and pictures."""
 
 import json
+import math
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +23,74 @@ from lightning_advknn.reports.tables import (
     table2_records,
     write_csv,
 )
-from lightning_advknn.storage import check_writable, digest, write_json
+from lightning_advknn.storage import check_writable, write_json
 
 EXPERIMENT_FILE = "experiment.json"
 
 
-def evaluate(experiment: Experiment, results: str | None = None) -> None:
-    """Run an experiment and leave rows, tables and a picture in its output folder.
-
-    Files: ``rows/<method>_<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``.
+def prepare(experiment: Experiment, results: str | None = None) -> ExperimentRun:
+    """Check an experiment and its folders, before anything long starts.
 
     Args:
         experiment: What to run.
-        results: Folder whose tables over several seeds get this seed's lines, and a copy of the summary.
+        results: Folder of tables over several seeds, or None.
 
     Raises:
-        ValueError: If anything in the experiment cannot work, or a folder holds another experiment's results.
+        ValueError: If anything in the experiment cannot work, or a folder holds something else.
         OSError: If a file is missing or a folder cannot be written.
+        ImportError: If the search backend is not installed.
     """
     run = ExperimentRun(experiment)
-    settings = run.describe()
-    output = Path(experiment.output)
-    check_writable(output)
-    _claim(output / EXPERIMENT_FILE, settings)
+    settings = json.loads(json.dumps(run.describe()))  # as it reads back
+    claims = [(Path(experiment.output), settings, "summary.json")]
     if results is not None:
-        check_writable(Path(results))
-        _claim(Path(results) / EXPERIMENT_FILE, _without_seed(settings))
+        claims.append((Path(results), _without_seed(settings), "table1.csv"))
+    for folder, claim, result in claims:
+        check_writable(folder)
+        _check_claim(folder, claim, result)
+    _check_foreign(Path(experiment.output))
+    for folder, claim, _ in claims:
+        if _read_claim(folder) != claim:
+            shutil.rmtree(folder / "rows", ignore_errors=True)  # left by a run that came to nothing
+            write_json(folder / EXPERIMENT_FILE, claim)
+    return run
 
-    _ = run.surrogates  # all training first: a checkpoint that does not fit ends the run before the attacks
+
+def evaluate(run: ExperimentRun, results: str | None = None) -> None:
+    """Run a prepared experiment and leave rows, tables and a picture in its output folder.
+
+    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
+    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``.
+
+    Args:
+        run: From `prepare`.
+        results: Folder whose tables over several seeds get this seed's lines, and a copy of the summary.
+    """
+    experiment, output = run.experiment, Path(run.experiment.output)
+    _ = run.surrogates  # all training first
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
-    metrics: dict[str, Mapping[str, float]] = {}
+    metrics: dict[str, dict[str, float | None]] = {}
     for method in run.methods:
         for attack in (None, *experiment.attacks):
             rows = run.rows(method, attack)
             name = attack or "clean"
             constants = _constants(experiment, method, attack)
-            write_rows(output / "rows" / f"{method}_{name}.csv", rows, run.backbone.layers, constants)
-            eps = experiment.attacks[attack].settings.get("eps", 0) if attack else 0
-            table2 += table2_records(run.data.name, experiment.seed, method, name, eps, rows)
-            metrics[f"{method}/{name}"] = summarize(rows)
+            write_rows(output / "rows" / method / f"{name}.csv", rows, run.backbone.layers, constants)
+            table2 += table2_records(run.data.name, experiment, method, attack, rows)
+            # JSON has no NaN, which means of no successes are.
+            metrics[f"{method}/{name}"] = {
+                key: None if math.isnan(value) else value for key, value in summarize(rows).items()
+            }
             if attack is None:
                 clean[method] = rows
-    table1 = table1_records(run.data.name, experiment.seed, clean)
+    table1 = table1_records(run.data.name, experiment, clean)
     write_csv(output / "table1.csv", TABLE1, table1)
     write_csv(output / "table2.csv", TABLE2, table2)
     _picture(run, output / "neighbours")
     summary = {
         "command": shlex.join(["python", *sys.argv]),
-        "settings": settings,
+        "settings": run.describe(),
         **provenance(run.device),
         "seconds": {stage: round(seconds, 1) for stage, seconds in run.seconds().items()},
         "metrics": metrics,
@@ -97,19 +116,31 @@ def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[
     }
 
 
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Mark a folder as this experiment's, or raise if it is another's."""
-    if path.is_file():
-        try:
-            theirs = json.loads(path.read_text())
-        except ValueError:
-            theirs = None
-        if theirs is None or digest(theirs) != digest(settings):
-            raise ValueError(
-                f"Expected {path.parent} to be empty or to hold this experiment's results, but its {path.name} is of"
-                " another experiment. Choose another folder, or delete this one."
-            )
-    write_json(path, settings)
+def _check_claim(folder: Path, settings: dict[str, Any], result: str) -> None:
+    """Raise a ValueError if a folder holds another experiment's results."""
+    # A claim without a result was left by a run that came to nothing.
+    if (folder / result).is_file() and _read_claim(folder) != settings:
+        raise ValueError(
+            f"Expected {folder} to be empty or to hold this experiment's results, but its {EXPERIMENT_FILE} is of"
+            " another experiment. Choose another folder, or delete this one."
+        )
+
+
+def _read_claim(folder: Path) -> Any:
+    """The settings of the experiment whose folder this is; None if it is nobody's."""
+    try:
+        return json.loads((folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _check_foreign(output: Path) -> None:
+    """Raise a ValueError if an output folder holds files, but no experiment."""
+    if any(output.iterdir()) and not (output / EXPERIMENT_FILE).is_file():
+        raise ValueError(
+            f"Expected {output} to be empty or to hold this experiment's results, but it holds other files. Choose"
+            " another folder."
+        )
 
 
 def _without_seed(settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,8 +14,6 @@ from lightning_advknn.evaluation import Rows
 from lightning_advknn.storage import atomic_path
 
 NEIGHBOURS = 5
-
-matplotlib.use("Agg")
 
 
 def neighbours_figure(

@@ -17,7 +17,8 @@ def main(repository: Path = Path()) -> None:
     """Rewrite the README's part between the result markers."""
     path = repository / "README.md"
     with atomic_path(path) as temporary:
-        temporary.write_text(render(path.read_text(), repository / "results"))
+        text = render(path.read_text(encoding="utf-8"), repository / "results")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def render(readme: str, results: Path) -> str:
@@ -46,9 +47,9 @@ def render(readme: str, results: Path) -> str:
 
 def _section(folder: Path, name: str) -> str:
     table1, table2 = read_csv(folder / "table1.csv"), read_csv(folder / "table2.csv")
-    if not table1:
+    if not (folder / "table1.csv").is_file() or not list(folder.glob("seed*.json")):
         return f"### {name}\n\nNot run yet: `python attack.py evaluate --config configs/{folder.name}/attack.yaml --results results/{folder.name}`.\n"
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*.json"))]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed*.json"))]
     made = "; ".join(f"`{run['command']}` ({run['device']}, {run['date']})" for run in runs)
     settings = runs[0]["settings"]
     return "\n".join(
@@ -73,7 +74,7 @@ def _section(folder: Path, name: str) -> str:
                     "paper",
                     "true L2",
                     "L2 of successes",
-                    "credibility",
+                    "credibility, all",
                 ],
                 [
                     [

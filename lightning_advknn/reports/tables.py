@@ -3,12 +3,14 @@
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lightning_advknn.evaluation import Rows, summarize
+from lightning_advknn.experiment import Experiment
 from lightning_advknn.reports import paper
 from lightning_advknn.storage import atomic_path
 
@@ -30,12 +32,12 @@ TABLE2 = (
 )
 
 
-def table1_records(data: str, seed: int, clean: Mapping[str, Rows]) -> list[Record]:
+def table1_records(data: str, experiment: Experiment, clean: Mapping[str, Rows]) -> list[Record]:
     """Clean accuracies in % (Table 1).
 
     Args:
         data: Name of the data set.
-        seed: Of the experiment.
+        experiment: Its seed and victim's settings.
         clean: Rows without an attack, by method.
     """
     first = summarize(next(iter(clean.values())))
@@ -49,39 +51,42 @@ def table1_records(data: str, seed: int, clean: Mapping[str, Rows]) -> list[Reco
         {
             "victim": victim,
             "accuracy": round(100 * accuracy, 4),
-            "paper": paper.table1(data, victim),
+            "paper": paper.table1(data, victim, asdict(experiment.victim)),
             "n": int(first["n"]),
-            "seed": seed,
+            "seed": experiment.seed,
         }
         for victim, accuracy in accuracies.items()
     ]
 
 
-def table2_records(data: str, seed: int, method: str, attack: str, eps: float, rows: Rows) -> list[Record]:
+def table2_records(
+    data: str, experiment: Experiment, method: str, attack: str | None, rows: Rows
+) -> list[Record]:
     """One attack through one method: kNN's and DkNN's accuracy in % (Table 2), true L2, credibility.
 
     Args:
         data: Name of the data set.
-        seed: Of the experiment.
+        experiment: Its seed, victim's and attacks' settings.
         method: What was differentiated.
-        attack: Name of the attack, or ``clean``.
-        eps: Its radius, in pixel units.
+        attack: Name of the attack; None leaves the images as they are.
         rows: Its rows.
     """
+    settings = experiment.attacks[attack].settings if attack else {}
+    name = attack or "clean"
     metrics = summarize(rows)
     return [
         {
             "victim": victim,
             "method": method,
-            "attack": attack,
-            "eps": eps,
+            "attack": name,
+            "eps": settings.get("eps", 0),
             "accuracy": round(100 * metrics[f"{victim}_acc"], 4),
-            "paper": paper.table2(data, victim, method, attack),
+            "paper": paper.table2(data, victim, method, name, settings, asdict(experiment.victim)),
             "l2_mean": round(metrics["l2"], 4),
             "l2_mean_success": _number(metrics[f"{victim}_l2_success"]),
             "credibility_mean": round(metrics[f"{victim}_credibility"], 4),
             "n": int(metrics["n"]),
-            "seed": seed,
+            "seed": experiment.seed,
         }
         for victim in ("knn", "dknn")
     ]
@@ -89,7 +94,7 @@ def table2_records(data: str, seed: int, method: str, attack: str, eps: float, r
 
 def write_csv(path: Path, columns: Sequence[str], records: Iterable[Mapping[str, object]]) -> None:
     """Write a table, whole or not at all; None becomes an empty cell."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
@@ -99,14 +104,18 @@ def read_csv(path: Path) -> list[Record]:
     """Read a table that `write_csv` wrote; cells are text, empty ones None."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def print_table2(records: Sequence[Record], title: str) -> None:
     """Show accuracies as the paper's Table 2 does: ours, the paper's in brackets, then true L2 and credibility."""
     attacks = list(dict.fromkeys(str(record["attack"]) for record in records))
-    table = Table(title=title, caption="accuracy % (paper's) | mean true L2 | mean credibility", box=None)
+    table = Table(
+        title=title,
+        caption="accuracy % (paper's); mean true L2 and mean credibility over all images",
+        box=None,
+    )
     table.add_column("victim")
     table.add_column("method")
     for attack in attacks:
@@ -133,7 +142,7 @@ def _cell(record: Record | None) -> str:
         return "-"
     if record["attack"] == "clean":
         return _accuracy(record)
-    return f"{_accuracy(record)} | {record['l2_mean']:.2f} | {record['credibility_mean']:.2f}"
+    return f"{_accuracy(record)}\nL2 {record['l2_mean']:.2f} cred. {record['credibility_mean']:.2f}"
 
 
 def _accuracy(record: Record) -> str:

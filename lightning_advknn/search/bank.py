@@ -65,6 +65,11 @@ class MemoryBank(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"Expected `{name}` to be one of {known}, but got {value!r}.")
+        if features.dtype != torch.float32:
+            raise ValueError(
+                f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
+            )
+        check_backend(backend)
         norms = _norms(features)
         if not torch.isfinite(norms).all():
             raise ValueError(
@@ -115,9 +120,10 @@ class MemoryBank(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         self.check_k(k, leave_one_out=own_ids is not None)
         width = self.features.shape[1]
-        if queries.ndim != 2 or queries.shape[1] != width:
+        if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
             raise ValueError(
-                f"Expected queries of shape (B, {width}) as in the bank, but got {tuple(queries.shape)}."
+                f"Expected float32 queries of shape (B, {width}) as in the bank, but got {queries.dtype} of shape"
+                f" {tuple(queries.shape)}."
             )
         if not torch.isfinite(queries).all():
             raise ValueError(
@@ -201,6 +207,14 @@ class MemoryBank(nn.Module):
         if (found.indices < 0).any():  # faiss gives no row where a float32 score overflows
             return torch_scan(queries, self.features, self.norms, self.metric, n)
         return found
+
+
+def check_backend(backend: Backend) -> None:
+    """Raise an ImportError unless what a backend needs is installed and works."""
+    if backend == "faiss":
+        from lightning_advknn.search.faiss_backend import import_faiss
+
+        import_faiss()
 
 
 def _norms(features: Tensor) -> Tensor:

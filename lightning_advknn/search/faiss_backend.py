@@ -22,7 +22,7 @@ class FaissScan:
     """
 
     def __init__(self, features: Tensor, norms: Tensor, metric: Metric) -> None:
-        faiss = _import_faiss()
+        faiss = import_faiss()
         self.norms, self.metric = norms, metric
         rows = features
         if metric == "cosine":
@@ -48,20 +48,24 @@ class FaissScan:
         return Candidates(scores, torch.from_numpy(indices).to(queries.device), error)
 
 
-def _import_faiss() -> Any:  # faiss ships no types
+def import_faiss() -> Any:  # faiss ships no types
+    """The faiss module; raises an ImportError if it is missing, unusable or installed twice."""
     installed = sorted(
         {d.name.lower() for d in distributions() if d.name and d.name.lower().startswith("faiss")}
     )
     if len(installed) > 1:
         raise ImportError(
             f"Expected one faiss distribution, but found {', '.join(installed)}: they overwrite each other."
-            f" Run `pip uninstall {' '.join(installed)}`, then install one of the extras faiss-cpu, faiss-gpu."
+            f" Run `pip uninstall {' '.join(installed)}`, then `pip install` one of them."
         )
     try:
         import faiss
     except (ImportError, RuntimeError) as error:  # RuntimeError: a GPU build without its CUDA libraries
+        remedy = "`pip install faiss-cpu`"
+        if installed:
+            remedy = f"`pip uninstall {installed[0]}` and then {remedy}"
         raise ImportError(
             f"Expected a working faiss for `backend='faiss'`, but importing it failed: {error}."
-            " Run `pip install lightning-advknn[faiss-cpu]` or use `backend='torch'`."
+            f" Run {remedy} or use `backend='torch'`."
         ) from error
     return faiss

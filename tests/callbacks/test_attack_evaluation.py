@@ -388,7 +388,7 @@ def test_too_few_test_images_are_refused(checkpoint: Path, tmp_path: Path) -> No
 
 def test_other_modules_are_refused(tmp_path: Path) -> None:
     callback, trainer = make_callback(), make_trainer(tmp_path)
-    with pytest.raises(TypeError, match="Expected an ImageDataModule as `datamodule`, but got a NoneType"):
+    with pytest.raises(TypeError, match="set to an ImageDataModule, but got NoneType"):
         callback.setup(trainer, LightningModule(), "fit")
     trainer.datamodule = Digits()  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="Expected a BackboneModule or a SurrogateModule"):

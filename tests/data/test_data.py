@@ -406,3 +406,26 @@ def test_official_files(kind):
     else:
         assert labels[:5].tolist() == [5, 0, 4, 1, 9]
         assert (images.double().mean() / 255).item() == pytest.approx(0.1307, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, SVHN])
+def test_a_failing_download_names_the_remedy(kind, tmp_path, monkeypatch):
+    def no_network(*_args, **_kwargs):
+        raise RuntimeError("Error downloading")
+
+    base = torchvision.datasets.SVHN if kind is SVHN else kind.dataset
+    monkeypatch.setattr(base, "download", no_network)
+    with pytest.raises(OSError, match=r"to download .* but: Error downloading\. Put the files there by hand"):
+        kind(str(tmp_path)).prepare_data()
+
+
+def test_files_that_are_there_are_not_downloaded_again_but_checked(mnist_copy, monkeypatch):
+    def no_network(*_args, **_kwargs):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    MNIST(str(mnist_copy), verify_checksums=False).prepare_data()
+    images = mnist_copy / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="official MD5"):
+        MNIST(str(mnist_copy)).prepare_data()

@@ -183,3 +183,31 @@ def test_surrogate_by_hand(device):
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(surrogate(x)[:, 0].sum(), x)
     assert gradient.flatten().tolist() == [2, 2, 2]
+
+
+def test_layers_that_give_no_features_are_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pair, self.unused, self.logits = Pair(), nn.ReLU(), nn.Linear(4, 2)
+
+        def forward(self, images):
+            return self.logits(self.pair(images.flatten(1))[0])
+
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    images = torch.rand(3, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"it skips \['unused'\]"):
+        FeatureNetwork(Odd(), ["logits", "unused"]).features(images)
+    with pytest.raises(ValueError, match="layer 'pair' to give a tensor, but got a tuple"):
+        FeatureNetwork(Odd(), ["pair"]).features(images)
+
+
+def test_an_in_place_layer_does_not_change_earlier_features():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(inplace=True))
+    images = torch.rand(5, 1, 2, 2) - 0.5
+    features = FeatureNetwork(network, ["1"]).features(images)["1"]
+    assert torch.equal(features, network[1](images.flatten(1)))
+    assert (features < 0).any()

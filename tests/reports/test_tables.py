@@ -1,11 +1,14 @@
 """Tables 1 and 2 from rows that are worked by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.evaluation import Rows
+from lightning_advknn.experiment import Experiment, VictimSettings
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.files import write_rows
 from lightning_advknn.reports.tables import (
@@ -17,6 +20,16 @@ from lightning_advknn.reports.tables import (
     table2_records,
     write_csv,
 )
+
+BIM = {"eps": 0.25, "step_size": 0.01, "steps": 100}
+VICTIM = {"layer": "relu3", "k": 75, "metric": "cosine"}
+
+
+def experiment(seed: int = 0, **victim: Any) -> Experiment:
+    attacks = {"bim": AttackSettings("bim", dict(BIM))}
+    return Experiment(
+        backbone=None, surrogates={}, attacks=attacks, victim=VictimSettings(**victim), seed=seed
+    )
 
 
 @pytest.fixture
@@ -46,7 +59,7 @@ def rows() -> Rows:
 
 
 def test_table2_by_hand(rows: Rows) -> None:
-    knn, dknn = table2_records("MNIST", 3, "dknnb_cl", "bim", 0.25, rows)
+    knn, dknn = table2_records("MNIST", experiment(3), "dknnb_cl", "bim", rows)
     common = {"method": "dknnb_cl", "attack": "bim", "eps": 0.25, "l2_mean": 2.5, "n": 4, "seed": 3}
     assert knn == {
         "victim": "knn",
@@ -70,7 +83,7 @@ def test_table2_by_hand(rows: Rows) -> None:
 
 def test_table1_by_hand(rows: Rows) -> None:
     plain = {name: column for name, column in rows.items() if not name.startswith("surrogate")}
-    records = table1_records("MNIST", 0, {"origin": plain, "dknnb": rows})
+    records = table1_records("MNIST", experiment(), {"origin": plain, "dknnb": rows})
     assert [(r["victim"], r["accuracy"], r["paper"]) for r in records] == [
         ("dnn", 25.0, 99.17),
         ("knn", 50.0, 98.98),
@@ -80,34 +93,48 @@ def test_table1_by_hand(rows: Rows) -> None:
 
 
 def test_the_papers_numbers() -> None:
-    """Against cells of ../shared/paper.md's Tables 1 and 2, typed again."""
-    assert paper.table1("SVHN", "dknn") == 90.35
-    assert paper.table1("FashionMNIST", "dknnb_cl") == paper.table1("FashionMNIST", "dknnb") == 89.23
-    assert paper.table2("SVHN", "dknn", "dknnb", "fgsm") == 22.89
-    assert paper.table2("FashionMNIST", "knn", "origin", "bim") == 5.82
-    assert paper.table2("MNIST", "dknn", "origin", "clean") == 98.89
-    for missing in (
-        ("Digits", "knn", "origin", "bim"),
-        ("MNIST", "knn", "mine", "bim"),
-        ("MNIST", "knn", "origin", "cw"),
+    """Against cells of the paper's Tables 1 and 2, typed again."""
+    assert paper.table1("SVHN", "dknn", VICTIM) == 90.35
+    assert (
+        paper.table1("FashionMNIST", "dknnb_cl", VICTIM)
+        == paper.table1("FashionMNIST", "dknnb", VICTIM)
+        == 89.23
+    )
+    assert paper.table2("SVHN", "dknn", "dknnb", "fgsm", {"eps": 0.05}, VICTIM) == 22.89
+    assert paper.table2("FashionMNIST", "knn", "origin", "bim", {"eps": 0.1}, VICTIM) == 5.82
+    assert paper.table2("MNIST", "dknn", "origin", "clean", {}, VICTIM) == 98.89
+    for data, method, attack in (
+        ("Digits", "origin", "bim"),
+        ("MNIST", "mine", "bim"),
+        ("MNIST", "origin", "cw"),
     ):
-        assert paper.table2(*missing) is None
-    assert paper.table1("Digits", "dnn") is None
+        assert paper.table2(data, "knn", method, attack, BIM, VICTIM) is None
+    assert paper.table1("Digits", "dnn", VICTIM) is None
+
+
+def test_other_settings_have_no_paper_cell() -> None:
+    cell = ("MNIST", "knn", "origin", "bim")
+    assert paper.table2(*cell, BIM, VICTIM) == 2.14
+    assert paper.table2(*cell, BIM | {"steps": 50}, VICTIM) is None
+    for change in ({"k": 5}, {"metric": "euclidean"}, {"layer": "relu1"}):
+        assert paper.table2(*cell, BIM, VICTIM | change) is None
+        assert paper.table1("MNIST", "knn", VICTIM | change) is None
+        assert paper.table1("MNIST", "dnn", VICTIM | change) == 99.17
 
 
 def test_tables_are_printed_with_the_papers_beside(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
-    print_table1(table1_records("MNIST", 0, {"origin": rows}), "Table 1")
+    print_table1(table1_records("MNIST", experiment(), {"origin": rows}), "Table 1")
     clean = {**rows, "knn_after": rows["knn_before"]}
     records = [
-        *table2_records("MNIST", 0, "origin", "clean", 0, clean),
-        *table2_records("MNIST", 0, "origin", "bim", 0.25, rows),
-        *table2_records("MNIST", 0, "mine", "bim", 0.25, rows),
+        *table2_records("MNIST", experiment(), "origin", None, clean),
+        *table2_records("MNIST", experiment(), "origin", "bim", rows),
+        *table2_records("MNIST", experiment(), "mine", "bim", rows),
     ]
     print_table2(records, "Table 2")
     told = " ".join(capsys.readouterr().out.split())
     assert "dnn 25.00 (99.17)" in told
-    assert "knn origin 75.00 (98.98) 50.00 (2.14) | 2.50 | 0.25" in told
-    assert "knn mine - 50.00 | 2.50 | 0.25" in told
+    assert "knn origin 75.00 (98.98) 50.00 (2.14) L2 2.50 cred. 0.25" in told
+    assert "knn mine - 50.00 L2 2.50 cred. 0.25" in told
 
 
 def test_csv_reads_back(tmp_path: Path) -> None:

@@ -542,3 +542,25 @@ def test_unusable_faiss_is_an_error_that_names_the_remedy(monkeypatch, error):
 
 def test_the_bank_is_not_saved_with_checkpoints():
     assert make_bank(torch.ones(3, 2), "cosine").state_dict() == {}
+
+
+def test_exact_under_torchs_newer_precision_switches(device):
+    """Once they are set, torch refuses to say what its older switch stands at."""
+    generator = torch.Generator().manual_seed(20)
+    features, queries = torch.randn(300, 32, generator=generator), torch.randn(20, 32, generator=generator)
+    bank = make_bank(features, "cosine", device=device)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        check(bank, queries, 25, *brute_force(queries, features, "cosine", 25))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_refused(device, dtype):
+    features = torch.rand(9, 4)
+    with pytest.raises(ValueError, match="Expected float32 features"):
+        make_bank(features.to(dtype), "cosine", device=device)
+    with pytest.raises(ValueError, match="Expected float32 queries"):
+        make_bank(features, "cosine", device=device).votes(features.to(device, dtype), 3)
