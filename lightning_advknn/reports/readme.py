@@ -111,7 +111,8 @@ def _mean(rows: Sequence[Record], name: str) -> str:
 
 
 def _paper(rows: Sequence[Record]) -> str:
-    return str(rows[0]["paper"] or "-")
+    theirs = rows[0]["paper"]
+    return "-" if theirs is None else f"{float(theirs):.2f}"
 
 
 def _seeds(records: Sequence[Record]) -> str:
