@@ -479,7 +479,7 @@ def test_files_on_disk_go_through(data: str, tmp_path: Path, request: pytest.Fix
     assert {row["n"] for row in table} == {"300"}
     clean = [float(row["accuracy"]) for row in table if row["attack"] == "clean"]
     assert min(clean) > 50  # of ten classes: the fixture's images can be told apart
-    assert all(row["paper"] for row in table)
+    assert not any(row["paper"] for row in table)  # with k = 5 there is nothing to compare with
     missing = attack.main(
         ["evaluate", f"--config={config}", "--root=nowhere", f"--output={tmp_path / 'other'}"]
     )

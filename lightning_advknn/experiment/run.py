@@ -386,7 +386,10 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(0, device=name, dtype=torch.float64).device
+        device = torch.zeros(0, device=name, dtype=torch.float64).device
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        return device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
             f"Expected `device` to be one that torch can use here, with float64, but {name!r}: {error}"
