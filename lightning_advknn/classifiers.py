@@ -129,7 +129,7 @@ def build_banks(
     loader: Iterable[Batch],
     num_classes: int,
     metric: Metric = "cosine",
-    backend: Backend = "torch",
+    backend: Backend = "auto",
 ) -> dict[str, MemoryBank]:
     """Store each layer's features of all images of a loader.
 

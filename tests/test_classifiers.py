@@ -109,7 +109,7 @@ def test_banks_hold_every_image_with_its_label_and_id(device):
     images = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     labels, ids = torch.arange(11) % 3, torch.arange(100, 111)
     loader = [Batch(images[i : i + 4], labels[i : i + 4], ids[i : i + 4]) for i in (0, 4, 8)]
-    banks = build_banks(network, loader, num_classes=3, metric="euclidean", backend="torch")
+    banks = build_banks(network, loader, num_classes=3, metric="euclidean", backend="float32")
     assert list(banks) == ["relu3", "logits"]
     with torch.no_grad():
         expected = network.features(images.to(device))
@@ -119,7 +119,7 @@ def test_banks_hold_every_image_with_its_label_and_id(device):
         assert not bank.features.requires_grad
         assert bank.labels.tolist() == labels.tolist()
         assert bank.ids.tolist() == ids.tolist()
-        assert (bank.num_classes, bank.metric, bank.backend) == (3, "euclidean", "torch")
+        assert (bank.num_classes, bank.metric, bank.backend) == (3, "euclidean", "float32")
 
 
 def test_unknown_layer_lists_the_known_ones(hand_dknn):

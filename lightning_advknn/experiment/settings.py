@@ -41,7 +41,7 @@ class VictimSettings:
     layer: str = "relu3"
     k: int = 75
     metric: Metric = "cosine"
-    backend: Backend = "torch"
+    backend: Backend = "auto"
     convention: Convention = "strict"
 
 

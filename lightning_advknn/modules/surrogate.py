@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from tqdm import tqdm
 
 from lightning_advknn import __version__, functional
 from lightning_advknn.classifiers import build_banks
@@ -74,7 +73,7 @@ class SurrogateModule(LightningModule):
         num_classes: int = 10,
         k: int = 75,
         metric: Metric = "cosine",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
         cls_weight: float = 0.3,
         cl_weight: float = 1.0,
         learning_rate: float = 1e-3,
@@ -283,23 +282,7 @@ class SurrogateModule(LightningModule):
             kept = _read_votes(file, key)
             if kept is not None:
                 return kept
-        leave_one_out = own.ids if split == "train" else None
-        progress = tqdm(
-            torch.split(torch.arange(len(own), device=own.ids.device), 512),
-            desc=f"votes on {split}",
-            disable=None,
-            leave=False,
-        )
-        votes = torch.cat(
-            [
-                bank.votes(
-                    own.features[rows],
-                    self.k,
-                    None if leave_one_out is None else leave_one_out[rows],
-                )
-                for rows in progress
-            ]
-        )
+        votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(own.features, self.k)
         if file and self.trainer.is_global_zero:
             with atomic_path(file) as temporary:
                 save_file({"votes": votes.cpu()}, temporary, metadata={"key": key})

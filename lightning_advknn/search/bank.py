@@ -1,31 +1,36 @@
 """`MemoryBank`: the stored training features, and exact search in them."""
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lightning_advknn.functional import count_votes
-from lightning_advknn.search.scan import Candidates, Metric, inverse, torch_scan
+from lightning_advknn.search.codes import fastest
+from lightning_advknn.search.exact import bounded_similarities, exact_similarities
+from lightning_advknn.search.scan import Candidates, Metric, TorchScan
+from lightning_advknn.search.symmetric import candidates_of_all
 
 if TYPE_CHECKING:
     from lightning_advknn.search.faiss_backend import FaissScan
 
-Backend = Literal["torch", "faiss"]
+Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss"]
 
-_QUERIES_AT_ONCE = 512
-_MARGIN = 32  # candidates beyond k: enough for nearly every query, else the scan is widened
-_PAIR_ELEMENTS = 2**23  # float64 products held at once: 64 MiB
+_AT_ONCE = {"cpu": 512, "cuda": 4096}
+_MARGIN = 32  # candidates beyond k, or 3 k in low precision: enough for nearly every query, else the scan is widened
 
 
 class MemoryBank(nn.Module):
     """Features of the training images with their labels, and their exact k nearest rows.
 
     Distances are those of float64 arithmetic on the stored float32 features, whatever the backend: it only
-    proposes candidates, with an error bound (`search.scan`). Candidates that the bound leaves in doubt are compared in float64,
-    and a query for which an unseen row could still enter the k nearest is scanned again more widely. Neighbours
-    order by (distance, bank row), where cosine distances count to 12 decimals, so that rows which tie in exact
-    arithmetic tie here, in whatever order their products are summed.
+    proposes candidates, between rigorous bounds (`search.scan`). Candidates that the bounds leave in doubt are compared
+    more closely, at last in float64, and a query for which an unseen row could still enter the k nearest is scanned again
+    more widely. Neighbours order by (distance, bank row), where cosine distances count to 12 decimals, so that rows
+    which tie in exact arithmetic tie here, in whatever order their products are summed.
 
     Args:
         features: Raw activations, float32 ``(M, D)``.
@@ -33,7 +38,8 @@ class MemoryBank(nn.Module):
         ids: Image ids, int64 ``(M,)``, by which a row can be kept from voting for itself.
         num_classes: C.
         metric: ``cosine``: 1 - cosine similarity (a zero vector has distance 1 to all). ``euclidean``: L2.
-        backend: What scans the bank.
+        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the device is fastest
+            in, or faiss. No neighbour depends on it.
 
     Raises:
         ValueError: If shapes disagree, a feature is not finite, or metric or backend is unknown.
@@ -51,7 +57,7 @@ class MemoryBank(nn.Module):
         ids: Tensor,
         num_classes: int,
         metric: Metric = "cosine",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         if features.ndim != 2 or not (len(features) == len(labels) == len(ids)) or not len(ids):
@@ -70,14 +76,14 @@ class MemoryBank(nn.Module):
                 f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
             )
         check_backend(backend)
-        norms = _norms(features)
+        norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
         if not torch.isfinite(norms).all():
             raise ValueError(
                 f"Expected finite features, but {(~torch.isfinite(norms)).sum().item()} of {len(norms)} rows hold"
                 " NaN or infinity. Check the network's weights."
             )
         self.num_classes, self.metric, self.backend = num_classes, metric, backend
-        self._faiss: FaissScan | None = None  # built at the first search
+        self._scan: TorchScan | FaissScan | None = None  # made at the first search
         # Not part of checkpoints: the bank is made again from the network and the training images.
         buffers = {"features": features, "labels": labels, "ids": ids, "norms": norms}
         for name, buffer in buffers.items():
@@ -93,6 +99,7 @@ class MemoryBank(nn.Module):
             less = " less the image's own" if leave_one_out else ""
             raise ValueError(f"Expected `k` to be in [1, {rows}] (the bank's rows{less}), but got {k}.")
 
+    @torch.no_grad()
     def search(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest rows of each query (Eq. 10-11), nearest first.
 
@@ -107,13 +114,37 @@ class MemoryBank(nn.Module):
         Raises:
             ValueError: If k exceeds the rows, or the queries have another width or are not finite.
         """
-        scores, indices = self._nearest(queries, k, own_ids, in_order=True)
-        return 1 - scores if self.metric == "cosine" else (-scores).sqrt(), indices
+        similarities, indices = self._nearest(queries, k, own_ids, in_order=True)
+        return 1 - similarities if self.metric == "cosine" else (-similarities).sqrt(), indices
 
+    @torch.no_grad()
     def votes(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> Tensor:
         """Labels of the k nearest rows, counted: int64 ``(B, C)``. Arguments and errors as in `search`."""
         _, indices = self._nearest(queries, k, own_ids, in_order=False)
         return count_votes(self.labels[indices], self.num_classes)
+
+    @torch.no_grad()
+    def leave_one_out_votes(self, k: int) -> Tensor:
+        """Votes on each of the bank's own rows without itself, int64 ``(M, C)``; as ``votes(features, k, ids)``, but faster.
+
+        Raises:
+            ValueError: If k exceeds the other rows.
+        """
+        self.check_k(k, leave_one_out=True)
+        at_once = _AT_ONCE[self.features.device.type]
+        scan, n = self._scanner(), self._candidates(k, leave_one_out=True)
+        votes = torch.empty(len(self), self.num_classes, dtype=torch.int64, device=self.labels.device)
+        found: Iterator[Candidates | None] = repeat(None)
+        if isinstance(scan, TorchScan) and scan.symmetric and 2 * n < len(self):
+            found = candidates_of_all(scan, self.norms, n, at_once)
+        starts = range(0, len(self), at_once)
+        for start in tqdm(starts, desc="leave-one-out votes", disable=None, leave=False):
+            rows = slice(start, start + at_once)
+            _, indices = self._nearest_chunk(
+                self.features[rows], k, self.ids[rows], in_order=False, found=next(found)
+            )
+            votes[rows] = count_votes(self.labels[indices], self.num_classes)
+        return votes
 
     def _nearest(
         self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
@@ -129,84 +160,104 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
             )
-        scores = queries.new_empty(len(queries), k, dtype=torch.float64)
+        similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-        for chunk in torch.split(torch.arange(len(queries), device=queries.device), _QUERIES_AT_ONCE):
+        at_once = _AT_ONCE[queries.device.type]
+        starts = range(0, len(queries), at_once)
+        for start in tqdm(starts, desc="search", disable=None if len(starts) > 8 else True, leave=False):
+            chunk = slice(start, start + at_once)
             own = None if own_ids is None else own_ids[chunk]
-            scores[chunk], indices[chunk] = self._nearest_chunk(queries[chunk], k, own, in_order)
-        return scores, indices
+            similarities[chunk], indices[chunk] = self._nearest_chunk(queries[chunk], k, own, in_order)
+        return similarities, indices
 
     def _nearest_chunk(
-        self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
+        self,
+        queries: Tensor,
+        k: int,
+        own_ids: Tensor | None,
+        in_order: bool,
+        found: Candidates | None = None,
     ) -> tuple[Tensor, Tensor]:
-        n = min(len(self), k + _MARGIN + (own_ids is not None))
-        scores = queries.new_empty(len(queries), k, dtype=torch.float64)
+        scan, n = self._scanner(), self._candidates(k, leave_one_out=own_ids is not None)
+        similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         todo = torch.arange(len(queries), device=queries.device)
         while len(todo):
-            found = self._scan(queries[todo], n)
-            # A row that was not scanned scores at most this:
-            unseen = found.scores.min(1, keepdim=True).values + found.error  # (B, 1)
+            if found is None:
+                found = scan(queries[todo], n)
+                n = min(len(self), 8 * n)
             own = None if own_ids is None else own_ids[todo]
-            best, rows, kth = self._rank(queries[todo], found, k, own, in_order)
-            certain = (unseen < kth).squeeze(1) if n < len(self) else torch.ones_like(todo).bool()
-            scores[todo[certain]], indices[todo[certain]] = best[certain], rows[certain]
-            todo = todo[~certain]
-            n = min(len(self), 8 * n)
-        return scores, indices
+            best, rows, certain = self._settle(queries[todo], found, k, own, in_order)
+            similarities[todo[certain]], indices[todo[certain]] = best[certain], rows[certain]
+            todo, found = todo[~certain], None
+        return similarities, indices
 
-    def _rank(
+    def _candidates(self, k: int, leave_one_out: bool) -> int:
+        low_precision = self._scanner().precision != "float32"
+        return min(len(self), (3 * k if low_precision else k) + _MARGIN + leave_one_out)
+
+    def _settle(
         self, queries: Tensor, found: Candidates, k: int, own_ids: Tensor | None, in_order: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Exact scores and rows of the k best candidates, ``(B, k)``, and a lower bound of the k-th, ``(B, 1)``."""
+        """Similarities and rows of the k best candidates, ``(B, k)``, and whether they are surely the k nearest, ``(B,)``.
+
+        Candidates in doubt are looked at ever more closely: those that seem nearest, then all that could still be,
+        then in float64. Unless the order is asked for, only their labels matter, and none need be looked at where all that are
+        in doubt have the same.
+        """
         indices, by_row = found.indices.sort(dim=1)  # so that a stable sort breaks ties by bank row
-        scores = found.scores.double().gather(1, by_row)  # (B, n)
-        own = torch.zeros_like(scores, dtype=torch.bool)
+        lower, upper = found.lower.gather(1, by_row), found.upper.gather(1, by_row)  # (B, n)
         if own_ids is not None:
             own = self.ids[indices] == own_ids[:, None]
-            scores = scores.masked_fill(own, -torch.inf)
-        leading = scores.topk(min(k + 1, scores.shape[1])).values
-        kth = leading[:, k - 1 : k] - found.error
-        # Rows surely in or out of the k nearest need no exact score, unless their order is asked for.
-        surely_in = torch.zeros_like(scores, dtype=torch.bool)
-        if not in_order:
-            if leading.shape[1] == k:
-                leading = torch.nn.functional.pad(leading, (0, 1), value=-torch.inf)
-            surely_in = scores - found.error > leading[:, k:] + found.error
-        surely_out = (scores + found.error < kth) | own
-        doubtful = (~surely_in & ~surely_out).nonzero()  # (P, 2)
-        exact = torch.where(surely_in, torch.inf, -torch.inf).to(scores.dtype)
-        exact[doubtful[:, 0], doubtful[:, 1]] = self._exact_scores(
-            queries, doubtful[:, 0], indices[doubtful[:, 0], doubtful[:, 1]]
-        )
-        order = exact.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return exact.gather(1, order), indices.gather(1, order), kth
-
-    def _exact_scores(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> Tensor:
-        """Similarities or minus squared distances of P (query, bank row) pairs in float64, ``(P,)``."""
-        scores = queries.new_empty(len(query_rows), dtype=torch.float64)
-        at_once = max(1, _PAIR_ELEMENTS // queries.shape[1])
-        for pairs in torch.split(torch.arange(len(query_rows), device=queries.device), at_once):
-            left = queries[query_rows[pairs]].double()
-            right = self.features[bank_rows[pairs]].double()
-            if self.metric == "cosine":
-                lengths = torch.linalg.vector_norm(left, dim=1) * self.norms[bank_rows[pairs]]
-                scores[pairs] = ((left * right).sum(1) * inverse(lengths)).round(decimals=12)
+            lower, upper = lower.masked_fill(own, -torch.inf), upper.masked_fill(own, -torch.inf)
+        labels = self.labels[indices]
+        complete = found.unseen.isneginf()
+        seen = torch.zeros_like(lower, dtype=torch.bool)  # by `_bounded`
+        for look, only_nearest in ((self._bounded, True), (self._bounded, False), (self._exact, False)):
+            kth = _largest(lower, k)
+            certain = (found.unseen < kth) | complete
+            doubtful = (upper >= kth) & (lower < upper)
+            if not in_order:
+                doubtful &= lower <= _largest(upper, k + 1)
+                lowest = labels.where(doubtful, self.num_classes).amin(1, keepdim=True)
+                doubtful &= ~certain | (lowest < labels.where(doubtful, -1).amax(1, keepdim=True))
+            if not doubtful.any():
+                break
+            if only_nearest:
+                doubtful &= upper >= _largest(upper, k)
             else:
-                scores[pairs] = -(left - right).square().sum(1)
-        return scores
+                doubtful &= certain  # the others are scanned again
+            if look == self._bounded:
+                doubtful &= ~seen
+                seen |= doubtful
+            pairs = doubtful.nonzero(as_tuple=True)
+            if len(pairs[0]):
+                lower[pairs], upper[pairs] = look(queries, pairs[0], indices[pairs])
+        kth = _largest(lower, k)
+        certain = ((found.unseen < kth) | complete).squeeze(1)
+        order = lower.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        return lower.gather(1, order), indices.gather(1, order), certain
 
-    def _scan(self, queries: Tensor, n: int) -> Candidates:
-        if self.backend == "torch":
-            return torch_scan(queries, self.features, self.norms, self.metric, n)
-        if self._faiss is None:
-            from lightning_advknn.search.faiss_backend import FaissScan
+    def _bounded(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
+        return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
 
-            self._faiss = FaissScan(self.features, self.norms, self.metric)
-        found = self._faiss(queries, n)
-        if (found.indices < 0).any():  # faiss gives no row where a float32 score overflows
-            return torch_scan(queries, self.features, self.norms, self.metric, n)
-        return found
+    def _exact(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
+        exact = exact_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
+        return exact, exact
+
+    def _scanner(self) -> "TorchScan | FaissScan":
+        """Made at the first search, and again once the bank has moved to another device."""
+        if self._scan is None or self._scan.device != self.features.device:
+            if self.backend == "faiss":
+                from lightning_advknn.search.faiss_backend import FaissScan
+
+                self._scan = FaissScan(self.features, self.norms, self.metric)
+            else:
+                precision = self.backend
+                if precision == "auto":
+                    precision = fastest(self.features.device, self.features.shape[1])
+                self._scan = TorchScan(self.features, self.norms, self.metric, precision)
+        return self._scan
 
 
 def check_backend(backend: Backend) -> None:
@@ -217,10 +268,8 @@ def check_backend(backend: Backend) -> None:
         import_faiss()
 
 
-def _norms(features: Tensor) -> Tensor:
-    return torch.cat(
-        [
-            torch.linalg.vector_norm(part.double(), dim=1)
-            for part in torch.split(features, max(1, _PAIR_ELEMENTS // features.shape[1]))
-        ]
-    )
+def _largest(values: Tensor, n: int) -> Tensor:
+    """The n-th largest of each row, ``(B, 1)``; less than any if there are fewer."""
+    if n > values.shape[1]:
+        return torch.full_like(values[:, :1], -torch.inf)
+    return values.topk(n).values[:, -1:]

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_advknn.search.scan import Candidates, Metric, inverse, score_error
+from lightning_advknn.search.bounds import LARGEST, SMALLEST, float64_error, inverse, relative_error
+from lightning_advknn.search.scan import Candidates, Metric, TorchScan, best_of
 
 
 class FaissScan:
@@ -21,9 +22,13 @@ class FaissScan:
         ImportError: If faiss is missing, unusable, or installed twice.
     """
 
+    precision = "float32"
+
     def __init__(self, features: Tensor, norms: Tensor, metric: Metric) -> None:
         faiss = import_faiss()
-        self.norms, self.metric = norms, metric
+        self.metric, self.device = metric, features.device
+        self._reference = TorchScan(features, norms, metric, "float32")  # for what faiss cannot do
+        self._longest, self._shortest = norms.max(), torch.where(norms > 0, norms, torch.inf).min()
         rows = features
         if metric == "cosine":
             rows = features * inverse(norms).to(features.dtype)[:, None]
@@ -36,16 +41,26 @@ class FaissScan:
         self._index.add(rows.contiguous().cpu().numpy())
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
-        """Return the n best rows for queries, float32 ``(B, D)``; n is in [1, M]."""
+        """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
         found, indices = self._index.search(queries.contiguous().cpu().numpy(), n)
-        scores = torch.from_numpy(found).to(queries.device)
-        error = score_error(queries, self.norms, self.metric)
-        if self.metric == "euclidean":
-            # faiss gives |q|^2 - 2 q.x + |x|^2 in float32: one more square to round, and all of it halved.
-            length = torch.linalg.vector_norm(queries.double(), dim=1, keepdim=True)
-            scores = (length.square() - scores) / 2
-            error = error + score_error(queries, length, "cosine") * length
-        return Candidates(scores, torch.from_numpy(indices).to(queries.device), error)
+        rows = torch.from_numpy(indices).to(queries.device)
+        if (rows < 0).any():  # faiss gives no row where a float32 score overflows
+            return self._reference(queries, n)
+        scores = torch.from_numpy(found).to(queries.device).double()
+        width = queries.shape[1]
+        length = torch.linalg.vector_norm(queries, dim=1, keepdim=True, dtype=torch.float64)
+        relative = relative_error(width)
+        lost = (width + 8) * SMALLEST * (1 + length + self._longest)
+        fits = (length + self._longest).square() < LARGEST
+        if self.metric == "cosine":  # the index holds unit vectors
+            scores = scores * inverse(length)
+            error = relative + lost * inverse(length) + 1e-12 + float64_error(width)
+            fits &= self._shortest > SMALLEST
+        else:  # |q|^2 - 2 q . x + |x|^2
+            scores = -scores
+            error = (relative + float64_error(width)) * (length + self._longest).square() + 4 * lost
+        error = torch.where(fits, error, torch.inf)
+        return best_of(self._index.ntotal, scores - error, scores + error, rows)
 
 
 def import_faiss() -> Any:  # faiss ships no types
@@ -66,6 +81,6 @@ def import_faiss() -> Any:  # faiss ships no types
             remedy = f"`pip uninstall {installed[0]}` and then {remedy}"
         raise ImportError(
             f"Expected a working faiss for `backend='faiss'`, but importing it failed: {error}."
-            f" Run {remedy} or use `backend='torch'`."
+            f" Run {remedy} or use `backend='auto'`."
         ) from error
     return faiss

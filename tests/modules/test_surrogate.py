@@ -69,7 +69,13 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(queries))
         return votes(self, queries, *arguments)
 
+    def counted_all(self: MemoryBank, k: int) -> Tensor:
+        sizes.append(len(self))
+        return leave_one_out(self, k)
+
+    leave_one_out = MemoryBank.leave_one_out_votes
     monkeypatch.setattr(MemoryBank, "votes", counted)
+    monkeypatch.setattr(MemoryBank, "leave_one_out_votes", counted_all)
     return sizes
 
 

@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_advknn.search import MemoryBank, faiss_backend
-from lightning_advknn.search.scan import Candidates, score_error, torch_scan
+from lightning_advknn.search import MemoryBank, codes, exact, faiss_backend, scan, symmetric
+from lightning_advknn.search.scan import Candidates, TorchScan
 
 METRICS = ("cosine", "euclidean")
+PRECISIONS = ("int8", "bfloat16", "float32")
 BACKENDS = (
-    "torch",
+    *PRECISIONS,
     pytest.param("faiss", marks=pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")),
 )
 
 both_metrics = pytest.mark.parametrize("metric", METRICS)
-both_backends = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_precision = pytest.mark.parametrize("backend", PRECISIONS)
 
 
-def make_bank(features, metric, backend="torch", device="cpu", num_classes=5, ids=None):
+def make_bank(features, metric, backend="auto", device="cpu", num_classes=5, ids=None):
     labels = torch.from_numpy(np.random.default_rng(0).integers(num_classes, size=len(features)))
     ids = torch.arange(len(features)) if ids is None else ids
     return MemoryBank(features, labels, ids, num_classes, metric, backend).to(device)
@@ -79,19 +81,29 @@ def check(bank, queries, k, distances, rows, own_ids=None):
 
 @contextmanager
 def scans_of(bank):
-    """The numbers of candidates that each scan was asked for."""
-    scan, asked = bank._scan, []
-
-    def spy(queries, n):
-        asked.append(n)
-        return scan(queries, n)
-
-    bank._scan = spy
-    yield asked
-    del bank._scan
+    """The numbers of candidates and queries that each scan was asked for."""
+    asked = []
+    with replaced_scan(bank, lambda scan, queries, n: asked.append((n, len(queries))) or scan(queries, n)):
+        yield asked
 
 
-@both_backends
+@contextmanager
+def replaced_scan(bank, function):
+    """Let ``function(scan, queries, n)`` answer for the bank's scan."""
+    scan = bank._scanner()
+
+    class Replacement:
+        precision, device = scan.precision, scan.device
+
+        def __call__(self, queries, n):
+            return function(scan, queries, n)
+
+    bank._scan = Replacement()
+    yield
+    bank._scan = scan
+
+
+@each_backend
 @both_metrics
 @pytest.mark.parametrize(
     ("rows", "width", "k"), [(1, 3, 1), (40, 2, 40), (300, 17, 5), (900, 64, 75), (2000, 5, 1)]
@@ -105,7 +117,7 @@ def test_random_features(device, metric, backend, rows, width, k):
     )
 
 
-@both_backends
+@each_backend
 @both_metrics
 def test_rectified_features_with_zero_vectors(device, metric, backend):
     # As after a ReLU; a zero vector is at cosine distance 1 from everything, also from another zero vector.
@@ -123,12 +135,13 @@ def test_a_zero_query_takes_the_first_rows_by_cosine(device):
     check(make_bank(features, "cosine", device=device), torch.zeros(1, 4), 3, [[1.0, 1.0, 1.0]], [[0, 1, 2]])
 
 
-@both_backends
+@each_backend
 @both_metrics
 def test_many_queries_and_a_bank_scanned_in_blocks(device, metric, backend, monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.scan._BLOCK_ELEMENTS", 100)
-    monkeypatch.setattr("lightning_advknn.search.bank._QUERIES_AT_ONCE", 16)
-    monkeypatch.setattr("lightning_advknn.search.bank._PAIR_ELEMENTS", 50)
+    for name, value in (("scan._HELD", 1500), ("scan._PRODUCT", 300), ("bank._AT_ONCE", 16)):
+        monkeypatch.setattr(f"lightning_advknn.search.{name}", {"cpu": value, "cuda": value})
+    for name, value in (("exact.PAIR_ELEMENTS", 50), ("exact._PAIRS", 30), ("codes._ENCODE_ELEMENTS", 33)):
+        monkeypatch.setattr(f"lightning_advknn.search.{name}", value)
     generator = torch.Generator().manual_seed(3)
     features, queries = torch.randn(300, 8, generator=generator), torch.randn(70, 8, generator=generator)
     check(
@@ -136,7 +149,7 @@ def test_many_queries_and_a_bank_scanned_in_blocks(device, metric, backend, monk
     )
 
 
-@both_backends
+@each_backend
 @both_metrics
 def test_duplicate_rows_order_by_row(device, metric, backend):
     generator = torch.Generator().manual_seed(4)
@@ -147,7 +160,7 @@ def test_duplicate_rows_order_by_row(device, metric, backend):
     check(bank, queries, 30, *brute_force(queries, features, metric, 30))
 
 
-@both_backends
+@each_backend
 def test_parallel_rows_tie_by_cosine(device, backend):
     # Multiples of one vector round differently in float32 and in float64; they must tie all the same.
     generator = torch.Generator().manual_seed(5)
@@ -162,21 +175,22 @@ def test_parallel_rows_tie_by_cosine(device, backend):
         assert found == sorted(range(200), key=lambda row: (rank[which[row]].item(), row))[:30]
 
 
-@both_backends
+@each_backend
 @both_metrics
 @pytest.mark.parametrize("k", [1, 10, 75])
 def test_integer_grids_with_massive_ties_widen_the_scan(device, metric, backend, k):
     generator = torch.Generator().manual_seed(6)
-    features = torch.randint(3, (1500, 3), generator=generator).float()  # 27 distinct rows
+    features = torch.randint(3, (9000, 3), generator=generator).float()  # 27 distinct rows
     queries = torch.randint(3, (8, 3), generator=generator).float()
     bank = make_bank(features, metric, backend, device)
     rows = exact_rows(queries, features, metric, k)
     with scans_of(bank) as asked:
         _, found = bank.search(queries.to(device), k)
     assert found.tolist() == rows
-    assert asked[0] == k + 32
+    first = (3 * k if backend in ("int8", "bfloat16") else k) + 32
+    assert asked[0][0] == first
     assert len(asked) > 1, "ties beyond the margin must widen the scan"
-    assert asked[1] == min(1500, 8 * asked[0])
+    assert asked[1][0] == min(9000, 8 * first)
     check(
         bank,
         queries,
@@ -194,26 +208,25 @@ def test_only_doubtful_queries_are_scanned_again(device, metric):
     features[::3] = 10 * features[0]
     queries = torch.cat([features[:1], -features[:1], torch.randn(3, 8, generator=generator)])
     bank = make_bank(features, metric, device=device)
-    again = []
-    scan = bank._scan
-    bank._scan = lambda queries, n: again.append(len(queries)) or scan(queries, n)
-    _, rows = bank.search(queries.to(device), 5)
-    assert again[0] == 5
-    assert len(again) > 1
-    assert max(again[1:]) < 5
+    with scans_of(bank) as asked:
+        _, rows = bank.search(queries.to(device), 5)
+    assert asked[0][1] == 5
+    assert len(asked) > 1
+    assert max(queries for _, queries in asked[1:]) < 5
     assert rows.tolist() == brute_force(queries, features, metric, 5)[1].tolist()
 
 
+@each_precision
 @both_metrics
-def test_distinct_features_are_scanned_once(device, metric):
+def test_distinct_features_are_scanned_once(device, metric, backend):
     generator = torch.Generator().manual_seed(8)
-    bank = make_bank(torch.randn(2000, 64, generator=generator), metric, device=device)
+    bank = make_bank(torch.randn(2000, 64, generator=generator), metric, backend, device=device)
     with scans_of(bank) as asked:
         bank.search(torch.randn(20, 64, generator=generator).to(device), 75)
-    assert asked == [75 + 32]
+    assert asked == [(75 + 32 if backend == "float32" else 3 * 75 + 32, 20)]
 
 
-@both_backends
+@each_backend
 @both_metrics
 def test_near_ties_that_float32_gets_wrong(device, metric, backend):
     # 300 rows within a few last places of one vector: their distances differ by less than 1e-7 relative.
@@ -236,7 +249,7 @@ def test_near_ties_that_float32_gets_wrong(device, metric, backend):
     check(make_bank(features, metric, backend, device), queries, k, distances, rows)
 
 
-@both_backends
+@each_backend
 @both_metrics
 def test_near_ties_are_resolved_in_float64_and_not_by_row(device, metric, backend):
     # Each row is a hair nearer than the one before, so the nearest come last in the bank.
@@ -249,7 +262,7 @@ def test_near_ties_are_resolved_in_float64_and_not_by_row(device, metric, backen
     assert rows.tolist() == [[49, 48, 47, 46]]
 
 
-@both_backends
+@each_backend
 @both_metrics
 def test_leave_one_out_by_hand(device, metric, backend):
     # Points on a circle at 0, 10, 20, 30 degrees and so on: neighbours by angle, for either metric.
@@ -270,19 +283,72 @@ def test_leave_one_out_by_hand(device, metric, backend):
     assert bank.votes(queries, 3, own).tolist() == [[1, 1, 1], [1, 2, 0], [1, 1, 1]]
 
 
-@both_backends
+@each_backend
 @both_metrics
-@pytest.mark.parametrize("kind", ["random", "grid", "all the rest"])
-def test_leave_one_out_of_every_row(device, metric, backend, kind):
+@pytest.mark.parametrize("kind", ["random", "clusters", "grid", "copies", "all the rest"])
+def test_leave_one_out_of_every_row(device, metric, backend, kind, monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.scan._WIDE", 1)
+    monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr("lightning_advknn.search.symmetric._SAMPLE", 60)
     generator = torch.Generator().manual_seed(10)
     rows, k = (60, 59) if kind == "all the rest" else (250, 12)
     features = torch.randn(rows, 6, generator=generator)
+    if kind == "clusters":
+        features = features.repeat(3, 1) + 0.05 * torch.randn(3 * rows, 6, generator=generator)
+        rows *= 3
     if kind == "grid":
         features = torch.randint(1, 3, (rows, 3), generator=generator).float()
+    if kind == "copies":  # more of them than a row may have candidates
+        features[50:] = features[0]
     ids = torch.randperm(1000, generator=generator)[:rows]
     bank = make_bank(features, metric, backend, device, ids=ids)
     expected = brute_force(features, features, metric, k, own=np.arange(rows))
     check(bank, features, k, *expected, own_ids=ids.to(device))
+    assert torch.equal(bank.leave_one_out_votes(k), bank.votes(bank.features, k, bank.ids))
+
+
+@each_precision
+@pytest.mark.parametrize("wrong", [0.0, 2.0])
+def test_leave_one_out_by_any_threshold(device, backend, wrong, monkeypatch):
+    """A sample that misleads: thresholds that nothing, or everything, exceeds."""
+    monkeypatch.setattr("lightning_advknn.search.scan._WIDE", 1)
+    monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64})
+    for name, value in (("_SPARE", wrong * 100), ("_SAMPLE", 100), ("_MOST", 2)):
+        monkeypatch.setattr(f"lightning_advknn.search.symmetric.{name}", value)
+    generator = torch.Generator().manual_seed(27)
+    features = torch.randn(40, 9, generator=generator).repeat(10, 1)
+    features += 0.3 * torch.randn(400, 9, generator=generator)
+    bank = make_bank(features, "cosine", backend, device)
+    rows = brute_force(features, features, "cosine", 7, own=np.arange(400))[1]
+    labels = bank.labels.cpu()[torch.from_numpy(rows)]
+    expected = [row.bincount(minlength=5).tolist() for row in labels]
+    assert bank.leave_one_out_votes(7).tolist() == expected
+
+
+def test_pairs_of_leave_one_out_have_bounds_that_hold(device, monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.symmetric._SAMPLE", 100)
+    features = (torch.randn(500, 64, generator=torch.Generator().manual_seed(28)) + 0.3).relu()
+    bank = make_bank(features, "cosine", "int8", device)
+    true = true_similarities(features, features, "cosine")
+    start = 0
+    for found in symmetric.candidates_of_all(bank._scanner(), bank.norms, 40, 128):
+        of_step = true[start : start + 128]
+        real = (found.upper > -torch.inf).cpu()
+        of_found = of_step.gather(1, found.indices.cpu())
+        assert (found.lower.cpu() <= of_found)[real].all()
+        assert (of_found <= found.upper.cpu())[real].all()
+        unseen = of_step.scatter(
+            1, found.indices.cpu(), -torch.inf
+        )  # padding points at row 0, a candidate or not
+        unseen[:, 0] = -torch.inf
+        assert (unseen <= found.unseen.cpu()).all()
+        assert 20 < real.sum(1).float().mean() < 120
+        assert all(
+            len(set(row[there])) == there.sum()
+            for row, there in zip(found.indices.cpu().numpy(), real.numpy(), strict=True)
+        )
+        start += 128
+    assert start >= 500
 
 
 @both_metrics
@@ -317,7 +383,7 @@ def test_exact_under_autocast(device, metric):
         check(bank, queries, 25, *brute_force(queries, features, metric, 25))
 
 
-@both_backends
+@each_backend
 @both_metrics
 @pytest.mark.parametrize("scale", [1e-41, 1e-30, 1e-18, 1e-6, 1e6, 1e18, 1e25])
 @pytest.mark.parametrize("scaled", ["bank", "queries", "both", "half of the bank"])
@@ -341,7 +407,7 @@ def test_exact_at_any_scale(device, metric, backend, scale, scaled):
     ]
 
 
-@both_backends
+@each_backend
 @both_metrics
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_leave_one_out_at_any_scale(device, metric, backend, scale):
@@ -362,21 +428,26 @@ def test_any_scan_within_its_bound_gives_exact_neighbours(device, metric, leave_
     bank = make_bank(features, metric, device=device)
     bound = 0.3
 
-    def scan(queries, n):
+    def scan(_, queries, n):
         q, x = queries.double(), bank.features.double()
-        scores = q @ x.T / x.norm(dim=1) if metric == "cosine" else q @ x.T - x.square().sum(1) / 2
+        if metric == "cosine":
+            similarity = q @ x.T / x.norm(dim=1) / q.norm(dim=1, keepdim=True)
+        else:
+            similarity = -torch.cdist(q, x, compute_mode="donot_use_mm_for_euclid_dist").square()
         if noise == "random":
-            scores += bound * (2 * torch.rand(scores.shape, generator=generator).to(scores) - 1)
+            scores = similarity + bound * (
+                2 * torch.rand(similarity.shape, generator=generator).to(similarity) - 1
+            )
         else:  # the nearest come out worse than they are, the rest better
-            nearest = scores.topk(k).values[:, -1:]
-            scores += torch.where(scores >= nearest, -bound, bound)
-        found = scores.topk(n)
-        return Candidates(found.values, found.indices, torch.full_like(scores[:, :1], bound))
+            nearest = similarity.topk(k).values[:, -1:]
+            scores = similarity + torch.where(similarity >= nearest, -bound, bound)
+        found = (scores + bound + 1e-9).topk(n)
+        return Candidates(found.values - 2 * bound - 2e-9, found.values, found.indices, found.values[:, -1:])
 
-    bank._scan = scan
     own = torch.arange(200, device=device) if leave_out else None
     expected = brute_force(features, features, metric, k, own=np.arange(200) if leave_out else None)
-    check(bank, features, k, *expected, own_ids=own)
+    with replaced_scan(bank, scan):
+        check(bank, features, k, *expected, own_ids=own)
 
 
 @both_metrics
@@ -389,59 +460,171 @@ def test_the_bound_allows_for_rounded_inputs_of_matmuls(metric):
     try:
         for precision, mantissa in (("high", 10), ("medium", 7)):
             torch.set_float32_matmul_precision(precision)
-            found = torch_scan(queries, features, norms, metric, 50)
+            found = TorchScan(features, norms, metric, "float32")(queries, 50)
             # Truncate the mantissas, as the worst of such devices would.
             q, x = (
                 (rows.view(torch.int32) & -(1 << 23 - mantissa)).view(torch.float32).double()
                 for rows in (queries, features)
             )
             true, rounded = queries.double() @ features.double().T, q @ x.T
-            size = norms if metric == "cosine" else 1
-            error = ((rounded - true) / size).abs()
-            assert (error <= found.error).all()
-            assert error.max() > found.error.max() / 20, "the bound should not be far from what can happen"
+            size = norms * queries.double().norm(dim=1, keepdim=True) if metric == "cosine" else 0.5
+            error = ((rounded - true) / size).abs().amax(1)
+            bound = (found.upper - found.lower).amax(1) / 2
+            assert (error <= bound).all()
+            assert error.max() > bound.max() / 20, "the bound should not be far from what can happen"
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@both_backends
+def true_similarities(queries, features, metric):
+    """Float64 ``(B, M)``."""
+    q, x = queries.double(), features.double()
+    if metric == "euclidean":
+        return -torch.cdist(q, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return q @ x.T / x.norm(dim=1) / q.norm(dim=1, keepdim=True)
+
+
+@each_backend
 @both_metrics
 @pytest.mark.parametrize("width", [1, 7, 300, 3000])
 @pytest.mark.parametrize(
-    "scales", [(1, 1), (1e-6, 1e3), (1e5, 1e-4), (1e-15, 1e-8), (1e9, 1e9), (1e-25, 1e-12)]
+    "scales", [(1, 1), (1e-6, 1e3), (1e5, 1e-4), (1e-15, 1e-8), (1e9, 1e9), (1e-25, 1e-12), (1e-41, 1)]
 )
-def test_score_error_bounds_the_scan(device, metric, backend, width, scales):
+@pytest.mark.parametrize("kind", ["normal", "positive", "sparse", "outlier"])
+def test_bounds_hold_what_a_scan_finds_and_what_it_does_not(device, metric, backend, width, scales, kind):
     generator = torch.Generator().manual_seed(width)
-    for positive in (False, True):
-        queries = torch.randn(7, width, generator=generator) * scales[0]
-        features = torch.randn(60, width, generator=generator) * scales[1]
-        if positive:  # no cancellation, the rounding errors add up
-            queries, features = queries.abs(), features.abs()
-        bank = make_bank(features, metric, backend, device)
-        found = bank._scan(queries.to(device), 60)
-        q, x = queries.double(), features.double()
-        scores = q @ x.T / x.norm(dim=1) if metric == "cosine" else q @ x.T - x.square().sum(1) / 2
-        error = (found.scores.double().cpu() - scores.gather(1, found.indices.cpu())).abs()
-        assert (error <= found.error.cpu()).all()
-        assert found.indices.sort().values.tolist() == [list(range(60))] * 7
+    queries = torch.randn(7, width, generator=generator)
+    features = torch.randn(60, width, generator=generator)
+    if kind == "positive":  # no cancellation, the rounding errors add up
+        queries, features = queries.abs(), features.abs()
+    if kind == "sparse":
+        queries, features = (queries - 1).relu(), (features - 1).relu()
+        queries[:, 0] += 0.1
+        features[:, 0] += 0.1
+    if kind == "outlier":  # takes all the levels of int8
+        features[:, 0] *= 1e4
+        queries[:3, 0] *= 1e4
+    queries, features = queries * scales[0], features * scales[1]
+    bank = make_bank(features, metric, backend, device)
+    true = true_similarities(queries, features, metric)
+    for n in (60, 20):
+        found = bank._scanner()(queries.to(device), n)
+        of_found = true.gather(1, found.indices.cpu())
+        assert (found.lower.cpu() <= of_found).all()
+        assert (of_found <= found.upper.cpu()).all()
+        unseen = true.scatter(1, found.indices.cpu(), -torch.inf)
+        assert (unseen <= found.unseen.cpu()).all()
+        assert all(len(set(rows)) == n for rows in found.indices.tolist())
+
+
+@pytest.mark.parametrize(("precision", "widest"), [("int8", 0.04), ("bfloat16", 0.04), ("float32", 0.0005)])
+def test_bounds_are_not_so_loose_as_to_be_useless(device, precision, widest):
+    # 256 levels cost a vector of equally spread features some 1 / (255 sqrt(12) / sqrt(3)) of its length.
+    generator = torch.Generator().manual_seed(21)
+    features, queries = torch.rand(400, 300, generator=generator), torch.rand(5, 300, generator=generator)
+    found = make_bank(features, "cosine", precision, device)._scanner()(queries.to(device), 10)
+    assert 0 < (found.upper - found.lower).max() < widest
+
+
+@each_precision
+@both_metrics
+def test_the_scan_keeps_the_best_rows(device, metric, backend):
+    # Far enough apart for any precision: row i is turned by i degrees from the query.
+    angles = torch.arange(300) * torch.pi / 300
+    features = torch.stack([angles.cos(), angles.sin()], 1)[torch.randperm(300, generator=torch.Generator())]
+    bank = make_bank(features, metric, backend, device)
+    found = bank._scanner()(torch.tensor([[1.0, 0.0]], device=device), 40)
+    nearest = brute_force(torch.tensor([[1.0, 0.0]]), features, metric, 30)[1]
+    assert set(nearest[0].tolist()) <= set(found.indices[0].tolist())
 
 
 @both_metrics
-def test_score_error_is_not_so_loose_as_to_be_useless(metric):
-    queries, norms = torch.ones(1, 100), torch.full((5,), 10.0, dtype=torch.float64)
-    # Scores here are of size 10 (cosine) or 50 (Euclidean); the bound is some 1e-5 of that.
-    assert 0 < score_error(queries, norms, metric).item() < 2e-3
-    assert score_error(queries, norms, metric, 2.0**-7).item() > 0.1
-
-
-@both_metrics
-def test_the_scan_keeps_the_best_rows(device, metric):
-    generator = torch.Generator().manual_seed(15)
-    features, queries = torch.randn(500, 10, generator=generator), torch.randn(6, 10, generator=generator)
+@pytest.mark.parametrize("kind", ["rectified", "normal", "near ties", "scaled"])
+def test_bounded_similarities_hold_the_exact_ones(device, metric, kind):
+    generator = torch.Generator().manual_seed(22)
+    queries, features = torch.randn(9, 2048, generator=generator), torch.randn(50, 2048, generator=generator)
+    if kind == "rectified":
+        queries, features = queries.relu(), features.relu()
+    if kind == "near ties":
+        features = queries[:1] * (1 + 2.0**-22 * torch.randint(-2, 3, features.shape, generator=generator))
+    if kind == "scaled":
+        features *= 10.0 ** torch.randint(-20, 20, (50, 1), generator=generator)
+    rows = torch.rand(9, 50, generator=generator) < 0.4
+    rows[4] = False  # a query of no pair
     norms = features.double().norm(dim=1)
-    found = torch_scan(queries.to(device), features.to(device), norms.to(device), metric, 40)
-    nearest = brute_force(queries, features, metric, 40)[1]
-    assert found.indices.sort().values.tolist() == np.sort(nearest).tolist()
+    true = true_similarities(queries, features, metric)[rows]
+    arguments = queries.to(device), features.to(device), norms.to(device), metric
+    pairs = [part.to(device) for part in rows.nonzero(as_tuple=True)]
+    lower, upper = (bound.cpu() for bound in exact.bounded_similarities(*arguments, *pairs))
+    assert (lower <= true).all()
+    assert (true <= upper).all()
+    if kind != "scaled":
+        size = 1 if metric == "cosine" else queries.norm(dim=1).max() * norms.max()
+        assert (upper - lower).max() < 3e-4 * size
+    in_float64 = exact.exact_similarities(*arguments, *pairs).cpu()
+    torch.testing.assert_close(in_float64, true, rtol=1e-12, atol=1e-12)
+
+
+def test_dots_are_the_same_sampled_and_gathered():
+    generator = torch.Generator().manual_seed(23)
+    queries, features = torch.randn(9, 96, generator=generator), torch.randn(40, 96, generator=generator)
+    pairs = (torch.rand(9, 40, generator=generator) < 0.3).nonzero(as_tuple=True)
+    expected = (queries.double() @ features.double().T)[pairs]
+    for dots in (exact._sampled_dots, exact._gathered_dots):
+        for segments in (1, 4):
+            torch.testing.assert_close(
+                dots(queries, features, *pairs, segments), expected, rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("n", [1, 5, 100, 1000])
+@pytest.mark.parametrize("size", [1000, 1003, 4001])
+def test_top_equals_topk(n, size):
+    scores = torch.randn(6, size, generator=torch.Generator().manual_seed(size))
+    scores[0] = scores[0].round()  # ties
+    found, where = scan._top(scores, n)
+    assert found.sort(descending=True).values.tolist() == scores.topk(n).values.tolist()
+    assert torch.equal(scores.gather(1, where), found)
+    assert all(len(set(row)) == n for row in where.tolist())
+
+
+@each_precision
+def test_a_bank_that_moves_is_scanned_where_it_is(device, backend):
+    generator = torch.Generator().manual_seed(24)
+    features, queries = torch.randn(90, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    bank = make_bank(features, "cosine", backend)
+    before = bank.votes(queries, 5)
+    assert torch.equal(bank.to(device).votes(queries.to(device), 5).cpu(), before)
+
+
+def test_auto_takes_float32_for_narrow_features_and_the_fastest_for_wide_ones(monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.codes._fastest", lambda device: "int8")
+    assert make_bank(torch.ones(3, 10), "cosine")._scanner().precision == "float32"
+    assert make_bank(torch.ones(3, 1152), "cosine")._scanner().precision == "int8"
+
+
+def test_the_fastest_precision_is_one_of_them(device):
+    assert codes._fastest(device) in PRECISIONS
+
+
+def test_votes_look_no_closer_where_all_in_doubt_have_one_label(device, monkeypatch):
+    # 40 copies of one row tie: whichever 10 vote, they vote alike unless labels differ.
+    features = torch.randn(1, 16, generator=torch.Generator().manual_seed(25)).expand(40, 16).contiguous()
+    others = torch.randn(100, 16, generator=torch.Generator().manual_seed(26))
+    looked = []
+    for odd in (False, True):
+        labels = torch.cat([torch.full((40,), 2), torch.zeros(100).long()])
+        labels[7] = 4 if odd else 2
+        bank = MemoryBank(torch.cat([features, others]), labels, torch.arange(140), 5, backend="float32").to(
+            device
+        )
+        original = bank._exact
+        looked.clear()
+        bank._exact = lambda *pairs, original=original: looked.append(len(pairs[-1])) or original(*pairs)
+        assert bank.votes(features[:1].to(device), 10).tolist() == [
+            [0, 0, 9, 0, 1] if odd else [0, 0, 10, 0, 0]
+        ]
+        assert sum(looked) == (40 if odd else 0)
 
 
 @pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
@@ -450,7 +633,7 @@ def test_backends_vote_alike(device, metric):
     generator = torch.Generator().manual_seed(16)
     features = torch.randn(2000, 50, generator=generator).relu()
     queries = torch.randn(100, 50, generator=generator).relu().to(device)
-    ours, theirs = (make_bank(features, metric, backend, device) for backend in ("torch", "faiss"))
+    ours, theirs = (make_bank(features, metric, backend, device) for backend in ("int8", "faiss"))
     assert torch.equal(ours.votes(queries, 75), theirs.votes(queries, 75))
     assert torch.equal(ours.search(queries, 75)[1], theirs.search(queries, 75)[1])
 
@@ -511,7 +694,9 @@ def test_shapes_that_disagree(features, labels, ids):
 def test_unknown_metric_or_backend_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"`metric` to be one of \('cosine', 'euclidean'\), but got 'l1'"):
         make_bank(torch.ones(2, 2), "l1")
-    with pytest.raises(ValueError, match=r"`backend` to be one of \('torch', 'faiss'\), but got 'annoy'"):
+    with pytest.raises(
+        ValueError, match=r"`backend` to be one of \('auto', 'int8', .* 'faiss'\), but got 'annoy'"
+    ):
         make_bank(torch.ones(2, 2), "cosine", "annoy")
 
 
@@ -536,7 +721,7 @@ def test_unusable_faiss_is_an_error_that_names_the_remedy(monkeypatch, error):
     original = __import__
     monkeypatch.setattr("builtins.__import__", broken)
     monkeypatch.setattr(faiss_backend, "distributions", list)
-    with pytest.raises(ImportError, match=r"Expected a working faiss.*faiss-cpu.*backend='torch'"):
+    with pytest.raises(ImportError, match=r"Expected a working faiss.*faiss-cpu.*backend='auto'"):
         make_bank(torch.ones(3, 2), "cosine", "faiss").votes(torch.ones(1, 2), 1)
 
 

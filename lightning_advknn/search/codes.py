@@ -1,0 +1,124 @@
+"""Vectors in low precision, with the exact size of what that loses."""
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.search.bounds import UNIT
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_LEVELS = 255  # of int8
+_ALIGNMENT = 16  # GPUs multiply int8 matrices whose width is a multiple of this
+_ENCODE_ELEMENTS = 2**20  # encoded at once, so that it stays in cache
+_NARROW = 256  # below this width, picking the best scores costs more than computing them
+
+
+@dataclass(frozen=True)
+class Codes:
+    """n encoded vectors. Vector i decodes to ``scale[i] * (values[i] - zero[i])``."""
+
+    precision: Precision
+    width: int
+    """D of the vectors; int8 values may be padded by zeros to more columns."""
+    values: Tensor
+    """``(n, at least D)`` of the precision's dtype."""
+    scale: Tensor
+    """float64 ``(n,)``."""
+    zero: Tensor
+    """What stands for 0: whole numbers, float64 ``(n,)``."""
+    sums: Tensor
+    """Of the values, float64 ``(n,)``."""
+    residual: Tensor
+    """Upper bound of the distance of a vector from what it decodes to, float64 ``(n,)``."""
+
+    def __getitem__(self, rows: slice) -> "Codes":
+        parts = (self.values, self.scale, self.zero, self.sums, self.residual)
+        return Codes(self.precision, self.width, *(part[rows] for part in parts))
+
+
+def encode(rows: Tensor, precision: Precision) -> Codes:
+    """Encode float32 ``(n, D)``.
+
+    int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0: after a ReLU, zeros stay exact and
+    no level is spent on negative numbers.
+    """
+    n, width = rows.shape
+    if precision == "float32":
+        one, none = (torch.full((n,), value, dtype=torch.float64, device=rows.device) for value in (1.0, 0.0))
+        return Codes(precision, width, rows, one, none, none, none)
+    columns = width if precision == "bfloat16" else -(-width // _ALIGNMENT) * _ALIGNMENT
+    values = torch.zeros(n, columns, dtype=_DTYPES[precision], device=rows.device)
+    scale, zero, sums, residual = torch.zeros(4, n, dtype=torch.float64, device=rows.device)
+    encode_block = _encode_int8 if precision == "int8" else _encode_bfloat16
+    at_once = max(1, _ENCODE_ELEMENTS // max(1, width))
+    for start in range(0, n, at_once):
+        block = slice(start, start + at_once)
+        coded, scale[block], zero[block], sums[block], lost = encode_block(rows[block])
+        values[block, :width] = coded
+        # `lost` was itself rounded: its D + 1 terms by float32's unit each, relative to the row's length.
+        length = torch.linalg.vector_norm(rows[block], dim=1, dtype=torch.float64)
+        residual[block] = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * length
+    return Codes(precision, width, values, scale, zero, sums, residual)
+
+
+def _encode_int8(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    low, high = (bound.double() for bound in rows.aminmax(dim=1))
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / _LEVELS).float()
+    scale = torch.where(scale > 2.0**-100, scale, 0.0)  # of a tinier row everything is residual
+    factor = torch.where(scale > 0, 1 / scale, 0.0)
+    zero = (-128 - low * factor).round().clamp(-128, 127).float()
+    levels = rows * factor[:, None]
+    coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
+    # In units of a level, where no square underflows.
+    lost = torch.linalg.vector_norm(levels.sub_(coded).add_(zero[:, None]), dim=1) * scale.double()
+    lost = torch.where(scale > 0, lost, torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
+    return coded.to(torch.int8), scale.double(), zero.double(), coded.sum(1, dtype=torch.float64), lost
+
+
+def _encode_bfloat16(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    values = rows.bfloat16()
+    one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    lost = torch.linalg.vector_norm(rows - values, dim=1, dtype=torch.float64)
+    return values, one, 0 * one, 0 * one, lost
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """All products of two lots of values, ``(n, m)``: int32 and exact for int8, else of the values' dtype."""
+    if left.dtype != torch.int8:
+        with torch.autocast(left.device.type, enabled=False):  # would round more than scans allow for
+            return left @ right.T
+    n, m = len(left), len(right)
+    if left.is_cuda:  # takes more than 16 rows, and multiples of 8
+        left = torch.nn.functional.pad(left, (0, 0, 0, max(32, -(-n // 8) * 8) - n))
+        right = torch.nn.functional.pad(right, (0, 0, 0, -(-m // 8) * 8 - m))
+    return torch._int_mm(left, right.T)[:n, :m]
+
+
+def fastest(device: torch.device, width: int) -> Precision:
+    """The precision in which this device multiplies matrices of this width fastest, by trying each once a process."""
+    return "float32" if width < _NARROW else _fastest(device)
+
+
+@cache
+def _fastest(device: torch.device) -> Precision:
+    seconds: dict[Precision, float] = {}
+    for precision, dtype in _DTYPES.items():
+        size = 512 if device.type == "cpu" else 4096
+        left, right = (torch.ones(size, 2048, device=device).to(dtype) for _ in range(2))
+        times = []
+        try:
+            for _ in range(4):
+                started = time.perf_counter()
+                products(left, right)[0, 0].item()  # waits for the device
+                times.append(time.perf_counter() - started)
+        except RuntimeError:  # not implemented there
+            continue
+        seconds[precision] = min(times)  # type: ignore[index]
+    return min(seconds, key=seconds.__getitem__)
