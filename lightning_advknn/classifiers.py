@@ -1,7 +1,8 @@
 """The victims: kNN on one layer, DkNN on several."""
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from lightning_advknn import functional
 from lightning_advknn.data import Batch
 from lightning_advknn.functional import Convention
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search import Backend, MemoryBank, Metric
+from lightning_advknn.search import Backend, MemoryBank, Metric, StoredRows, in_memory
 
 
 class KNNClassifier(nn.Module):
@@ -130,6 +131,8 @@ def build_banks(
     num_classes: int,
     metric: Metric = "cosine",
     backend: Backend = "auto",
+    memory_gib: float | None = None,
+    folder: Path | None = None,
 ) -> dict[str, MemoryBank]:
     """Store each layer's features of all images of a loader.
 
@@ -139,23 +142,42 @@ def build_banks(
         num_classes: C.
         metric: Distance of the banks.
         backend: What scans them.
+        memory_gib: Memory for banks and searches, of the network's device, in GiB; None for as much as it takes.
+            Banks beyond it are kept on disk and read in blocks.
+        folder: Where on disk; None for the system's temporary folder.
 
     Returns:
         A bank for each of the network's layers, on the network's device.
+
+    Raises:
+        ValueError: If an image is out of range, a feature is not finite, or `memory_gib` is too little.
+        OSError: If the disk is full.
     """
     device = next(network.parameters()).device
-    features: dict[str, list[Tensor]] = {layer: [] for layer in network.layers}
-    labels, ids = [], []
+    kept: dict[str, list[Tensor]] = {}
+    stored: dict[str, StoredRows] = {}
+    labels: list[Tensor] = []
+    ids: list[Tensor] = []
     for batch in tqdm(loader, desc="bank", disable=None, leave=False):
         functional.check_images(batch.images)
-        for layer, rows in network.features(batch.images.to(device)).items():
-            features[layer].append(rows)
+        features = network.features(batch.images.to(device))
+        if not ids:
+            widths = {layer: rows.shape[1] for layer, rows in features.items()}
+            fits = set(widths) if memory_gib is None else in_memory(_size(loader), widths, memory_gib)
+            kept = {layer: [] for layer in widths if layer in fits}
+            stored = {
+                layer: StoredRows(width, torch.float32, folder, device)
+                for layer, width in widths.items()
+                if layer not in fits
+            }
+        for layer, rows in features.items():
+            (kept if layer in kept else stored)[layer].append(rows)
         labels.append(batch.labels.to(device))
         ids.append(batch.ids.to(device))
     return {
         # `pop` frees a layer's parts once they are joined: peak memory is one layer above the sum.
         layer: MemoryBank(
-            torch.cat(features.pop(layer)),
+            torch.cat(kept.pop(layer)) if layer in kept else stored[layer],
             torch.cat(labels),
             torch.cat(ids),
             num_classes,
@@ -164,3 +186,9 @@ def build_banks(
         )
         for layer in network.layers
     }
+
+
+def _size(loader: Any) -> int:
+    """Images of a DataLoader, or of a list of batches."""
+    dataset = getattr(loader, "dataset", None)
+    return sum(len(batch.ids) for batch in loader) if dataset is None else len(dataset)

@@ -133,7 +133,9 @@ class ExperimentRun:
                 for name in self.methods
                 if self._trained(name).checkpoint
             },
-            "victim": {k: v for k, v in asdict(experiment.victim).items() if k != "backend"},
+            "victim": {
+                k: v for k, v in asdict(experiment.victim).items() if k not in ("backend", "memory_gib")
+            },
             "attacks": {name: asdict(attack) for name, attack in experiment.attacks.items()},
             "label_source": experiment.label_source,
             "data": {"name": self.data.name, "fingerprint": self.data.fingerprint},
@@ -162,6 +164,8 @@ class ExperimentRun:
             self.data.num_classes,
             settings.metric,
             settings.backend,
+            settings.memory_gib,
+            self.cache / "bank",
         )
         banks, seconds = self._measured(make)
         self._seconds["bank"] = "build bank", seconds

@@ -36,6 +36,8 @@ class VictimSettings:
         metric: Their distance.
         backend: What scans the bank; no vote depends on it.
         convention: How credibility counts ties.
+        memory_gib: Memory for banks and searches, in GiB, of the device; banks beyond it are read from disk. None for as
+            much as it takes. No vote depends on it.
     """
 
     layer: str = "relu3"
@@ -43,6 +45,7 @@ class VictimSettings:
     metric: Metric = "cosine"
     backend: Backend = "auto"
     convention: Convention = "strict"
+    memory_gib: float | None = None
 
 
 @dataclass(frozen=True)

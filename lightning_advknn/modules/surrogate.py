@@ -266,7 +266,7 @@ class SurrogateModule(LightningModule):
                 self._bank = self._extract("train")
             own = self._bank if split == "train" else self._extract(split)
             votes = self._votes(self._bank, own, split).to(self.device)
-            self._targets[split] = Targets(own.ids, own.features, votes)
+            self._targets[split] = Targets(own.ids, own.features[:], votes)
 
     def _extract(self, split: str) -> MemoryBank:
         loader = data_of(self.trainer).loader(split)
@@ -275,14 +275,15 @@ class SurrogateModule(LightningModule):
 
     def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> Tensor:
         """Votes on a split's images, from the votes file where it has them."""
-        contents = {"bank": bank.features, "labels": bank.labels, "ids": bank.ids, "queries": own.features}
+        features, queries = bank.features[:], own.features[:]
+        contents = {"bank": features, "labels": bank.labels, "ids": bank.ids, "queries": queries}
         key = digest([tensors_digest(contents), self.k, self.metric, split, __version__])
         file = self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
         if file:
             kept = _read_votes(file, key)
             if kept is not None:
                 return kept
-        votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(own.features, self.k)
+        votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(queries, self.k)
         if file and self.trainer.is_global_zero:
             with atomic_path(file) as temporary:
                 save_file({"votes": votes.cpu()}, temporary, metadata={"key": key})

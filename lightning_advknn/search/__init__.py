@@ -1,6 +1,7 @@
 """Exact nearest neighbours in a bank of stored features."""
 
 from lightning_advknn.search.bank import Backend, MemoryBank, check_backend
+from lightning_advknn.search.rows import StoredRows, in_memory
 from lightning_advknn.search.scan import Metric
 
-__all__ = ["Backend", "MemoryBank", "Metric", "check_backend"]
+__all__ = ["Backend", "MemoryBank", "Metric", "StoredRows", "check_backend", "in_memory"]

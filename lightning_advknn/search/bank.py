@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn.functional import count_votes
-from lightning_advknn.search.codes import fastest
+from lightning_advknn.search.codes import fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
+from lightning_advknn.search.rows import Rows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan
 from lightning_advknn.search.symmetric import candidates_of_all
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss"]
 
-_AT_ONCE = {"cpu": 512, "cuda": 4096}
+_AT_ONCE = {"cpu": 512, "cuda": 4096, "disk": 2048}  # queries
+_CANDIDATES = 2**20  # looked at together, over all queries
 _MARGIN = 32  # candidates beyond k, or 3 k in low precision: enough for nearly every query, else the scan is widened
 
 
@@ -33,7 +35,7 @@ class MemoryBank(nn.Module):
     which tie in exact arithmetic tie here, in whatever order their products are summed.
 
     Args:
-        features: Raw activations, float32 ``(M, D)``.
+        features: Raw activations, float32 ``(M, D)``, in memory or in a file.
         labels: int64 ``(M,)``, in [0, C).
         ids: Image ids, int64 ``(M,)``, by which a row can be kept from voting for itself.
         num_classes: C.
@@ -45,14 +47,14 @@ class MemoryBank(nn.Module):
         ValueError: If shapes disagree, a feature is not finite, or metric or backend is unknown.
     """
 
-    features: Tensor
+    features: Rows
     labels: Tensor
     ids: Tensor
     norms: Tensor
 
     def __init__(
         self,
-        features: Tensor,
+        features: Rows,
         labels: Tensor,
         ids: Tensor,
         num_classes: int,
@@ -76,7 +78,12 @@ class MemoryBank(nn.Module):
                 f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
             )
         check_backend(backend)
-        norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+        if backend == "faiss" and not isinstance(features, Tensor):
+            raise ValueError(
+                "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or raise"
+                " `memory_gib`."
+            )
+        norms = lengths(features)
         if not torch.isfinite(norms).all():
             raise ValueError(
                 f"Expected finite features, but {(~torch.isfinite(norms)).sum().item()} of {len(norms)} rows hold"
@@ -85,7 +92,11 @@ class MemoryBank(nn.Module):
         self.num_classes, self.metric, self.backend = num_classes, metric, backend
         self._scan: TorchScan | FaissScan | None = None  # made at the first search
         # Not part of checkpoints: the bank is made again from the network and the training images.
-        buffers = {"features": features, "labels": labels, "ids": ids, "norms": norms}
+        buffers = {"labels": labels, "ids": ids, "norms": norms}
+        if isinstance(features, Tensor):
+            buffers["features"] = features
+        else:
+            self.features = features
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
@@ -131,7 +142,7 @@ class MemoryBank(nn.Module):
             ValueError: If k exceeds the other rows.
         """
         self.check_k(k, leave_one_out=True)
-        at_once = _AT_ONCE[self.features.device.type]
+        at_once = self._at_once
         scan, n = self._scanner(), self._candidates(k, leave_one_out=True)
         votes = torch.empty(len(self), self.num_classes, dtype=torch.int64, device=self.labels.device)
         found: Iterator[Candidates | None] = repeat(None)
@@ -162,13 +173,17 @@ class MemoryBank(nn.Module):
             )
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-        at_once = _AT_ONCE[queries.device.type]
+        at_once = self._at_once
         starts = range(0, len(queries), at_once)
         for start in tqdm(starts, desc="search", disable=None if len(starts) > 8 else True, leave=False):
             chunk = slice(start, start + at_once)
             own = None if own_ids is None else own_ids[chunk]
             similarities[chunk], indices[chunk] = self._nearest_chunk(queries[chunk], k, own, in_order)
         return similarities, indices
+
+    @property
+    def _at_once(self) -> int:
+        return _AT_ONCE[self.labels.device.type if isinstance(self.features, Tensor) else "disk"]
 
     def _nearest_chunk(
         self,
@@ -183,13 +198,17 @@ class MemoryBank(nn.Module):
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         todo = torch.arange(len(queries), device=queries.device)
         while len(todo):
-            if found is None:
-                found = scan(queries[todo], n)
-                n = min(len(self), 8 * n)
-            own = None if own_ids is None else own_ids[todo]
-            best, rows, certain = self._settle(queries[todo], found, k, own, in_order)
-            similarities[todo[certain]], indices[todo[certain]] = best[certain], rows[certain]
-            todo, found = todo[~certain], None
+            at_once = len(todo) if found else max(1, _CANDIDATES // n)
+            left = []
+            for some in torch.split(todo, at_once):
+                own = None if own_ids is None else own_ids[some]
+                candidates = found or scan(queries[some], n)
+                best, rows, certain = self._settle(queries[some], candidates, k, own, in_order)
+                similarities[some[certain]], indices[some[certain]] = best[certain], rows[certain]
+                left.append(some[~certain])
+            todo = torch.cat(left)
+            n = n if found else min(len(self), 8 * n)
+            found = None
         return similarities, indices
 
     def _candidates(self, k: int, leave_one_out: bool) -> int:
@@ -251,11 +270,10 @@ class MemoryBank(nn.Module):
             if self.backend == "faiss":
                 from lightning_advknn.search.faiss_backend import FaissScan
 
-                self._scan = FaissScan(self.features, self.norms, self.metric)
+                self._scan = FaissScan(self.features[:], self.norms, self.metric)
             else:
-                precision = self.backend
-                if precision == "auto":
-                    precision = fastest(self.features.device, self.features.shape[1])
+                automatic = fastest(self.features.device, self.features.shape[1])
+                precision = automatic if self.backend == "auto" else self.backend
                 self._scan = TorchScan(self.features, self.norms, self.metric, precision)
         return self._scan
 

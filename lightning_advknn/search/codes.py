@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.search.bounds import UNIT
+from lightning_advknn.search.rows import Rows, StoredRows
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -26,7 +27,7 @@ class Codes:
     precision: Precision
     width: int
     """D of the vectors; int8 values may be padded by zeros to more columns."""
-    values: Tensor
+    values: Rows
     """``(n, at least D)`` of the precision's dtype."""
     scale: Tensor
     """float64 ``(n,)``."""
@@ -42,8 +43,8 @@ class Codes:
         return Codes(self.precision, self.width, *(part[rows] for part in parts))
 
 
-def encode(rows: Tensor, precision: Precision) -> Codes:
-    """Encode float32 ``(n, D)``.
+def encode(rows: Rows, precision: Precision) -> Codes:
+    """Encode float32 ``(n, D)``; codes are kept where the rows are, in memory or in a file.
 
     int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0: after a ReLU, zeros stay exact and
     no level is spent on negative numbers.
@@ -53,16 +54,25 @@ def encode(rows: Tensor, precision: Precision) -> Codes:
         one, none = (torch.full((n,), value, dtype=torch.float64, device=rows.device) for value in (1.0, 0.0))
         return Codes(precision, width, rows, one, none, none, none)
     columns = width if precision == "bfloat16" else -(-width // _ALIGNMENT) * _ALIGNMENT
-    values = torch.zeros(n, columns, dtype=_DTYPES[precision], device=rows.device)
+    dtype = _DTYPES[precision]
+    values: Rows
+    if isinstance(rows, Tensor):
+        values = torch.zeros(n, columns, dtype=dtype, device=rows.device)
+    else:
+        values = StoredRows(columns, dtype, rows.folder, rows.device)
     scale, zero, sums, residual = torch.zeros(4, n, dtype=torch.float64, device=rows.device)
     encode_block = _encode_int8 if precision == "int8" else _encode_bfloat16
     at_once = max(1, _ENCODE_ELEMENTS // max(1, width))
     for start in range(0, n, at_once):
         block = slice(start, start + at_once)
-        coded, scale[block], zero[block], sums[block], lost = encode_block(rows[block])
-        values[block, :width] = coded
+        some = rows[block]
+        coded, scale[block], zero[block], sums[block], lost = encode_block(some)
+        if isinstance(values, Tensor):
+            values[block, :width] = coded
+        else:
+            values.append(torch.nn.functional.pad(coded, (0, columns - width)))
         # `lost` was itself rounded: its D + 1 terms by float32's unit each, relative to the row's length.
-        length = torch.linalg.vector_norm(rows[block], dim=1, dtype=torch.float64)
+        length = torch.linalg.vector_norm(some, dim=1, dtype=torch.float64)
         residual[block] = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * length
     return Codes(precision, width, values, scale, zero, sums, residual)
 
@@ -87,6 +97,16 @@ def _encode_bfloat16(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     lost = torch.linalg.vector_norm(rows - values, dim=1, dtype=torch.float64)
     return values, one, 0 * one, 0 * one, lost
+
+
+def lengths(rows: Rows) -> Tensor:
+    """Euclidean norms of float32 ``(n, D)``, float64 ``(n,)``."""
+    at_once = max(1, _ENCODE_ELEMENTS // max(1, rows.shape[1]))  # torch copies all it is given to float64
+    found = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), at_once):
+        block = slice(start, start + at_once)
+        found[block] = torch.linalg.vector_norm(rows[block], dim=1, dtype=torch.float64)
+    return found
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:

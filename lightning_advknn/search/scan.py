@@ -20,11 +20,13 @@ from lightning_advknn.search.bounds import (
     matmul_rounding,
     relative_error,
 )
-from lightning_advknn.search.codes import Codes, Precision, encode, products
+from lightning_advknn.search.codes import Codes, Precision, encode, lengths, products
+from lightning_advknn.search.rows import Rows
 
 Metric = Literal["cosine", "euclidean"]
 
-# Scores held at once, and those of one matrix product: on CPU the latter stay in cache while they are scaled.
+# Scores held at once, and those of one matrix product (and 32 times as many codes): on CPU the latter stay in cache
+# while they are scaled.
 _HELD = {"cpu": 2**25, "cuda": 2**29}
 _PRODUCT = {"cpu": 2**20, "cuda": 2**27}
 
@@ -91,7 +93,7 @@ class TorchScan:
         precision: Of the codes.
     """
 
-    def __init__(self, features: Tensor, norms: Tensor, metric: Metric, precision: Precision) -> None:
+    def __init__(self, features: Rows, norms: Tensor, metric: Metric, precision: Precision) -> None:
         self.metric, self.precision, self.device = metric, precision, features.device
         self.codes = codes = encode(features, precision)
         unit = inverse(norms) if metric == "cosine" else torch.ones_like(norms)
@@ -114,7 +116,7 @@ class TorchScan:
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
         """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
-        norms = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64)
+        norms = lengths(queries)
         query = self.query(encode(queries, self.precision), norms)
         scores, indices = self._best(query, n)
         upper = self.upper(query, scores)
@@ -140,7 +142,9 @@ class TorchScan:
             error = error + 1e-12 + float64_error(codes.width)
         else:
             error = 2 * error + float64_error(codes.width) * (length + self._largest_norm).square()
-        return Query(codes.values, [term.float()[:, None] for term in left], length, residual, factor, error)
+        return Query(
+            codes.values[:], [term.float()[:, None] for term in left], length, residual, factor, error
+        )
 
     def upper(self, query: "Query", scores: Tensor) -> Tensor:
         """Upper bounds of similarities, float64 ``(B, n)``, from scores ``(B, n)``."""
@@ -159,7 +163,9 @@ class TorchScan:
     def scores(self, query: "Query", rows: slice) -> Tensor:
         """Scores of queries with consecutive rows, float32 ``(B, rows)``; they rank a query's rows by upper bound."""
         scores = torch.empty(len(query.values), rows.stop - rows.start, device=self.device)
-        step = max(8, _PRODUCT[self.device.type] // max(1, len(query.values)) // 8 * 8)
+        most = _PRODUCT[self.device.type]
+        step = min(most // max(1, len(query.values)), 32 * most // self.codes.width)
+        step = max(8, step // 8 * 8)
         for start in range(rows.start, rows.stop, step):
             some = slice(start, min(start + step, rows.stop))
             block = scores[:, start - rows.start : some.stop - rows.start]
@@ -170,8 +176,8 @@ class TorchScan:
 
     @property
     def symmetric(self) -> bool:
-        """Whether both rows of a pair have the same bounds, and computing these takes longer than sorting them out."""
-        return self.metric == "cosine" and self.codes.width >= _WIDE
+        """Whether both rows of a pair have the same bounds, and these fit into memory and take longer to compute than to sort out."""
+        return self.metric == "cosine" and self.codes.width >= _WIDE and isinstance(self.codes.values, Tensor)
 
     def every(self, step: int) -> "TorchScan":
         """A scan of every so many rows."""

@@ -1,0 +1,133 @@
+"""Banks on disk: the same votes, in the memory that was asked for."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_advknn.classifiers import build_banks
+from lightning_advknn.data import Batch
+from lightning_advknn.models import FeatureNetwork, LeNet5
+from lightning_advknn.search import MemoryBank, StoredRows, in_memory
+
+
+def stored(rows, folder, device="cpu"):
+    result = StoredRows(rows.shape[1], rows.dtype, folder, torch.device(device))
+    for part in torch.split(rows, 7):
+        result.append(part)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.bfloat16])
+def test_rows_come_back_as_they_went(tmp_path, device, dtype):
+    rows = (100 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
+    kept = stored(rows, tmp_path / "deep", device)
+    assert (len(kept), kept.shape, kept.ndim, kept.dtype) == (40, (40, 5), 2, dtype)
+    for chosen in (
+        slice(0, 40),
+        slice(33, 99),
+        slice(5, 5),
+        slice(None, None, 3),
+        torch.tensor([39, 0, 0, 7]),
+    ):
+        found = kept[chosen]
+        assert found.device.type == device.type
+        assert torch.equal(found.cpu(), rows[chosen])
+
+
+def test_no_file_is_left_behind(tmp_path):
+    kept = stored(torch.ones(40, 5), tmp_path)
+    assert list(tmp_path.iterdir()) == []  # it has no name, so that not even a killed process leaves it
+    assert kept[:1].sum() == 5
+
+
+def test_a_full_disk_says_what_would_help(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = StoredRows(5, torch.float32, tmp_path, torch.device("cpu"))
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(OSError, match=r"room for 40 more bytes.*No space left.*raise `memory_gib`"):
+        kept.append(torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("backend", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_votes_from_disk_are_those_from_memory(tmp_path, device, backend, metric, monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64, "disk": 30})
+    monkeypatch.setattr("lightning_advknn.search.scan._HELD", {"cpu": 3000, "cuda": 3000})
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(60, 600, generator=generator).repeat(8, 1)
+    features = (features + 0.1 * torch.randn(480, 600, generator=generator)).relu()
+    queries = (features[:90] + 0.2).to(device)
+    labels, ids = torch.arange(480, device=device) % 7, torch.arange(480, device=device)
+    arguments = labels, ids, 7, metric, backend
+    memory = MemoryBank(features.to(device), *arguments)
+    disk = MemoryBank(stored(features, tmp_path, device), *arguments)
+    assert torch.equal(disk.votes(queries, 12), memory.votes(queries, 12))
+    assert torch.equal(disk.search(queries, 12)[1], memory.search(queries, 12)[1])
+    assert torch.equal(disk.leave_one_out_votes(12), memory.leave_one_out_votes(12))
+    assert disk.state_dict() == {}
+
+
+def test_faiss_wants_its_bank_in_memory(tmp_path):
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match="a bank in memory for `backend='faiss'`"):
+        MemoryBank(
+            stored(torch.ones(9, 3), tmp_path), torch.zeros(9).long(), torch.arange(9), 2, "cosine", "faiss"
+        )
+
+
+def test_the_smallest_banks_stay_in_memory():
+    # 60,000 rows of 10, 1152, 6272 and 12544 float32 features, and as many bytes again for codes: 3 MB, 346 MB,
+    # 1.9 GB and 3.8 GB.
+    widths = {"relu1": 12544, "relu2": 6272, "relu3": 1152, "logits": 10}
+    assert in_memory(60000, widths, 8) == set(widths)
+    assert in_memory(60000, widths, 4) == {"relu2", "relu3", "logits"}
+    assert in_memory(60000, widths, 1.2) == {"relu3", "logits"}
+    assert in_memory(60000, widths, 0.7) == {"logits"}
+    with pytest.raises(
+        ValueError, match=r"`memory_gib` to be at least 0\.6\d to search .* 60000 rows .* but got 0\.25"
+    ):
+        in_memory(60000, widths, 0.25)
+
+
+def test_build_banks_keeps_what_fits_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.rows._WORKING", 0)
+    network = FeatureNetwork(LeNet5(), ["relu2", "relu3", "logits"]).eval()
+    images = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    loader = [
+        Batch(part, torch.zeros(len(part)).long(), torch.arange(len(part))) for part in images.split(20)
+    ]
+    whole = build_banks(network, loader, 2)
+    halved = build_banks(network, loader, 2, memory_gib=60000 / 2**30, folder=tmp_path)
+    assert [isinstance(bank.features, StoredRows) for bank in halved.values()] == [True, False, False]
+    for layer, bank in whole.items():
+        assert torch.equal(bank.features, halved[layer].features[:])
+        assert torch.equal(bank.votes(bank.features, 5), halved[layer].votes(bank.features, 5))
+
+
+PEAK = """
+import resource, sys, torch
+from pathlib import Path
+from lightning_advknn.search import MemoryBank, StoredRows
+rows, width = 40000, 4096  # 655 MB
+features = StoredRows(width, torch.float32, Path(sys.argv[1]), torch.device("cpu"))
+generator = torch.Generator().manual_seed(0)
+for _ in range(rows // 1000):
+    features.append(torch.rand(1000, width, generator=generator))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+bank = MemoryBank(features, torch.arange(rows) % 10, torch.arange(rows), 10)
+bank.votes(torch.rand(300, width, generator=generator), 75)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in kilobytes")
+def test_a_bank_on_disk_takes_no_more_memory_than_stated(tmp_path):
+    peak = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+    assert float(peak) < 640  # MiB, as `in_memory` reckons; the bank and its codes are 780
