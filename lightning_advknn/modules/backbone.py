@@ -33,6 +33,8 @@ class BackboneModule(LightningModule):
         image_shape: Channels, height, width.
         num_classes: C.
         learning_rate: Of Adam.
+        channels_last: Train with channels as the innermost dimension: the same network, computed faster on CPUs and on
+            GPUs with matrix units.
 
     Raises:
         ValueError: If a layer does not exist or the network does not map such images to as many classes.
@@ -45,6 +47,7 @@ class BackboneModule(LightningModule):
         image_shape: Sequence[int] = (1, 28, 28),
         num_classes: int = 10,
         learning_rate: float = 1e-3,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
@@ -53,12 +56,14 @@ class BackboneModule(LightningModule):
                 "image_shape": list(image_shape),
                 "num_classes": num_classes,
                 "learning_rate": learning_rate,
+                "channels_last": channels_last,
             }
         )
         self.network = FeatureNetwork(network, layers)
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
+        self.channels_last = channels_last
         check_network(self.network, self.image_shape, num_classes)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -81,6 +86,12 @@ class BackboneModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the data fits."""
         check_data(data_of(self.trainer), self.image_shape, self.num_classes)
+        if stage == "fit" and self.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the weights in torch's ordinary order."""
+        self.network.to(memory_format=torch.contiguous_format)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what it holds."""
@@ -107,7 +118,7 @@ class BackboneModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, as in the authors' code."""
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
 
     def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
         logits = self(batch.images)

@@ -227,7 +227,7 @@ class SurrogateModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on DkNNB alone."""
-        return torch.optim.Adam(self.surrogate.dknnb.parameters(), lr=self.learning_rate)
+        return torch.optim.Adam(self.surrogate.dknnb.parameters(), lr=self.learning_rate, fused=True)
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         logits, votes = self._imitate(stage, batch)

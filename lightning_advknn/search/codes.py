@@ -17,6 +17,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.i
 _LEVELS = 255  # of int8
 _ALIGNMENT = 16  # GPUs multiply int8 matrices whose width is a multiple of this
 _ENCODE_ELEMENTS = 2**20  # encoded at once, so that it stays in cache
+_WIDEST = 2**16  # int8 products of more columns might exceed int32
 _NARROW = 256  # below this width, picking the best scores costs more than computing them
 
 
@@ -43,13 +44,17 @@ class Codes:
         return Codes(self.precision, self.width, *(part[rows] for part in parts))
 
 
-def encode(rows: Rows, precision: Precision) -> Codes:
-    """Encode float32 ``(n, D)``; codes are kept where the rows are, in memory or in a file.
+def encode(rows: Rows, norms: Tensor, precision: Precision) -> Codes:
+    """Encode float32 ``(n, D)`` of norms float64 ``(n,)``; codes are kept where the rows are, in memory or in a file.
 
     int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0: after a ReLU, zeros stay exact and
     no level is spent on negative numbers.
     """
     n, width = rows.shape
+    if precision == "int8" and width > _WIDEST:
+        raise ValueError(
+            f"Expected at most {_WIDEST} features for `backend='int8'`, but got {width}. Use `backend='auto'`."
+        )
     if precision == "float32":
         one, none = (torch.full((n,), value, dtype=torch.float64, device=rows.device) for value in (1.0, 0.0))
         return Codes(precision, width, rows, one, none, none, none)
@@ -65,21 +70,18 @@ def encode(rows: Rows, precision: Precision) -> Codes:
     at_once = max(1, _ENCODE_ELEMENTS // max(1, width))
     for start in range(0, n, at_once):
         block = slice(start, start + at_once)
-        some = rows[block]
-        coded, scale[block], zero[block], sums[block], lost = encode_block(some)
+        coded, scale[block], zero[block], sums[block], lost = encode_block(rows[block], norms[block])
         if isinstance(values, Tensor):
             values[block, :width] = coded
         else:
             values.append(torch.nn.functional.pad(coded, (0, columns - width)))
         # `lost` was itself rounded: its D + 1 terms by float32's unit each, relative to the row's length.
-        length = torch.linalg.vector_norm(some, dim=1, dtype=torch.float64)
-        residual[block] = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * length
+        residual[block] = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * norms[block]
     return Codes(precision, width, values, scale, zero, sums, residual)
 
 
-def _encode_int8(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    low, high = (bound.double() for bound in rows.aminmax(dim=1))
-    low, high = low.clamp(max=0), high.clamp(min=0)
+def _encode_int8(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    low, high = rows.amin(1).double().clamp(max=0), rows.amax(1).double().clamp(min=0)
     scale = ((high - low) / _LEVELS).float()
     scale = torch.where(scale > 2.0**-100, scale, 0.0)  # of a tinier row everything is residual
     factor = torch.where(scale > 0, 1 / scale, 0.0)
@@ -88,11 +90,11 @@ def _encode_int8(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
     # In units of a level, where no square underflows.
     lost = torch.linalg.vector_norm(levels.sub_(coded).add_(zero[:, None]), dim=1) * scale.double()
-    lost = torch.where(scale > 0, lost, torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
-    return coded.to(torch.int8), scale.double(), zero.double(), coded.sum(1, dtype=torch.float64), lost
+    lost = torch.where(scale > 0, lost, norms)
+    return coded.to(torch.int8), scale.double(), zero.double(), coded.sum(1).double(), lost
 
 
-def _encode_bfloat16(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     values = rows.bfloat16()
     one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     lost = torch.linalg.vector_norm(rows - values, dim=1, dtype=torch.float64)
@@ -123,7 +125,7 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 
 def fastest(device: torch.device, width: int) -> Precision:
     """The precision in which this device multiplies matrices of this width fastest, by trying each once a process."""
-    return "float32" if width < _NARROW else _fastest(device)
+    return "float32" if not _NARROW <= width <= _WIDEST else _fastest(device)
 
 
 @cache

@@ -95,7 +95,7 @@ class TorchScan:
 
     def __init__(self, features: Rows, norms: Tensor, metric: Metric, precision: Precision) -> None:
         self.metric, self.precision, self.device = metric, precision, features.device
-        self.codes = codes = encode(features, precision)
+        self.codes = codes = encode(features, norms, precision)
         unit = inverse(norms) if metric == "cosine" else torch.ones_like(norms)
         self._lengths, self._residual, weights = unit * norms, unit * codes.residual, unit * codes.scale
         # A row's score is its weight times the codes' product, plus these times as many factors of the query.
@@ -117,7 +117,7 @@ class TorchScan:
     def __call__(self, queries: Tensor, n: int) -> Candidates:
         """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
         norms = lengths(queries)
-        query = self.query(encode(queries, self.precision), norms)
+        query = self.query(encode(queries, norms, self.precision), norms)
         scores, indices = self._best(query, n)
         upper = self.upper(query, scores)
         lower = upper - self.width(query.length, query.residual, query.error, indices)

@@ -603,6 +603,19 @@ def test_auto_takes_float32_for_narrow_features_and_the_fastest_for_wide_ones(mo
     assert make_bank(torch.ones(3, 1152), "cosine")._scanner().precision == "int8"
 
 
+def test_int8_has_a_greatest_width(monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.codes._fastest", lambda device: "int8")
+    wide = torch.ones(2, 2**16 + 1)
+    assert make_bank(wide, "cosine")._scanner().precision == "float32"
+    with pytest.raises(ValueError, match=r"at most 65536 features for `backend='int8'`, but got 65537"):
+        make_bank(wide, "cosine", "int8").votes(wide, 1)
+
+
+def test_int8_products_are_exact_at_their_greatest_width(device):
+    values = torch.full((17, 2**16), -128, dtype=torch.int8, device=device)
+    assert (codes.products(values, values) == 2**30).all()
+
+
 def test_the_fastest_precision_is_one_of_them(device):
     assert codes._fastest(device) in PRECISIONS
 
