@@ -5,17 +5,17 @@ An image is judged, attacked, and judged again as stored. `make_rows` puts what 
 and W&B all read these.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_advknn import functional
-from lightning_advknn.attacks import Attack, LogitsFn
+from lightning_advknn.attacks import Attack, LogitsFn, Precision
+from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import Convention, check_images
 
@@ -26,6 +26,9 @@ Rows = dict[str, Tensor]
 """Columns by name, one row a sample: ``id``, ``label``, ``l2``, ``linf``, and for ``before`` and ``after`` the attack
 ``dnn_*``, ``knn_*``, ``dknn_*``, ``surrogate_*`` (predictions), ``votes_*`` ``(n, L, C)``, ``knn_credibility_*`` and
 ``dknn_credibility_*``."""
+
+CPU_BATCH, GPU_BATCH = 64, 1000
+"""Images attacked at once: what fits a CPU's caches, and what keeps a GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,15 @@ def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
 
 
 def perturb(
-    attack: Attack, logits_fn: LogitsFn, images: Tensor, labels: Tensor, batch_size: int = 500
+    attack: Attack,
+    logits_fn: LogitsFn,
+    images: Tensor,
+    labels: Tensor,
+    precision: Precision = "float32",
 ) -> Tensor:
-    """Attack images in batches.
+    """Attack images in batches of one size.
 
+    The last batch is filled up, so every image meets the same arithmetic, however many there are.
     A module given as `logits_fn` is frozen and in evaluation mode meanwhile.
 
     Args:
@@ -130,7 +138,7 @@ def perturb(
         logits_fn: What the attack differentiates.
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         labels: Classes to move away from, int64 ``(n,)``.
-        batch_size: Images attacked at once.
+        precision: How gradients are computed.
 
     Returns:
         Adversarial images, float32, same shape: exactly what is stored and judged.
@@ -138,17 +146,20 @@ def perturb(
     Raises:
         ValueError: If the attack returns another shape or leaves [0, 1].
     """
+    size = GPU_BATCH if images.is_cuda else CPU_BATCH
+    # Rows of all batches: filled up with the images in turn, from the first one on.
+    rows = torch.arange(-(-len(images) // size) * size, device=images.device) % max(len(images), 1)
     parts = []
-    with frozen(logits_fn):
-        for part, part_labels in zip(
-            torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
-        ):
-            parts.append(attack(logits_fn, part, part_labels).detach().to(torch.float32))
-    adversarial = torch.cat(parts)
-    if adversarial.shape != images.shape:
-        raise ValueError(
-            f"Expected the attack to return images of shape {tuple(images.shape)}, but got {tuple(adversarial.shape)}."
-        )
+    with prepared(logits_fn, precision) as ready:
+        for batch in torch.split(rows, size):
+            part = images[batch]
+            parts.append(attack(ready, part, labels[batch]).detach().to(torch.float32))
+            if parts[-1].shape != part.shape:
+                raise ValueError(
+                    f"Expected the attack to return images of shape {tuple(part.shape)}, but got"
+                    f" {tuple(parts[-1].shape)}."
+                )
+    adversarial = torch.cat(parts)[: len(images)]
     check_images(adversarial)
     return adversarial
 
@@ -267,23 +278,3 @@ def summarize(rows: Rows) -> Mapping[str, float]:
     metrics = AttackMetrics().to(rows["id"].device)
     metrics.update(rows)
     return {name: value.item() for name, value in metrics.compute().items()}
-
-
-@contextmanager
-def frozen(logits_fn: LogitsFn) -> Iterator[None]:
-    """Put a module in evaluation mode without parameter gradients, and restore it; leave other callables alone."""
-    if not isinstance(logits_fn, nn.Module):
-        yield
-        return
-    training = [(module, module.training) for module in logits_fn.modules()]
-    trainable = [parameter for parameter in logits_fn.parameters() if parameter.requires_grad]
-    try:
-        logits_fn.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter in trainable:
-            parameter.requires_grad_(True)

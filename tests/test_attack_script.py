@@ -212,6 +212,15 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
     assert redone("ge", "--victim.convention=ge") == set()
     assert redone("faiss", "--victim.backend=faiss") == set()
     assert redone("true", "--label_source=true") == {"adversarial", "observations"}
+    content = yaml.safe_load(copy.read_text())
+    content["attacks"]["bim"]["precision"] = "winograd"
+    copy.write_text(yaml.safe_dump(content))
+    assert redone("winograd") == {"adversarial", "observations"}
+    rows = {
+        attack: read(copy.parent / "winograd/rows/origin" / f"{attack}.csv") for attack in ("bim", "fgsm")
+    }
+    assert {row["precision"] for row in rows["bim"]} == {"winograd"}
+    assert {row["precision"] for row in rows["fgsm"]} == {"float32"}
     # The surrogates imitate the victim's kNN, so another k trains others; the backbone stays.
     stages = {"adversarial", "calibration", "observations", "surrogate", "votes"}
     assert redone("k5", "--victim.k=5") == stages

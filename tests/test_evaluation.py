@@ -7,12 +7,12 @@ from statistics import fmean
 
 import pytest
 import torch
-from torch import nn
 
 from lightning_advknn import evaluation
-from lightning_advknn.attacks import fgsm
+from lightning_advknn.attacks import bim
 from lightning_advknn.data import Batch
-from lightning_advknn.evaluation import AttackMetrics, Victim, frozen, summarize
+from lightning_advknn.evaluation import AttackMetrics, Victim, summarize
+from lightning_advknn.models import ConvNet
 
 # Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
 # k = 3, L = 2, C = 3; calibration votes (2, 2), (1, 1), (1, 1).
@@ -91,7 +91,14 @@ def test_victim_of_an_unknown_layer(hand_dknn):
         Victim(hand_dknn, "both").layer = "height"
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 500])
+@pytest.fixture(params=[1, 2, 3, 7])
+def batch_size(request, monkeypatch):
+    """Images that `perturb` attacks at once."""
+    monkeypatch.setattr(evaluation, "CPU_BATCH", request.param)
+    monkeypatch.setattr(evaluation, "GPU_BATCH", request.param)
+    return request.param
+
+
 def test_perturb_attacks_every_image_with_its_label(device, batch_size):
     seen = []
 
@@ -101,17 +108,44 @@ def test_perturb_attacks_every_image_with_its_label(device, batch_size):
 
     images = torch.zeros(5, 1, 2, 2, device=device)
     labels = torch.arange(5, device=device)
-    adversarial = evaluation.perturb(attack, lambda images: images, images, labels, batch_size)
+    adversarial = evaluation.perturb(attack, lambda images: images, images, labels)
     assert adversarial.dtype == torch.float32
     assert adversarial[:, 0, 0, 0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert seen == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], 500: [5]}[batch_size]
+    # The last batch is filled up.
+    assert seen == {1: [1] * 5, 2: [2, 2, 2], 3: [3, 3], 7: [7]}[batch_size]
+
+
+@pytest.mark.usefixtures("batch_size")
+def test_perturb_of_no_images(device):
+    images, labels = torch.zeros(0, 1, 2, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    assert evaluation.perturb(lambda f, x, y: x, lambda x: x, images, labels).shape == (0, 1, 2, 2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "winograd"])
+def test_perturb_to_the_bit_whatever_else_is_attacked(precision):
+    # On CPU: cuDNN may add up in any order.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ConvNet(mean=(0.13,), std=(0.31,))
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(70, 1, 28, 28, generator=generator)
+    labels = torch.randint(10, (70,), generator=generator)
+
+    def attack(logits_fn, images, labels):
+        return bim(logits_fn, images, labels, eps=0.2, step_size=0.02, steps=4)
+
+    together = evaluation.perturb(attack, network, images, labels, precision)
+    order = torch.randperm(70, generator=generator)
+    for rows in (order[:1], order[:7], order):
+        adversarial = evaluation.perturb(attack, network, images[rows], labels[rows], precision)
+        assert torch.equal(adversarial, together[rows])
 
 
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        (lambda f, x, y: x[..., :1], r"images of shape \(3, 1, 1, 2\), but got \(3, 1, 1, 1\)"),
-        (lambda f, x, y: x[:-1], r"images of shape \(3, 1, 1, 2\), but got \(2, 1, 1, 2\)"),
+        (lambda f, x, y: x[..., :1], r"images of shape \(64, 1, 1, 2\), but got \(64, 1, 1, 1\)"),
+        (lambda f, x, y: x[:-1], r"images of shape \(64, 1, 1, 2\), but got \(63, 1, 1, 2\)"),
         (lambda f, x, y: x + 1, r"Expected finite images in \[0, 1\]"),
         (lambda f, x, y: x * math.nan, r"Expected finite images in \[0, 1\]"),
     ],
@@ -119,63 +153,6 @@ def test_perturb_attacks_every_image_with_its_label(device, batch_size):
 def test_perturb_refuses_what_is_no_image(attack, message):
     with pytest.raises(ValueError, match=message):
         evaluation.perturb(attack, lambda images: images, points("cpu"), column([0, 1, 2]))
-
-
-class Noisy(nn.Module):
-    """A network whose output shows its mode: dropout and batch statistics."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3), nn.Dropout(0.5))
-        self.modes = []
-
-    def forward(self, images):
-        self.modes.append((self.training, any(p.requires_grad for p in self.parameters())))
-        return self.layers(images)
-
-
-def test_perturb_freezes_the_network_meanwhile(device):
-    network = Noisy().to(device).train()
-    network.layers[1].eval()
-    network.layers[2].bias.requires_grad_(False)
-    statistics = {name: value.clone() for name, value in network.state_dict().items()}
-    images = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0)).to(device)
-    labels = torch.zeros(6, dtype=torch.int64, device=device)
-
-    def attack(logits_fn, images, labels):
-        return fgsm(logits_fn, images, labels, eps=0.1)
-
-    together = evaluation.perturb(attack, network, images, labels)
-    apart = evaluation.perturb(attack, network, images, labels, batch_size=1)
-    torch.testing.assert_close(together, apart)
-    assert (together - images).abs().max() > 0.05
-    assert set(network.modes) == {(False, False)}
-    assert all(torch.equal(value, statistics[name]) for name, value in network.state_dict().items())
-    assert [module.training for module in network.layers] == [True, False, True, True]
-    assert network.training
-    assert {name for name, p in network.named_parameters() if not p.requires_grad} == {"layers.2.bias"}
-
-
-def test_frozen_restores_after_an_error():
-    network = Noisy().train()
-    network.layers[3].eval()
-
-    def fail():
-        with frozen(network):
-            assert not network.training
-            assert not any(parameter.requires_grad for parameter in network.parameters())
-            raise RuntimeError("attack failed")
-
-    with pytest.raises(RuntimeError, match="attack failed"):
-        fail()
-    assert network.training
-    assert [module.training for module in network.layers] == [True, True, True, False]
-    assert all(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_frozen_leaves_functions_alone():
-    with frozen(lambda images: images):
-        pass
 
 
 def test_predict_is_the_highest_logit(device):

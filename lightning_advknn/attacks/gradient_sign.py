@@ -30,8 +30,7 @@ def fgsm(logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, eps: float) -> 
     Raises:
         ValueError: If an argument is out of range or the loss is not finite.
     """
-    _check(images, labels, eps=eps)
-    return _step(images, images, loss_gradient(logits_fn, images, labels), eps, eps)
+    return bim(logits_fn, images, labels, eps=eps, step_size=eps, steps=1)
 
 
 def bim(
@@ -63,18 +62,29 @@ def bim(
         ValueError: If an argument is out of range or the loss is not finite.
     """
     _check(images, labels, eps=eps, step_size=step_size, steps=steps)
-    adversarial = images
-    for _ in range(int(steps)):
-        gradient = loss_gradient(logits_fn, adversarial, labels)
-        adversarial = _step(images, adversarial, gradient, step_size, eps)
-    return adversarial.clone() if steps == 0 else adversarial
+    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    with torch.inference_mode(False):
+        images, labels = images.detach().clone(), labels.clone()
+        lowest, highest = (images - eps).clamp(min=0.0), (images + eps).clamp(max=1.0)
+        adversarial, losses = images, images.new_zeros(())
+        for _ in range(int(steps)):
+            loss, gradient = loss_and_gradient(logits_fn, adversarial, labels)
+            losses = losses + loss
+            adversarial = (adversarial + step_size * gradient.sign()).clamp(lowest, highest)
+        # Once, as looking at a number makes a GPU wait; what is not finite stays so in a sum.
+        if not torch.isfinite(losses):
+            raise ValueError(
+                f"Expected a finite attack loss, but got {losses.item()}."
+                " Check the attacked network's weights and outputs."
+            )
+    return adversarial
 
 
-def loss_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the cross-entropy with respect to each image.
+def loss_and_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and its gradient with respect to each image.
 
     The loss is summed over the batch, so an image's gradient does not depend on its batch, and only the images
-    get a gradient. Works inside `torch.no_grad` and `torch.inference_mode` (`trainer.validate`, `test`).
+    get a gradient. Works inside `torch.no_grad`.
 
     Args:
         logits_fn: Maps images ``(B, ...)`` to logits ``(B, C)``.
@@ -82,26 +92,13 @@ def loss_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor
         labels: int64 ``(B,)``.
 
     Returns:
-        Same shape and dtype as the images.
-
-    Raises:
-        ValueError: If the loss is not finite.
+        The loss, a scalar, and the gradient, same shape and dtype as the images.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = images.clone().requires_grad_()  # a clone: inference tensors cannot require a gradient
-        loss = F.cross_entropy(logits_fn(leaf), labels.clone(), reduction="sum")
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"Expected a finite attack loss, but got {loss.item()}."
-                " Check the attacked network's weights and outputs."
-            )
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(logits_fn(leaf), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
-    return gradient
-
-
-def _step(images: Tensor, start: Tensor, gradient: Tensor, length: float, eps: float) -> Tensor:
-    moved = start + length * gradient.sign()
-    return torch.clamp(moved, images - eps, images + eps).clamp(0.0, 1.0)
+    return loss.detach(), gradient
 
 
 def _check(images: Tensor, labels: Tensor, **settings: float) -> None:

@@ -93,7 +93,7 @@ class AttackEvaluation(Callback):
                 raise ValueError(f"Expected `{name}` to be one of {known}, but got {choice!r}.")
         if "clean" in attacks:
             raise ValueError("Expected no attack named 'clean': that is before the attack. Rename it.")
-        self.attacks = {name: attack.bind() for name, attack in attacks.items()}
+        self.attacks = {name: (attack.bind(), attack.precision) for name, attack in attacks.items()}
         self.layer, self.layers = layer, layers
         self.k, self.metric, self.convention = k, metric, convention
         self.label_source = label_source
@@ -160,10 +160,10 @@ class AttackEvaluation(Callback):
             self._known = None if trainable else (victim, before)
             rows = make_rows(ids, labels, images, images, before, before, surrogate)
             _log(trainer, module, "clean", rows)
-            for name, attack in self.attacks.items():
+            for name, (attack, precision) in self.attacks.items():
                 torch.manual_seed(_SEED)
                 ascended = before.knn if self.label_source == "knn" else labels
-                adversarial = perturb(attack, module, images, ascended)
+                adversarial = perturb(attack, module, images, ascended, precision)
                 after = judge(victim, adversarial)
                 rows = make_rows(ids, labels, images, adversarial, before, after, surrogate)
                 _log(trainer, module, name, rows)

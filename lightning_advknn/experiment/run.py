@@ -269,7 +269,8 @@ class ExperimentRun:
         images, labels, _ = self._shard(start)
         if self.experiment.label_source == "knn":
             labels = self._verdicts(None, None, start).knn
-        return perturb(self._attacks[attack], self.logits_fn(method), images, labels)
+        precision = self.experiment.attacks[attack].precision
+        return perturb(self._attacks[attack], self.logits_fn(method), images, labels, precision)
 
     def _adversarial_key(self, method: str, attack: str) -> str:
         settings = self.experiment.victim

@@ -110,6 +110,7 @@ def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[
         "method": method,
         "attack": attack or "clean",
         "settings": " ".join(f"{k}={v}" for k, v in used.settings.items()) if used else "",
+        "precision": used.precision if used else "",
         "label_source": experiment.label_source,
         "convention": experiment.victim.convention,
         "seed": experiment.seed,

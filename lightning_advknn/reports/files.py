@@ -15,7 +15,8 @@ def write_rows(path: Path, rows: Rows, layers: tuple[str, ...], settings: dict[s
         path: CSV file.
         rows: As `evaluation.make_rows` returns them.
         layers: Names for votes' second dimension.
-        settings: Columns that are the same on each line: method, attack, its settings, label source, convention.
+        settings: Columns that are the same on each line: method, attack, its settings and precision, label
+            source, convention.
     """
     columns: dict[str, list[object]] = {}
     for name, column in rows.items():

@@ -9,7 +9,7 @@ import torchattacks
 from torch import nn
 
 from lightning_advknn.attacks import bim, fgsm
-from lightning_advknn.attacks.gradient_sign import loss_gradient
+from lightning_advknn.attacks.gradient_sign import loss_and_gradient
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox 3.3.4 imports a name that scipy moved
@@ -90,19 +90,23 @@ def test_bim_agrees_with_torchattacks_and_foolbox(device, eps, step_size, steps)
     torch.testing.assert_close(adversarial, theirs, rtol=0, atol=1e-5)
 
 
-def test_loss_gradient_of_a_linear_model_is_known(device):
+def test_loss_and_gradient_of_a_linear_model_are_known(device):
     weight = torch.tensor([1.0, -2, 0, 0.5], dtype=torch.float64)
     model = Linear(weight, 0.25).to(device)
     images = torch.rand(6, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(
         device
     )
     labels = torch.tensor([0, 1, 0, 1, 0, 0], device=device)
-    gradient = loss_gradient(model, images, labels)
+    loss, gradient = loss_and_gradient(model, images, labels)
+    expected = 0.0
     for row in range(6):
         # d/dx log(1 + exp(-+2 f)): the wrong class's probability times -+2 w
         sign = 1 if labels[row] == 0 else -1
         wrong = 1 / (1 + math.exp(sign * 2 * model.margin(images[row : row + 1]).item()))
         torch.testing.assert_close(gradient[row].flatten().cpu(), -sign * 2 * wrong * weight)
+        expected -= math.log(1 - wrong)
+    assert loss.item() == pytest.approx(expected)
+    assert not loss.requires_grad
 
 
 def test_attacks_on_a_linear_model_are_known(device):
@@ -288,3 +292,16 @@ def test_a_loss_that_is_not_finite(device, attack, value):
         network[0].weight.fill_(value)
     with pytest.raises(ValueError, match=r"Expected a finite attack loss, but got nan.*network's weights"):
         attack(network, images, labels)
+
+
+def test_a_loss_that_is_not_finite_once(device):
+    # It is looked at after the last step, and must not be forgotten by then.
+    calls = []
+
+    def logits_fn(images):
+        calls.append(1)
+        return images.flatten(1) * (math.nan if len(calls) == 2 else 1)
+
+    images, labels = batch(device)
+    with pytest.raises(ValueError, match="Expected a finite attack loss, but got nan"):
+        bim(logits_fn, images, labels, eps=0.1, step_size=0.03, steps=5)

@@ -194,6 +194,22 @@ def attack_metrics(trainer: Trainer) -> dict[str, float]:
     }
 
 
+def test_each_attack_has_its_own_precision(
+    make_module: Callable[[], LightningModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def keep(*args: Any) -> Tensor:
+        seen.append(args[-1])
+        return perturb(*args)
+
+    monkeypatch.setattr(attack_evaluation, "perturb", keep)
+    attacks = {"exact": FGSM, "fast": AttackSettings("fgsm", {"eps": 0.1}, "winograd")}
+    trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
+    trainer.validate(make_module(), datamodule=Digits(), verbose=False)
+    assert seen == ["float32", "winograd"]
+
+
 @pytest.mark.parametrize("label_source", ["knn", "true"])
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_metrics_are_those_of_an_independent_run(

@@ -1,0 +1,79 @@
+"""How an attack computes gradients: as PyTorch does, or faster and a little less exactly."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from lightning_advknn.attacks.convolutions import CookToomConvolution, DirectConvolution
+from lightning_advknn.attacks.gradient_sign import LogitsFn
+
+Precision = Literal["float32", "winograd", "bfloat16"]
+"""``float32`` computes what the network itself does. So does ``winograd``, also in float32, but convolutions of small maps
+with fewer multiplications, at an error of some 5e-5 of a gradient (`CookToomConvolution`): the choice for CPUs without
+bfloat16 units. ``bfloat16`` is autocast, at an error of some 5e-2: the choice for what has such units."""
+
+
+@contextmanager
+def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[LogitsFn]:
+    """Make a logits function ready for many gradients, and restore it.
+
+    A module is in evaluation mode and its parameters are frozen meanwhile; its convolutions use what has been
+    made of their weights once. Other callables are left alone, but for autocast.
+
+    Args:
+        logits_fn: Maps images to logits.
+        precision: Of its arithmetic.
+
+    Yields:
+        What to differentiate.
+    """
+    modules = list(logits_fn.modules()) if isinstance(logits_fn, nn.Module) else []
+    training = [(module, module.training) for module in modules]
+    trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
+    convolutions = [module for module in modules if _is_ordinary(module)]
+    try:
+        if isinstance(logits_fn, nn.Module):
+            logits_fn.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False):  # autograd refuses what is made in it
+            for conv in convolutions:
+                # In its place, not instead of it: hooks and weights stay where others look for them.
+                vars(conv)["forward"] = _convolution(conv, precision)
+        yield _autocast(logits_fn) if precision == "bfloat16" else logits_fn
+    finally:
+        for conv in convolutions:
+            vars(conv).pop("forward", None)
+        for module, mode in training:
+            module.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _is_ordinary(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a convolution is computed as `torch.nn.Conv2d` says, from float32 weights that stay as they are."""
+    return (
+        type(module) is nn.Conv2d
+        and "forward" not in vars(module)
+        and "weight" in module._parameters  # a hook, such as weight norm's, would make it anew each time
+        and module.weight.dtype == torch.float32
+    )
+
+
+def _convolution(conv: nn.Conv2d, precision: Precision) -> Callable[[Tensor], Tensor]:
+    if precision == "float32":
+        return DirectConvolution(conv, torch.float32, torch.preserve_format)
+    if precision == "winograd":
+        return CookToomConvolution(conv)
+    return DirectConvolution(conv, torch.bfloat16, torch.channels_last)
+
+
+def _autocast(logits_fn: LogitsFn) -> LogitsFn:
+    def logits(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return logits_fn(images).to(images.dtype)
+
+    return logits
