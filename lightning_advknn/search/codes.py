@@ -114,8 +114,15 @@ def lengths(rows: Rows) -> Tensor:
 def products(left: Tensor, right: Tensor) -> Tensor:
     """All products of two lots of values, ``(n, m)``: int32 and exact for int8, else of the values' dtype."""
     if left.dtype != torch.int8:
-        with torch.autocast(left.device.type, enabled=False):  # would round more than scans allow for
-            return left @ right.T
+        matmul = torch.backends.cuda.matmul
+        rounds = matmul.allow_bf16_reduced_precision_reduction
+        # Autocast and partial sums in bfloat16 would round more than scans allow for.
+        matmul.allow_bf16_reduced_precision_reduction = False
+        try:
+            with torch.autocast(left.device.type, enabled=False):
+                return left @ right.T
+        finally:
+            matmul.allow_bf16_reduced_precision_reduction = rounds
     n, m = len(left), len(right)
     if left.is_cuda:  # takes more than 16 rows, and multiples of 8
         left = torch.nn.functional.pad(left, (0, 0, 0, max(32, -(-n // 8) * 8) - n))

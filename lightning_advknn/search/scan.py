@@ -100,9 +100,8 @@ class TorchScan:
         self._lengths, self._residual, weights = unit * norms, unit * codes.residual, unit * codes.scale
         # A row's score is its weight times the codes' product, plus these times as many factors of the query.
         right = []
-        if (
-            precision == "int8"
-        ):  # (a - z) . (b - y) = a . b - y sum(a) + z (D y - sum(b)), where z and y stand for 0
+        if precision == "int8":
+            # Where z and y stand for 0: (a - z) . (b - y) = a . b - y sum(a) + z (D y - sum(b)).
             right += [-weights * codes.zero, weights * (codes.width * codes.zero - codes.sums)]
         if precision != "float32":
             right += [self._residual]
