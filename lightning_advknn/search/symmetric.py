@@ -95,5 +95,6 @@ def _candidates(
     indices[mine, place] = other[order].long()
     bounds = torch.full(shape, -torch.inf, dtype=torch.float64, device=mine.device)
     bounds[mine, place] = upper[order].double()
-    width = scan.width(query.length, query.residual, error + _ROUNDING, indices)
+    # As if no row had length 0: the bound may have been found from the other row's side.
+    width = scan.width(torch.ones_like(query.length), query.residual, error + _ROUNDING, indices)
     return Candidates(bounds - width, bounds, indices, thresholds.double()[:, None])

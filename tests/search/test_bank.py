@@ -285,7 +285,7 @@ def test_leave_one_out_by_hand(device, metric, backend):
 
 @each_backend
 @both_metrics
-@pytest.mark.parametrize("kind", ["random", "clusters", "grid", "copies", "all the rest"])
+@pytest.mark.parametrize("kind", ["random", "clusters", "grid", "copies", "zeros", "all the rest"])
 def test_leave_one_out_of_every_row(device, metric, backend, kind, monkeypatch):
     monkeypatch.setattr("lightning_advknn.search.scan._WIDE", 1)
     monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64})
@@ -300,6 +300,9 @@ def test_leave_one_out_of_every_row(device, metric, backend, kind, monkeypatch):
         features = torch.randint(1, 3, (rows, 3), generator=generator).float()
     if kind == "copies":  # more of them than a row may have candidates
         features[50:] = features[0]
+    if kind == "zeros":  # at distance 1 from all; with neighbours on either side
+        features[::5] = 0
+        features[1::2] *= -1
     ids = torch.randperm(1000, generator=generator)[:rows]
     bank = make_bank(features, metric, backend, device, ids=ids)
     expected = brute_force(features, features, metric, k, own=np.arange(rows))
