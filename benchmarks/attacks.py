@@ -62,6 +62,8 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
         logits_fn, work = run.logits_fn(through), _work(run, through, n)
         made: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
         for method, kind in _METHODS.items():
+            if given.methods and method not in (*given.methods, "torchattacks"):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "adversarial.safetensors"
                 times = in_child(
