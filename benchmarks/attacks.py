@@ -47,8 +47,10 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
     parser.add_argument("--surrogate", help="A trained surrogate's checkpoint, to attack through it too.")
+    parser.add_argument("--images", type=int, help=f"Attacked; 1000, or {CPU_BATCH} if quick.")
+    parser.add_argument("--methods", nargs="+", choices=_METHODS, help="Only these, and torchattacks.")
     given = report.parse(parser, args)
-    n = CPU_BATCH if given.quick else 1000
+    n = given.images or (CPU_BATCH if given.quick else 1000)
     experiment = [given.config, given.root, given.backbone, given.surrogate]
     run = backbone_run(report.experiment(*experiment))
     _ = run.backbone  # trained now, if it has to be
