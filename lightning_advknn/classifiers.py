@@ -154,36 +154,34 @@ def build_banks(
         OSError: If the disk is full.
     """
     device = next(network.parameters()).device
-    kept: dict[str, list[Tensor]] = {}
+    total = _size(loader)
+    kept: dict[str, Tensor] = {}
     stored: dict[str, StoredRows] = {}
     labels: list[Tensor] = []
     ids: list[Tensor] = []
+    start = 0
     for batch in tqdm(loader, desc="bank", disable=None, leave=False):
         functional.check_images(batch.images)
         features = network.features(batch.images.to(device))
         if not ids:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
-            fits = set(widths) if memory_gib is None else in_memory(_size(loader), widths, memory_gib)
-            kept = {layer: [] for layer in widths if layer in fits}
-            stored = {
-                layer: StoredRows(width, torch.float32, folder, device)
-                for layer, width in widths.items()
-                if layer not in fits
-            }
+            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib)
+            for layer, width in widths.items():
+                if layer in fits:
+                    kept[layer] = torch.empty(total, width, device=device)
+                else:
+                    stored[layer] = StoredRows(width, torch.float32, folder, device)
         for layer, rows in features.items():
-            (kept if layer in kept else stored)[layer].append(rows)
+            if layer in kept:
+                kept[layer][start : start + len(rows)] = rows
+            else:
+                stored[layer].append(rows)
         labels.append(batch.labels.to(device))
         ids.append(batch.ids.to(device))
+        start += len(batch.ids)
+    banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
     return {
-        # `pop` frees a layer's parts once they are joined: peak memory is one layer above the sum.
-        layer: MemoryBank(
-            torch.cat(kept.pop(layer)) if layer in kept else stored[layer],
-            torch.cat(labels),
-            torch.cat(ids),
-            num_classes,
-            metric,
-            backend,
-        )
+        layer: MemoryBank(banks[layer], torch.cat(labels), torch.cat(ids), num_classes, metric, backend)
         for layer in network.layers
     }
 
