@@ -1,0 +1,1 @@
+"""Speed, memory and exactness beside other libraries, measured in one run: python -m benchmarks.search --quick."""

@@ -1,0 +1,182 @@
+"""FGSM and BIM on real test images: python -m benchmarks.attacks [--quick] [--root DIR] [--surrogate CHECKPOINT].
+
+Each attack of the experiment goes through the backbone and, if its checkpoint is given, a surrogate, ascending true
+labels. Methods: `evaluation.perturb` at each precision, torchattacks and foolbox. The peers get batches of
+the same size, and frozen weights, which they would not freeze themselves.
+
+A method is ``exact`` if its adversarials equal torchattacks' to 1e-5 in every pixel; ``differing`` counts the images
+in which they do not and ``largest`` is the largest difference. Where a gradient is zero up to rounding its sign is
+chance, and BIM carries that on: ``attacked_acc`` and ``knn_acc``, the accuracies of the attacked network and of the victim's
+kNN under attack, say whether it matters. ``limit_share`` is the share of the speed of a bare float32 matrix product: by the
+multiplications of a direct forward pass and the gradient of its images, so fewer multiplications can exceed 1. Each method and
+network runs in a process of its own, whose peak memory includes Python, torch and the data.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import report
+from benchmarks.features import backbone_run, bank_batches
+from benchmarks.measure import in_child, timed
+from lightning_advknn.attacks import AttackSettings, Precision
+from lightning_advknn.attacks.gradient_sign import loss_and_gradient
+from lightning_advknn.classifiers import KNNClassifier, build_banks
+from lightning_advknn.evaluation import CPU_BATCH, perturb, predict
+from lightning_advknn.experiment import ExperimentRun
+from lightning_advknn.models import FeatureNetwork
+
+_FURTHER = ("limit_share", "attacked_acc", "knn_acc", "largest", "differing")
+_SIZE = 2048  # of the bare matrix product
+_METHODS = {
+    **{report.OURS if p == "float32" else f"{report.OURS} {p}": p for p in get_args(Precision)},
+    "torchattacks": "torchattacks",
+    "foolbox": "foolbox",
+}
+
+
+def main(args: Sequence[str] | None = None) -> list[report.Record]:
+    """Run the command line."""
+    parser = report.options(__doc__)
+    parser.add_argument("--surrogate", help="A trained surrogate's checkpoint, to attack through it too.")
+    given = report.parse(parser, args)
+    n = CPU_BATCH if given.quick else 1000
+    experiment = [given.config, given.root, given.backbone, given.surrogate]
+    run = backbone_run(report.experiment(*experiment))
+    _ = run.backbone  # trained now, if it has to be
+    victim = run.experiment.victim
+    network = FeatureNetwork(run.backbone.network, [victim.layer]).eval()
+    banks = build_banks(network, bank_batches(run, None), run.data.num_classes, victim.metric)
+    knn = KNNClassifier(network, victim.layer, banks[victim.layer], victim.k)
+    n, speed = min(n, len(run.test)), _matmul_speed()
+    records: list[report.Record] = []
+    for through in run.methods:
+        logits_fn, work = run.logits_fn(through), _work(run, through, n)
+        made: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
+        for method, kind in _METHODS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "adversarial.safetensors"
+                times = in_child(
+                    "benchmarks.attacks",
+                    "attack",
+                    given.threads,
+                    experiment=experiment,
+                    through=through,
+                    kind=kind,
+                    n=n,
+                    file=str(file),
+                )
+                made[method] = times, load_file(file)
+        for name, settings in run.experiment.attacks.items():
+            shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
+            case = f"{'quick, ' if given.quick else ''}{run.data.name}: {name} {shown} through {through}, {n} images"
+            gradients = int(settings.settings.get("steps", 1))
+            for method, (times, adversarials) in made.items():
+                adversarial, theirs = adversarials[name], made["torchattacks"][1][name]
+                apart = (adversarial - theirs).abs().flatten(1).amax(1)
+                labels = run.test.labels[:n]
+                records.append(
+                    {
+                        "case": case,
+                        "method": method,
+                        **times[name],
+                        "exact": bool(apart.max() <= 1e-5),
+                        "differing": int((apart > 1e-5).sum()),
+                        "largest": apart.max().item(),
+                        "attacked_acc": (predict(logits_fn, adversarial) == labels).float().mean().item(),
+                        "knn_acc": (knn(adversarial) == labels).float().mean().item(),
+                        "limit_share": gradients * work / times[name]["seconds"] / speed,
+                    }
+                )
+    records = report.with_ratios(records)
+    measured = {"experiment": run.describe(), "images": n, "float32_gflops": round(speed / 1e9, 1)}
+    report.publish("attacks", records, given, measured, *_FURTHER)
+    return records
+
+
+def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str) -> dict[str, Any]:
+    """Time one method's attacks through one network in this process.
+
+    Args:
+        experiment: Arguments of `report.experiment`.
+        through: One of the run's methods.
+        kind: One of the precisions, or a peer.
+        n: Test images.
+        file: For the adversarials by attack.
+    """
+    run = backbone_run(report.experiment(*experiment))
+    logits_fn = run.logits_fn(through).requires_grad_(False)
+    images, labels, _ = run.test.__getitems__(range(n))
+    times, found = {}, {}
+    for name, settings in run.experiment.attacks.items():
+        if kind in _PEERS:
+            theirs = _PEERS[kind](logits_fn, settings)
+            run_attack = partial(_batches, theirs, images, labels)
+        else:
+            run_attack = partial(perturb, settings.bind(), logits_fn, images, labels, kind)
+        made, times[name] = timed(run_attack, 3)
+        found[name] = made.detach().contiguous()
+    save_file(found, file)
+    return times
+
+
+def _batches(theirs: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    batches = zip(torch.split(images, CPU_BATCH), torch.split(labels, CPU_BATCH), strict=True)
+    return torch.cat([theirs(*batch) for batch in batches])
+
+
+def _torchattacks(logits_fn: nn.Module, settings: AttackSettings) -> Any:
+    import torchattacks
+
+    kept = settings.settings
+    if settings.function == "fgsm":
+        return torchattacks.FGSM(logits_fn, eps=kept["eps"])
+    return torchattacks.BIM(logits_fn, eps=kept["eps"], alpha=kept["step_size"], steps=int(kept["steps"]))
+
+
+def _foolbox(logits_fn: nn.Module, settings: AttackSettings) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it imports a name that scipy moved
+        import foolbox
+    kept = settings.settings
+    attack: Any = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    if settings.function == "bim":
+        attack = foolbox.attacks.LinfBasicIterativeAttack(
+            abs_stepsize=kept["step_size"], steps=int(kept["steps"]), random_start=False
+        )
+    model = foolbox.PyTorchModel(logits_fn, bounds=(0, 1), device="cpu")
+    # The last of the three results says where the attack succeeded, the middle one is the adversarials.
+    return lambda images, labels: attack(model, images, labels, epsilons=kept["eps"])[1]
+
+
+_PEERS = {"torchattacks": _torchattacks, "foolbox": _foolbox}
+
+
+def _work(run: ExperimentRun, through: str, n: int) -> float:
+    """Floating-point operations of one gradient of n images, none for the weights'."""
+    images, labels, _ = run.test.__getitems__([0])
+    logits_fn = run.logits_fn(through).requires_grad_(False)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        # Not the leaf itself: the counter's hooks on modules do not take one.
+        loss_and_gradient(lambda leaf: logits_fn(leaf + 0), images, labels)
+    return float(counter.get_total_flops() * n)
+
+
+def _matmul_speed() -> float:
+    """Floating-point operations a second of a large float32 matrix product, at best."""
+    left, right = torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE)
+    seconds = [timed(lambda: left @ right)[1]["seconds"] for _ in range(8)]
+    return 2 * _SIZE**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    main()

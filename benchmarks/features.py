@@ -1,0 +1,124 @@
+"""Real features to search, and the votes that are right: made once and kept under a key of all they depend on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_advknn.data import Batch
+from lightning_advknn.experiment import Experiment, ExperimentRun
+from lightning_advknn.experiment.run import ORIGIN
+from lightning_advknn.functional import count_votes
+from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.storage import atomic_path, digest, weights_digest
+
+_QUERIES, _ROWS = 1000, 4096  # of a product in float64
+
+
+def backbone_run(experiment: Experiment) -> ExperimentRun:
+    """A run of the experiment's backbone that attacks true labels: knowing them takes no search."""
+    return ExperimentRun(replace(experiment, label_source="true"))
+
+
+def prepare(
+    run: ExperimentRun, folder: Path, rows: int | None, queries: int, checked: int
+) -> dict[str, Path]:
+    """Files of each layer's features.
+
+    Args:
+        run: From `backbone_run`.
+        folder: For the files.
+        rows: First training images in the bank; None for all.
+        queries: First test images, clean and attacked by the experiment's ``bim`` through the backbone.
+        checked: Rows of the bank for which leave-one-out votes are known.
+
+    Returns:
+        By layer, a file with ``bank``, ``clean`` and ``bim`` features, float32; ``labels``; and the votes of a float64 brute
+        force: ``clean_votes``, ``bim_votes``, and ``checked_votes`` on the rows ``checked``.
+    """
+    network, k = run.backbone, run.experiment.victim.k
+    key = digest(
+        [
+            weights_digest(network),
+            run.data.fingerprint,
+            str(run.experiment.attacks["bim"]),
+            rows,
+            queries,
+            k,
+            checked,
+        ]
+    )
+    files = {layer: folder / key / f"{layer}.safetensors" for layer in network.layers}
+    for layer, path in files.items():
+        if not path.is_file():
+            made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), rows, queries, checked, k)
+            with atomic_path(path) as temporary:
+                save_file(made, temporary)
+    return files
+
+
+def _layer(
+    run: ExperimentRun, network: FeatureNetwork, rows: int | None, queries: int, checked: int, k: int
+) -> dict[str, Tensor]:
+    bank, labels = _features(network, bank_batches(run, rows))
+    images = {"clean": run.adversarial(ORIGIN, None, 0), "bim": run.adversarial(ORIGIN, "bim", 0)}
+    found = {"bank": bank, "labels": labels}
+    for name, some in images.items():
+        features, _ = _features(network, [Batch(some[:queries], labels[:0], labels[:0])])
+        found |= {name: features, f"{name}_votes": exact_votes(bank, labels, features, k)}
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(bank), generator=generator)[:checked].sort().values
+    return {
+        **found,
+        "checked": chosen,
+        "checked_votes": exact_votes(bank, labels, bank[chosen], k, own=chosen),
+    }
+
+
+def bank_batches(run: ExperimentRun, rows: int | None) -> list[Batch]:
+    """The first training images."""
+    split = run.data.split("train")
+    positions = torch.arange(len(split) if rows is None else min(rows, len(split)))
+    return [split.__getitems__(part.tolist()) for part in torch.split(positions, run.data.eval_batch_size)]
+
+
+@torch.no_grad()
+def _features(network: FeatureNetwork, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """One layer's features ``(n, D)`` and the labels."""
+    total, start, features = sum(len(batch.images) for batch in batches), 0, torch.empty(0)
+    for batch in batches:
+        (some,) = network.features(batch.images).values()
+        if not start:
+            features = torch.empty(total, some.shape[1])
+        features[start : start + len(some)] = some
+        start += len(some)
+    return features, torch.cat([batch.labels for batch in batches])
+
+
+def exact_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, own: Tensor | None = None) -> Tensor:
+    """Votes int64 ``(B, C)`` by brute force in float64, by `MemoryBank`'s rule: cosines to 12 decimals, then bank row.
+
+    Args:
+        bank: float32 ``(M, D)``.
+        labels: int64 ``(M,)``.
+        queries: float32 ``(B, D)``.
+        k: Neighbours.
+        own: Rows that do not count, one a query, int64 ``(B,)``.
+    """
+    similarities = torch.empty(len(queries), len(bank), dtype=torch.float64)
+    lengths = torch.cat([part.double().norm(dim=1) for part in torch.split(bank, _ROWS)])
+    left = queries.double()
+    for start in range(0, len(bank), _ROWS):
+        rows = slice(start, start + _ROWS)
+        sizes = left.norm(dim=1, keepdim=True) * lengths[rows]
+        similarities[:, rows] = torch.where(sizes > 0, left @ bank[rows].double().T / sizes, 0.0)
+    similarities = similarities.round(decimals=12)
+    if own is not None:
+        similarities[torch.arange(len(queries)), own] = -torch.inf
+    nearest = [
+        part.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        for part in torch.split(similarities, 100)
+    ]
+    return count_votes(labels[torch.cat(nearest)], int(labels.max()) + 1)

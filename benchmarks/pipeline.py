@@ -1,0 +1,138 @@
+"""A whole experiment by stage, and what `AttackEvaluation` adds to an epoch: python -m benchmarks.pipeline [--quick].
+
+The stages' wall times are those that ``attack.py evaluate`` wrote into a summary (``--summary``); with ``--quick`` the
+embedded digits' experiment runs now, in a folder that is thrown away. ``--before FILE``, another summary or a JSON of
+stage to seconds, puts an earlier version's beside them: ``ratio`` is how many times as long each took, and, where both summaries
+hold metrics, ``exact`` says whether all are equal.
+
+Then one epoch of the backbone's training with and without the callback, as its configuration has it, each in a
+process of its own. ``ratio`` is relative to the epoch with it, ``share_of_epoch`` what it adds to the epoch without it, and ``exact`` says whether
+the trained weights are equal bit for bit. Loggers are off: nothing is drawn for W&B.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import report
+from benchmarks.measure import in_child, summarized, timed
+from lightning_advknn.callbacks import AttackEvaluation
+from lightning_advknn.experiment.training import instantiate
+from lightning_advknn.modules import BackboneModule
+from lightning_advknn.storage import weights_digest
+
+_WITHOUT = "no callback"
+
+
+def main(args: Sequence[str] | None = None) -> list[report.Record]:
+    """Run the command line."""
+    parser = report.options(__doc__)
+    parser.add_argument(
+        "--summary", help="What attack.py wrote; results/mnist/seed0.json, or a run of its own if quick."
+    )
+    parser.add_argument("--before", help="An earlier version's summary, or a JSON of stage to seconds.")
+    given = report.parse(parser, args)
+    now = _summary(given)
+    before = _read(given.before) if given.before else {}
+    label = f"{'quick, ' if given.quick else ''}{now['settings']['data']['name']}"
+    records = report.with_ratios([*_stages(now, before, label), *_epochs(given)])
+    settings = {"stages_of": {key: now[key] for key in ("command", "versions", "device", "date")}}
+    settings["before_of"] = {
+        key: before[key] for key in settings["stages_of"] if key in before
+    } or given.before
+    report.publish("pipeline", records, given, settings, "share_of_epoch")
+    return records
+
+
+def _summary(given: argparse.Namespace) -> dict[str, Any]:
+    """What ``attack.py evaluate`` wrote, or writes now."""
+    if given.summary or not given.quick:
+        return _read(given.summary or "results/mnist/seed0.json")
+    with tempfile.TemporaryDirectory() as folder:
+        places = [f"--output={folder}/output", f"--cache={folder}/cache"]
+        arguments = ["evaluate", f"--config={given.config}", "--device=cpu", *places]
+        in_child("attack", "main", given.threads, args=arguments)
+        return _read(f"{folder}/output/summary.json")
+
+
+def _read(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return found
+
+
+def _stages(now: dict[str, Any], before: dict[str, Any], label: str) -> list[report.Record]:
+    """Each stage and their sum, now and before."""
+    equal = now["metrics"] == before["metrics"] if "metrics" in before else None
+    sides = [(report.OURS, now, now["seconds"], equal)]
+    if before:
+        sides.append(("before", before, before.get("seconds", before), None))
+    stages = [*dict.fromkeys(stage for side in sides for stage in side[2]), "all stages"]
+    records = []
+    for stage in stages:
+        for method, summary, seconds, exact in sides:
+            totals = {**seconds, "all stages": sum(seconds.values())}
+            if stage in totals:
+                record = {"case": f"{label}: {stage}", "method": method, "seconds": float(totals[stage])}
+                records.append({**record, "exact": exact, "device": summary.get("device"), "threads": None})
+    return records
+
+
+def _epochs(given: argparse.Namespace) -> list[report.Record]:
+    """An epoch with and without the callback."""
+    found = {
+        method: in_child(
+            "benchmarks.pipeline",
+            "epoch",
+            given.threads,
+            config=given.config,
+            root=given.root,
+            evaluating=method == report.OURS,
+            repeats=1 if given.quick else 3,
+        )
+        for method in (report.OURS, _WITHOUT)
+    }
+    data = {times.pop("data") for times in found.values()}.pop()
+    case = f"{'quick, ' if given.quick else ''}{data}: epoch of the backbone with AttackEvaluation"
+    exact = found[report.OURS].pop("weights") == found[_WITHOUT].pop("weights")
+    added = found[report.OURS]["seconds"] / found[_WITHOUT]["seconds"] - 1
+    return [
+        {"case": case, "method": report.OURS, **found[report.OURS], "exact": exact, "share_of_epoch": added},
+        {"case": case, "method": _WITHOUT, **found[_WITHOUT]},
+    ]
+
+
+def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict[str, Any]:
+    """Time one epoch of training in this process, validation included.
+
+    Args:
+        config: An experiment.
+        root: Folder of the data files.
+        evaluating: With the configuration's `AttackEvaluation`.
+        repeats: Each from the beginning.
+
+    Returns:
+        The time, a digest of the ``weights``, and the name of the ``data``.
+    """
+    experiment = report.experiment(config, root, None)
+    seconds = []
+    for _ in range(repeats):
+        cli = instantiate(
+            experiment.backbone, BackboneModule, experiment.seed, experiment.root, torch.device("cpu")
+        )
+        trainer: Any = cli.trainer
+        trainer.callbacks = [c for c in trainer.callbacks if evaluating and isinstance(c, AttackEvaluation)]
+        trainer.fit_loop.max_epochs = 1
+        cli.datamodule.setup()
+        fit = partial(trainer.fit, cli.model, datamodule=cli.datamodule)
+        seconds.append(timed(fit)[1]["seconds"])
+    return {**summarized(seconds), "weights": weights_digest(cli.model.network), "data": cli.datamodule.name}
+
+
+if __name__ == "__main__":
+    main()

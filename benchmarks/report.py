@@ -1,0 +1,185 @@
+"""What the benchmarks have in common: their options, the experiment they take apart, and their results."""
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from lightning_advknn.experiment import Experiment, provenance
+from lightning_advknn.reports.tables import write_csv
+from lightning_advknn.storage import write_json
+
+OURS = "lightning_advknn"
+Record = dict[str, Any]
+
+_COLUMNS = (
+    "device",
+    "case",
+    "method",
+    "seconds",
+    "peak_mib",
+    "exact",
+    "ratio",
+    "spread",
+    "repeats",
+    "threads",
+)
+_PEERS = ("faiss-cpu", "scikit-learn", "torchattacks", "foolbox")
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="A minute or two: few images, the embedded digits."
+    )
+    parser.add_argument(
+        "--config", help="An experiment; configs/mnist/attack.yaml, or configs/digits/attack.yaml if quick."
+    )
+    parser.add_argument("--root", help="Folder of the data files.")
+    parser.add_argument(
+        "--backbone", help="A trained backbone's checkpoint; without it, one is trained and kept."
+    )
+    parser.add_argument(
+        "--output", help="Folder for the results; results/benchmarks, or runs/benchmarks if quick."
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="Threads of every method; %(default)s."
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, args: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, fill in what depends on `quick`, and keep to the threads."""
+    given = parser.parse_args(args)
+    given.command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    given.config = given.config or f"configs/{'digits' if given.quick else 'mnist'}/attack.yaml"
+    given.output = given.output or ("runs/benchmarks" if given.quick else "results/benchmarks")
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def experiment(
+    config: str, root: str | None, backbone: str | None, surrogate: str | None = None
+) -> Experiment:
+    """An experiment on the CPU, without surrogates unless the checkpoint of one is given.
+
+    Args:
+        config: Its YAML file.
+        root: Folder of the data files, instead of the configurations'.
+        backbone: Checkpoint to load instead of training.
+        surrogate: Checkpoint of the last of the experiment's surrogates.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Experiment)
+    arguments = [f"--config={config}", "--device=cpu"]
+    arguments += [f"--root={root}"] if root else []
+    arguments += [f"--backbone.checkpoint={backbone}"] if backbone else []
+    parsed = parser.parse_args(arguments)
+    name = list(parsed.surrogates)[-1]
+    chosen = {name: parsed.surrogates[name]} if surrogate else {}
+    for trained in chosen.values():
+        trained.checkpoint = surrogate
+    parsed.surrogates = chosen
+    made = parser.instantiate(parsed)
+    return Experiment(**{field: getattr(made, field) for field in Experiment.__dataclass_fields__})
+
+
+def device() -> str:
+    """The processor's name, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.machine()}"
+
+
+def with_ratios(records: Sequence[Record]) -> list[Record]:
+    """Records by case, with their time relative to that of ours in the same case: 2 is twice as long."""
+    cases = list(dict.fromkeys(record["case"] for record in records))
+    records = sorted(records, key=lambda record: cases.index(record["case"]))
+    ours = {record["case"]: record["seconds"] for record in records if record["method"] == OURS}
+    return [{**r, "ratio": r["seconds"] / ours[r["case"]] if r["case"] in ours else None} for r in records]
+
+
+def publish(
+    name: str,
+    records: Sequence[Record],
+    given: argparse.Namespace,
+    settings: Mapping[str, Any],
+    *further: str,
+) -> None:
+    """Print the records and write them to ``<output>/<name>.csv``, and how they were made to ``<name>.json``.
+
+    Args:
+        name: Of the benchmark.
+        records: Lines; what one does not have stays empty.
+        given: The parsed options.
+        settings: What was measured.
+        further: Columns beyond those that all benchmarks have.
+    """
+    columns = [*_COLUMNS, *further]
+    where = {"device": device(), "threads": given.threads}
+    lines = [{column: _rounded({**where, **record}.get(column)) for column in columns} for record in records]
+    output = Path(given.output)
+    write_csv(output / f"{name}.csv", columns, lines)
+    made = provenance(torch.device("cpu"))
+    made["versions"] |= {peer: importlib.metadata.version(peer) for peer in _PEERS if _installed(peer)}
+    how = {"command": given.command, "options": vars(given), "settings": settings, "commit": _commit()}
+    write_json(output / f"{name}.json", {**how, **made, "device": device()})
+    _show(f"{name}: {device()}, {given.threads} threads", lines, [c for c in columns if c not in where])
+    sys.stdout.write(f"Written to {output / name}.csv and .json\n")
+
+
+def _show(title: str, lines: Sequence[Record], columns: Sequence[str]) -> None:
+    """Print lines, each case named once."""
+    table = Table(title=title, box=None, title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="left" if column in ("case", "method") else "right")
+    last = None
+    for line in lines:
+        if line["case"] != last:
+            table.add_section()
+        cells = {**line, "case": "" if line["case"] == last else line["case"]}
+        table.add_row(*("" if cells[column] is None else str(cells[column]) for column in columns))
+        last = line["case"]
+    Console(width=300).print(table)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """The checked-out commit, marked where files differ from it; None outside of a repository."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or None

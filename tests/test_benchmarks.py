@@ -1,0 +1,104 @@
+"""The benchmarks run, report what they say and find ours exact; no test asserts a time."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attacks, measure, pipeline, report, search
+from lightning_advknn.experiment.training import fit, instantiate
+from lightning_advknn.modules import BackboneModule
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = ["device", "case", "method", "seconds", "peak_mib", "exact"]
+
+pytestmark = [
+    # 850 images in batches of 32 are 27 steps; Lightning logs each 50th, and says so.
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Options for a short experiment on the embedded digits, whose backbone has trained for an epoch."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    config = folder / "attack.yaml"
+    text = (ROOT / "configs" / "digits" / "attack.yaml").read_text().replace("steps: 40", "steps: 3")
+    text = text.replace("config: ", f"config: {ROOT}/configs/digits/")
+    config.write_text(text)
+    experiment = report.experiment(str(config), None, None)
+    cli = instantiate(experiment.backbone, BackboneModule, 0, None, torch.device("cpu"))
+    cli.trainer.fit_loop.max_epochs = 1
+    fit(cli, experiment.backbone, folder / "backbone.ckpt", 0)
+    return ["--quick", f"--config={config}", f"--backbone={folder / 'backbone.ckpt'}", "--threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch, tmp_path):
+    """Measure in this process: starting others takes longer than all there is to measure."""
+
+    def here(module, function, threads, **arguments):
+        return json.loads(json.dumps(getattr(importlib.import_module(module), function)(**arguments)))
+
+    for benchmark in (attacks, pipeline, search):
+        monkeypatch.setattr(benchmark, "in_child", here)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def lines(name):
+    """What a benchmark wrote; also checks the file beside it."""
+    made = json.loads(Path(f"runs/benchmarks/{name}.json").read_text())
+    assert {"command", "settings", "versions", "commit", "device", "date"} <= set(made)
+    with Path(f"runs/benchmarks/{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[: len(COLUMNS)] == COLUMNS
+    assert all(float(row["seconds"]) >= 0 and row["device"] for row in rows)
+    return rows
+
+
+def test_search(trained):
+    search.main([*trained, "--layers", "relu3", "logits", "--rows=100"])
+    rows = lines("search")
+    judged = [row for row in rows if row["exact"] and row["method"].startswith("lightning_advknn")]
+    assert len(judged) == 2 * 3 * 3 + 2  # precisions, cases, layers and their sum; and on disk or not
+    assert {row["exact"] for row in judged} == {"True"}
+    assert {row["differing"] for row in judged} == {"0"}
+    assert {"faiss", "scikit-learn", "torch", "bare product"} < {row["method"] for row in rows}
+    peer = [row for row in rows if row["method"] == "torch" and row["case"].endswith("leave-one-out")]
+    assert {float(row["measured_share"]) for row in peer} == {round(100 / 850, 4)}
+
+
+def test_attacks(trained):
+    attacks.main(trained)
+    rows = lines("attacks")
+    assert {row["exact"] for row in rows if row["method"] == "lightning_advknn"} == {"True"}
+    assert {"lightning_advknn winograd", "torchattacks", "foolbox"} < {row["method"] for row in rows}
+    assert all(0 <= float(row["knn_acc"]) <= 1 for row in rows)
+
+
+def test_pipeline(trained):
+    summary = ROOT / "results" / "mnist" / "seed0.json"
+    pipeline.main([*trained, f"--summary={summary}", f"--before={summary}"])
+    rows = lines("pipeline")
+    assert {row["exact"] for row in rows if row["method"] == "lightning_advknn"} == {"True"}
+    seconds = {row["case"]: float(row["seconds"]) for row in rows if row["method"] == "before"}
+    stages = [value for case, value in seconds.items() if not case.endswith("all stages")]
+    assert seconds["quick, MNIST: all stages"] == pytest.approx(sum(stages), rel=1e-3)
+    assert {float(row["ratio"]) for row in rows if row["method"] == "before"} == {1.0}
+
+
+def test_a_child_has_a_peak_of_its_own():
+    held = torch.ones(2**27)  # 512 MiB
+    assert measure.in_child("benchmarks.measure", "peak_mib", 1) < 200
+    assert measure.peak_mib() > held.nbytes / 2**20
+
+
+def test_a_failing_child_is_an_error():
+    with pytest.raises(RuntimeError, match=r"benchmarks\.measure\.nothing"):
+        measure.in_child("benchmarks.measure", "nothing", 1)
