@@ -1,7 +1,8 @@
 """Convolutions for attacks: of constant weights, so what depends on them alone is computed once and not each step."""
 
 import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class DirectConvolution:
         """``(B, C, H, W)`` to ``(B, O, H', W')``."""
         if self.phases is None or images.dim() != 4:
             return self.forward(images)
-        return cast(Tensor, _PhaseGradient.apply(images, self))
+        return _with_phase_gradient(images, self)
 
     def forward(self, images: Tensor) -> Tensor:
         """The same, with the gradient that PyTorch finds itself."""
@@ -77,6 +78,9 @@ class _PhaseGradient(torch.autograd.Function):
         )
         right, bottom = width + pad_w - columns * stride_w, height + pad_h - rows * stride_h
         return F.pad(padded, (-pad_w, right, -pad_h, bottom)), None
+
+
+_with_phase_gradient: Callable[[Tensor, DirectConvolution], Tensor] = _PhaseGradient.apply
 
 
 class _Matrices(NamedTuple):
