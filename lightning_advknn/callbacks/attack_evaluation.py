@@ -68,7 +68,7 @@ class AttackEvaluation(Callback):
         metric: Metric = "cosine",
         convention: Convention = "strict",
         label_source: LabelSource = "knn",
-        num_images: int = 100,
+        num_images: int = 64,
         num_calibration: int = 250,
         bank_size: int | None = 5000,
         every_n_epochs: int = 1,
