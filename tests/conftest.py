@@ -1,5 +1,6 @@
 """Fixtures for all tests: devices to run on, and tiny data sets in the official file formats."""
 
+import os
 import struct
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +16,11 @@ from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork
 
 TRAIN_IMAGES, TEST_IMAGES = 300, 400
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: more threads than cores wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
