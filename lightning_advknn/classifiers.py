@@ -154,7 +154,10 @@ def build_banks(
         OSError: If the disk is full.
     """
     device = next(network.parameters()).device
-    total = _size(loader)
+    dataset: Any = getattr(loader, "dataset", None)  # of a DataLoader
+    if dataset is None:
+        loader = list(loader)
+    total = sum(len(batch.ids) for batch in loader) if dataset is None else len(dataset)
     kept: dict[str, Tensor] = {}
     stored: dict[str, StoredRows] = {}
     labels: list[Tensor] = []
@@ -184,9 +187,3 @@ def build_banks(
         layer: MemoryBank(banks[layer], torch.cat(labels), torch.cat(ids), num_classes, metric, backend)
         for layer in network.layers
     }
-
-
-def _size(loader: Any) -> int:
-    """Images of a DataLoader, or of a list of batches."""
-    dataset = getattr(loader, "dataset", None)
-    return sum(len(batch.ids) for batch in loader) if dataset is None else len(dataset)
