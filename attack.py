@@ -6,22 +6,20 @@ Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before an
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from lightning_advknn.experiment import Experiment
-from lightning_advknn.reports import evaluate, prepare
+from lightning_advknn.experiment import Grid, experiment_of, experiment_parser
+from lightning_advknn.reports import evaluate, plan, prepare, report, reproduce, show
 
 
 def make_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subcommands()
-    command = ArgumentParser(description="Run one experiment: train what is missing, attack, report.")
-    command.add_argument(
-        "--config", action="config", help="An experiment, such as configs/mnist/attack.yaml."
-    )
-    command.add_class_arguments(Experiment)
+    command = experiment_parser(description="Run one experiment: train what is missing, attack, report.")
     command.add_argument(
         "--results",
         type=str | None,
@@ -29,28 +27,59 @@ def make_parser() -> ArgumentParser:
         help="Folder of tables over several seeds, such as results/mnist, to add this seed to.",
     )
     commands.add_subcommand("evaluate", command)
+    command = ArgumentParser(
+        description="Run a grid of experiments, what is missing of it, and report on all."
+    )
+    command.add_argument("--config", action="config", help="A grid, such as configs/reproduce.yaml.")
+    command.add_class_arguments(Grid)
+    command.add_argument(
+        "--only",
+        type=list[str],
+        default=[],
+        help="Names of cells, or beginnings or patterns of them, such as '[mnist/tables, */transfer/seed0]'.",
+    )
+    command.add_argument("--dry-run", action="store_true", help="Show what there is and what would run.")
+    commands.add_subcommand("reproduce", command)
     return parser
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = make_parser()
-    config = parser.parse_args(args)
-    options = parser.instantiate(config).evaluate
+    options = parser.instantiate(parser.parse_args(args))
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    fields = {name: getattr(options, name) for name in Experiment.__dataclass_fields__}
+    start = _evaluate if options.subcommand == "evaluate" else _reproduce
     try:
-        run = prepare(Experiment(**fields), options.results)
+        go_on = start(options[options.subcommand])
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"attack.py: error: {error}\n")
         return 2
     try:
-        evaluate(run, options.results)
+        go_on()
     except KeyboardInterrupt:
         sys.stderr.write("attack.py: interrupted; the same command goes on from here\n")
         return 130
     return 0
+
+
+def _evaluate(options: Any) -> Callable[[], None]:
+    run = prepare(experiment_of(options), options.results)
+    return lambda: evaluate(run, options.results)
+
+
+def _reproduce(options: Any) -> Callable[[], None]:
+    grid = Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
+    tasks = plan(grid, options.only)
+
+    def go_on() -> None:
+        if options.dry_run:
+            show(tasks)
+        else:
+            reproduce(tasks)
+            report(grid)
+
+    return go_on
 
 
 if __name__ == "__main__":

@@ -1,9 +1,18 @@
 """One DataModule per data set: images in [0, 1], fixed splits, everything in memory."""
 
-from lightning_advknn.data.base import Batch, ImageDataModule, data_of
+from lightning_advknn.data.base import Batch, ImageDataModule, MissingDataError, data_of
 from lightning_advknn.data.digits import Digits
 from lightning_advknn.data.fashion_mnist import FashionMNIST
 from lightning_advknn.data.mnist import MNIST
 from lightning_advknn.data.svhn import SVHN
 
-__all__ = ["MNIST", "SVHN", "Batch", "Digits", "FashionMNIST", "ImageDataModule", "data_of"]
+__all__ = [
+    "MNIST",
+    "SVHN",
+    "Batch",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "MissingDataError",
+    "data_of",
+]

@@ -55,6 +55,10 @@ class ImageSplit(Dataset[Batch]):
         return ImageSplit(self.images[indices], self.labels[indices], self.ids[indices])
 
 
+class MissingDataError(FileNotFoundError):
+    """A data set's files are not there and could not be downloaded; the message says where to get them."""
+
+
 class ImageDataModule(LightningDataModule, ABC):
     """Splits one data set into what a kNN evaluation needs, always the same way for a `split_seed`.
 
@@ -217,7 +221,7 @@ class ImageDataModule(LightningDataModule, ABC):
         for file, md5 in md5_by_file.items():
             path = folder / file
             if not path.is_file():
-                raise FileNotFoundError(
+                raise MissingDataError(
                     f"Expected {self.name}'s file {path}, but it is missing. Set `root` to the folder that holds"
                     " it, or `download` to true."
                 )
@@ -233,7 +237,7 @@ class ImageDataModule(LightningDataModule, ABC):
         try:
             yield
         except (OSError, RuntimeError) as error:  # no network, no room, or no mirror that has it
-            raise OSError(
+            raise MissingDataError(
                 f"Expected to download {self.name} to {self.root}, but: {error}. Put the files there by hand, or set"
                 " `root` to a folder that has them."
             ) from error

@@ -6,8 +6,31 @@ attacked and queried in shards, each a file that is whole or not there: an inter
 The bank is not saved: making it again takes seconds, reading its gigabytes back would take as long.
 """
 
+from lightning_advknn.experiment.grid import Cell, Grid, Part, cells, results_folder, variations
 from lightning_advknn.experiment.run import ORIGIN, SHARD, ExperimentRun
-from lightning_advknn.experiment.settings import Experiment, Trained, VictimSettings
+from lightning_advknn.experiment.settings import (
+    Experiment,
+    Trained,
+    VictimSettings,
+    experiment_of,
+    experiment_parser,
+)
 from lightning_advknn.experiment.training import provenance
 
-__all__ = ["ORIGIN", "SHARD", "Experiment", "ExperimentRun", "Trained", "VictimSettings", "provenance"]
+__all__ = [
+    "ORIGIN",
+    "SHARD",
+    "Cell",
+    "Experiment",
+    "ExperimentRun",
+    "Grid",
+    "Part",
+    "Trained",
+    "VictimSettings",
+    "cells",
+    "experiment_of",
+    "experiment_parser",
+    "provenance",
+    "results_folder",
+    "variations",
+]

@@ -1,8 +1,10 @@
 """What an experiment is, as configurations write it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
 from lightning_advknn.attacks import AttackSettings
@@ -75,3 +77,30 @@ class Experiment:
     output: str = "runs/experiment"
     cache: str = "runs/cache"
     device: str = "auto"
+
+
+def experiment_parser(**options: Any) -> ArgumentParser:
+    """A command line of an experiment: a configuration and options that differ from it.
+
+    Args:
+        options: Of the parser.
+    """
+    parser = ArgumentParser(**options)
+    parser.add_argument("--config", action="config", help="An experiment, such as configs/mnist/attack.yaml.")
+    parser.add_class_arguments(Experiment)
+    return parser
+
+
+def read_experiment(arguments: Sequence[str]) -> Experiment:
+    """The experiment that a command line describes.
+
+    Raises:
+        jsonargparse.ArgumentError: If it describes none.
+    """
+    parser = experiment_parser(exit_on_error=False)
+    return experiment_of(parser.instantiate(parser.parse_args(list(arguments))))
+
+
+def experiment_of(options: Any) -> Experiment:
+    """The experiment among a command line's options."""
+    return Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})

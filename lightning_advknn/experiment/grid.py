@@ -1,0 +1,154 @@
+"""The experiments behind a paper's tables and figures, as data."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from jsonargparse.typing import Path_fr
+
+from lightning_advknn.experiment.settings import Experiment, experiment_parser, read_experiment
+
+
+@dataclass(frozen=True)
+class Part:
+    """Experiments that fill one table or figure: one for each seed and combination of varied options.
+
+    Args:
+        config: An ``attack.py evaluate`` configuration.
+        options: Options that differ from it, such as ``images: 1000``.
+        vary: Values of further options, such as ``victim.k: [5, 75]``.
+        seeds: Of training.
+    """
+
+    config: Path_fr
+    options: dict[str, str | int | float] = field(default_factory=dict)
+    vary: dict[str, list[str | int | float]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All parts and where they go.
+
+    Args:
+        parts: By data set, then by name; both name folders.
+        results: Folder of tables, summaries and the report.
+        output: Folder of per-sample rows.
+        cache: Folder for what later runs can use again.
+        root: Folder of the data files, instead of the configurations'.
+        device: ``auto`` is the GPU if there is one.
+    """
+
+    parts: dict[str, dict[str, Part]]
+    results: str = "results"
+    output: str = "runs/reproduce"
+    cache: str = "runs/cache"
+    root: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a grid.
+
+    Args:
+        data: Its data set.
+        name: ``<data>/<part>[/<variation>]/seed<N>``.
+        experiment: Its settings.
+        results: Folder of its tables, shared with other seeds.
+        command: What runs it alone.
+    """
+
+    data: str
+    name: str
+    experiment: Experiment
+    results: Path
+    command: str
+
+
+def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
+    """The grid's experiments in order.
+
+    Args:
+        grid: What to expand.
+        only: Patterns (``*``, ``?``) of names, or beginnings of them such as ``mnist/tables``; none for all.
+
+    Raises:
+        ValueError: If a part cannot be read, or a pattern matches nothing.
+    """
+    found = [
+        _cell(grid, data, name, part, dict(zip(part.vary, values, strict=True)), seed)
+        for data, parts in grid.parts.items()
+        for name, part in parts.items()
+        for values in product(*part.vary.values())
+        for seed in part.seeds
+    ]
+    names = [cell.name for cell in found]
+    if len(set(names)) < len(names):
+        double = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"Expected seeds and varied values to be given once each, but {double} are double.")
+    for pattern in only:
+        if not any(_matches(name, pattern) for name in names):
+            raise ValueError(f"Expected `only` to match some of {names}, but {pattern!r} does not.")
+    return [cell for cell in found if not only or any(_matches(cell.name, pattern) for pattern in only)]
+
+
+def results_folder(grid: Grid, data: str, part: str, variation: str = "") -> Path:
+    """Where a part's tables are: Tables 1 and 2 of a data set are its main result and lie on top."""
+    folder = Path(grid.results) / data
+    return folder if part == "tables" else folder / part / variation
+
+
+def variations(part: Part) -> list[str]:
+    """Names of a part's combinations of varied options, such as ``k=5``; one empty name if nothing varies."""
+    return [_variation(dict(zip(part.vary, values, strict=True))) for values in product(*part.vary.values())]
+
+
+def _cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any], seed: int) -> Cell:
+    variation = _variation(varied)
+    place = "/".join(filter(None, (data, name, variation)))
+    results = results_folder(grid, data, name, variation)
+    options: dict[str, Any] = {
+        "config": os.path.relpath(part.config.absolute),
+        **part.options,
+        **varied,
+        "seed": seed,
+        "output": str(Path(grid.output) / place / f"seed{seed}"),
+        "cache": grid.cache,
+        "device": grid.device,
+        **({} if grid.root is None else {"root": grid.root}),
+    }
+    defaults = experiment_parser().get_defaults()
+    shown = {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
+    arguments = [f"--{key}={_text(value)}" for key, value in options.items()]
+    try:
+        experiment = read_experiment(arguments)
+    except ArgumentError as error:
+        raise ValueError(f"Expected {place} to be an experiment, but: {error}") from error
+    command = [f"--{key}={_text(value)}" for key, value in shown.items()]
+    return Cell(
+        data,
+        f"{place}/seed{seed}",
+        experiment,
+        results,
+        shlex.join(["python", "attack.py", "evaluate", *command, f"--results={results}"]),
+    )
+
+
+def _variation(varied: Mapping[str, Any]) -> str:
+    return ",".join(f"{name.rpartition('.')[2]}={_text(value)}" for name, value in varied.items())
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern) or fnmatch(name, f"{pattern.rstrip('/')}/*")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

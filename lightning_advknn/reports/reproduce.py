@@ -1,0 +1,125 @@
+"""``attack.py reproduce``: a grid of experiments; what is missing of it is run."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from lightning_advknn.data import MissingDataError
+from lightning_advknn.experiment import Cell, ExperimentRun, Grid, cells
+from lightning_advknn.reports.evaluate import evaluate, prepare
+from lightning_advknn.storage import check_writable
+
+State = Literal["done", "to do", "changed", "data missing"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell and what there is of it.
+
+    Args:
+        cell: What to run.
+        state: ``changed`` if its folder holds results of other settings.
+        missing: How to get the data, if they are missing.
+        work: About how long it takes, in units that all tasks share.
+    """
+
+    cell: Cell
+    state: State
+    missing: str = ""
+    work: float = 0.0
+
+
+def plan(grid: Grid, only: Sequence[str] = ()) -> list[Task]:
+    """Check every cell of a grid and see what there is of it, before anything long starts.
+
+    Args:
+        grid: What to run.
+        only: Names of cells, or beginnings or patterns of them; none for all.
+
+    Raises:
+        ValueError: If anything in a cell cannot work.
+        OSError: If a file is missing, other than a data set's, or a folder cannot be written.
+        ImportError: If a search backend is not installed.
+    """
+    for folder in (grid.results, grid.output, grid.cache):
+        check_writable(Path(folder))
+    missing: dict[str, str] = {}
+    tasks = []
+    for cell in tqdm(cells(grid, only), desc="check", disable=None, leave=False):
+        if cell.data not in missing:
+            try:
+                run = ExperimentRun(cell.experiment)
+                tasks.append(Task(cell, _state(cell, run), work=_work(run)))
+                continue
+            except MissingDataError as error:
+                missing[cell.data] = str(error)
+            except ValueError as error:
+                raise ValueError(f"{cell.name}: {error}") from error
+        tasks.append(Task(cell, "data missing", missing[cell.data]))
+    return tasks
+
+
+def show(tasks: Sequence[Task]) -> None:
+    """Print each cell, what there is of it and what runs it alone."""
+    table = Table("cell", "state", "command", box=None)
+    for task in tasks:
+        table.add_row(task.cell.name, task.state, task.cell.command)
+    console = Console()
+    console.print(table)
+    for data, note in {task.cell.data: task.missing for task in tasks if task.missing}.items():
+        console.print(f"{data}: data missing. {note}")
+
+
+def reproduce(tasks: Sequence[Task]) -> None:
+    """Run what is not done, one cell after another.
+
+    Each leaves its results at once, so an interrupted grid goes on with the cell, and within it with the stage, where it stopped.
+
+    Args:
+        tasks: From `plan`.
+    """
+    todo = [task for task in tasks if task.state in ("to do", "changed")]
+    for task in tasks:
+        if task not in todo:
+            _say(f"{task.cell.name}: {task.state}")
+    total, done, started = sum(task.work for task in todo), 0.0, time.perf_counter()
+    for number, task in enumerate(todo, 1):
+        elapsed = time.perf_counter() - started
+        left = f", about {_duration(elapsed / done * (total - done))} left" if done else ""
+        _say(f"{task.cell.name}: {number} of {len(todo)}, {100 * done / total:.0f} % of the work done{left}")
+        run = prepare(task.cell.experiment, str(task.cell.results), replace=True)
+        evaluate(run, str(task.cell.results), task.cell.command)
+        done += task.work
+
+
+def _state(cell: Cell, run: ExperimentRun) -> State:
+    settings = json.loads(json.dumps(run.describe()))
+    try:
+        summary = cell.results / f"seed{cell.experiment.seed}.json"
+        made_with = json.loads(summary.read_text(encoding="utf-8"))["settings"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return "to do"
+    return "done" if made_with == settings else "changed"
+
+
+def _work(run: ExperimentRun) -> float:
+    """Images times gradients, where a query of the victims takes as long as 25 of them, and an image's training as 500."""
+    attacks = [attack.settings.get("steps", 1) + 25 for attack in run.experiment.attacks.values()]
+    return len(run.test) * (len(run.methods) * sum(attacks) + 25) + 500 * len(run.methods)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
