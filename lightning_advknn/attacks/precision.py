@@ -7,8 +7,8 @@ from typing import Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.attacks.convolutions import CookToomConvolution, DirectConvolution
 from lightning_advknn.attacks.gradient_sign import LogitsFn
+from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution
 
 Precision = Literal["float32", "winograd", "bfloat16"]
 """``float32`` computes what the network itself does. So does ``winograd``, also in float32, but convolutions of small maps
