@@ -6,8 +6,17 @@ attacked and queried in shards, each a file that is whole or not there: an inter
 The bank is not saved: making it again takes seconds, reading its gigabytes back would take as long.
 """
 
-from lightning_advknn.experiment.run import ORIGIN, SHARD, ExperimentRun
-from lightning_advknn.experiment.settings import Experiment, Trained, VictimSettings
-from lightning_advknn.experiment.training import provenance
+from lightning_advknn.experiment.machine import provenance
+from lightning_advknn.experiment.run import SHARD, ExperimentRun
+from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained, Transfer, VictimSettings
 
-__all__ = ["ORIGIN", "SHARD", "Experiment", "ExperimentRun", "Trained", "VictimSettings", "provenance"]
+__all__ = [
+    "ORIGIN",
+    "SHARD",
+    "Experiment",
+    "ExperimentRun",
+    "Trained",
+    "Transfer",
+    "VictimSettings",
+    "provenance",
+]

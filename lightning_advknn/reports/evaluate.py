@@ -5,27 +5,35 @@ import math
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from lightning_advknn.evaluation import Rows, summarize
-from lightning_advknn.experiment import Experiment, ExperimentRun, provenance
+from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
 from lightning_advknn.reports.figures import neighbours_figure, save_figure, telling_rows
 from lightning_advknn.reports.files import write_rows
 from lightning_advknn.reports.tables import (
     TABLE1,
     TABLE2,
+    TABLE3,
     Record,
     print_table1,
     print_table2,
+    print_table3,
     read_csv,
     table1_records,
     table2_records,
+    table3_records,
     write_csv,
 )
 from lightning_advknn.storage import check_writable, write_json
 
 EXPERIMENT_FILE = "experiment.json"
+
+Table = tuple[str, Sequence[str], list[Record]]
+"""Name, columns, records."""
 
 
 def prepare(experiment: Experiment, results: str | None = None) -> ExperimentRun:
@@ -51,7 +59,9 @@ def prepare(experiment: Experiment, results: str | None = None) -> ExperimentRun
     _check_foreign(Path(experiment.output))
     for folder, claim, _ in claims:
         if _read_claim(folder) != claim:
-            shutil.rmtree(folder / "rows", ignore_errors=True)  # left by a run that came to nothing
+            # Left by a run that came to nothing.
+            shutil.rmtree(folder / "rows", ignore_errors=True)
+            (folder / "table3.csv").unlink(missing_ok=True)
             write_json(folder / EXPERIMENT_FILE, claim)
     return run
 
@@ -60,48 +70,75 @@ def evaluate(run: ExperimentRun, results: str | None = None) -> None:
     """Run a prepared experiment and leave rows, tables and a picture in its output folder.
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``.
+    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``. With
+    transfer networks also ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``.
 
     Args:
         run: From `prepare`.
         results: Folder whose tables over several seeds get this seed's lines, and a copy of the summary.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
-    _ = run.surrogates  # all training first
+    run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
     metrics: dict[str, dict[str, float | None]] = {}
-    for method in run.methods:
-        for attack in (None, *experiment.attacks):
-            rows = run.rows(method, attack)
-            name = attack or "clean"
-            constants = _constants(experiment, method, attack)
-            write_rows(output / "rows" / method / f"{name}.csv", rows, run.backbone.layers, constants)
-            table2 += table2_records(run.data.name, experiment, method, attack, rows)
-            # JSON has no NaN, which means of no successes are.
-            metrics[f"{method}/{name}"] = {
-                key: None if math.isnan(value) else value for key, value in summarize(rows).items()
-            }
-            if attack is None:
-                clean[method] = rows
+    for method, attack in product(run.methods, (None, *experiment.attacks)):
+        rows = _rows(run, method, attack)
+        table2 += table2_records(run.data.name, experiment, method, attack, rows)
+        # JSON has no NaN, which means of no successes are.
+        metrics[f"{method}/{attack or 'clean'}"] = {
+            key: None if math.isnan(value) else value for key, value in summarize(rows).items()
+        }
+        if attack is None:
+            clean[method] = rows
     table1 = table1_records(run.data.name, experiment, clean)
-    write_csv(output / "table1.csv", TABLE1, table1)
-    write_csv(output / "table2.csv", TABLE2, table2)
     _picture(run, output / "neighbours")
+    run.attacked.free()
+    tables: list[Table] = [("table1", TABLE1, table1), ("table2", TABLE2, table2)]
+    table3 = _transferred(run)
+    if table3:
+        tables.append(("table3", TABLE3, table3))
+    for name, columns, records in tables:
+        write_csv(output / f"{name}.csv", columns, records)
     summary = {
         "command": shlex.join(["python", *sys.argv]),
         "settings": run.describe(),
         **provenance(run.device),
-        "seconds": {stage: round(seconds, 1) for stage, seconds in run.seconds().items()},
+        "images": len(run.test),
+        "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
         "metrics": metrics,
     }
     write_json(output / "summary.json", summary)
     if results is not None:
-        _publish(Path(results), experiment.seed, table1, table2, summary)
-
+        _publish(Path(results), experiment.seed, tables, summary)
     print_table1(table1, f"Table 1, {run.data.name}")
     print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}")
+    if table3:
+        print_table3(table3, f"Table 3, {run.data.name}, seed {experiment.seed}")
     sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
+
+
+def _rows(run: ExperimentRun, method: str, attack: str | None, network: str | None = None) -> Rows:
+    """Rows of one attack through one method, judged by a network's victims, which are also written to a file."""
+    rows = run.rows(method, attack, network)
+    victims = run.transfers[network] if network else run.attacked
+    constants = _constants(run.experiment, method, attack)
+    if network:
+        constants = {"network": network, **constants}
+    folder = Path(run.experiment.output) / "rows" / (network or "") / method
+    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants)
+    return rows
+
+
+def _transferred(run: ExperimentRun) -> list[Record]:
+    """Table 3: the transfer networks on what was made for the attacked one."""
+    records = []
+    for network, victims in run.transfers.items():
+        for method, attack in ((ORIGIN, None), *product(run.methods, run.experiment.attacks)):
+            rows = _rows(run, method, attack, network)
+            records += table3_records(run.data.name, run.experiment, network, method, attack, rows)
+        victims.free()
+    return records
 
 
 def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[str, object]:
@@ -152,10 +189,8 @@ def _without_seed(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "trainings": trainings}
 
 
-def _publish(
-    results: Path, seed: int, table1: list[Record], table2: list[Record], summary: dict[str, Any]
-) -> None:
-    for name, columns, records in (("table1", TABLE1, table1), ("table2", TABLE2, table2)):
+def _publish(results: Path, seed: int, tables: Sequence[Table], summary: dict[str, Any]) -> None:
+    for name, columns, records in tables:
         path = results / f"{name}.csv"
         others = [record for record in read_csv(path) if record["seed"] != str(seed)]
         merged = sorted([*others, *records], key=lambda record: int(record["seed"] or 0))
@@ -170,7 +205,7 @@ def _picture(run: ExperimentRun, path: Path) -> None:
     chosen = telling_rows(rows, 4)
     images, adversarial = run.images_of(method, attack, chosen)
     figure = neighbours_figure(
-        run.dknn,
+        run.attacked.dknn,
         run.experiment.victim.layer,
         run.data.split("train").images,
         images,
