@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def times(folder: Path) -> dict[str, int]:
 def numbers(output: Path) -> dict[str, str]:
     """Everything but times and pictures."""
     files = {str(p.relative_to(output)): p.read_text() for p in output.rglob("*.csv")}
-    return files | {"metrics": json.loads((output / "summary.json").read_text())["metrics"]}
+    summary = json.loads((output / "summary.json").read_text())
+    return files | {name: summary[name] for name in ("metrics", "credibility")}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +220,21 @@ def test_files_say_how_they_were_made(done: Path) -> None:
     assert stages_seen == {"train", "build", "query", "attack"}
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         assert (done / "out" / f"neighbours.{suffix}").read_bytes().startswith(magic)
+
+
+def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
+    summary = json.loads((done / "out" / "summary.json").read_text())
+    assert summary["images"] == 547
+    assert set(summary["credibility"]) == set(summary["metrics"])
+    for name, told in summary["credibility"].items():
+        rows = read(done / "out" / "rows" / f"{name}.csv")
+        wrong = [row for row in rows if row["dknn_after"] != row["label"]]
+        assert told.keys() == {"dknn"}
+        assert told["dknn"].keys() == {"all", "success"}
+        for kind, chosen in (("all", rows), ("success", wrong)):
+            counts = Counter(round(float(row["dknn_credibility_after"]), 6) for row in chosen)
+            assert told["dknn"][kind] == [list(pair) for pair in sorted(counts.items())]
+    assert summary == json.loads((done / "results" / "seed0.json").read_text())
 
 
 def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

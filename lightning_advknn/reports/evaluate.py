@@ -1,7 +1,6 @@
 """``attack.py evaluate``: one experiment from its configuration to rows, tables and pictures."""
 
 import json
-import math
 import shlex
 import shutil
 import sys
@@ -10,10 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.evaluation import Rows, summarize
+from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
 from lightning_advknn.reports.figures import neighbours_figure, save_figure, telling_rows
 from lightning_advknn.reports.files import write_rows
+from lightning_advknn.reports.summary import credibility_of, metrics_of
 from lightning_advknn.reports.tables import (
     TABLE1,
     TABLE2,
@@ -70,7 +70,7 @@ def evaluate(run: ExperimentRun, results: str | None = None) -> None:
     """Run a prepared experiment and leave rows, tables and a picture in its output folder.
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``. With
+    (metrics, distributions of credibility, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``. With
     transfer networks also ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``.
 
     Args:
@@ -81,14 +81,12 @@ def evaluate(run: ExperimentRun, results: str | None = None) -> None:
     run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
-    metrics: dict[str, dict[str, float | None]] = {}
+    metrics, credibility = {}, {}
     for method, attack in product(run.methods, (None, *experiment.attacks)):
         rows = _rows(run, method, attack)
         table2 += table2_records(run.data.name, experiment, method, attack, rows)
-        # JSON has no NaN, which means of no successes are.
-        metrics[f"{method}/{attack or 'clean'}"] = {
-            key: None if math.isnan(value) else value for key, value in summarize(rows).items()
-        }
+        name = f"{method}/{attack or 'clean'}"
+        metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
         if attack is None:
             clean[method] = rows
     table1 = table1_records(run.data.name, experiment, clean)
@@ -107,6 +105,7 @@ def evaluate(run: ExperimentRun, results: str | None = None) -> None:
         "images": len(run.test),
         "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
         "metrics": metrics,
+        "credibility": credibility,
     }
     write_json(output / "summary.json", summary)
     if results is not None:
