@@ -219,7 +219,10 @@ def test_files_say_how_they_were_made(done: Path) -> None:
     stages_seen = {stage.split()[0] for stage in summary["seconds"]}
     assert stages_seen == {"train", "build", "query", "attack"}
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
-        assert (done / "out" / f"neighbours.{suffix}").read_bytes().startswith(magic)
+        picture = (done / "out" / f"neighbours.{suffix}").read_bytes()
+        assert picture.startswith(magic)
+        assert (done / "results" / f"neighbours.{suffix}").read_bytes() == picture
+    assert not (done / "out" / "adversarials.png").exists()  # no function has two eps
 
 
 def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
@@ -389,6 +392,19 @@ def test_transfer_redoes_nothing_of_the_attacked_network(done: Path, transferred
     for method in ("origin", "dknnb_cl"):
         name = f"rows/{method}/bim.csv"
         assert (transferred / "transfer" / name).read_text() == (done / "out" / name).read_text()
+
+
+def test_several_eps_of_an_attack_are_pictured(copy: Path) -> None:
+    content = yaml.safe_load(copy.read_text())
+    content["attacks"]["fgsm_small"] = {"function": "fgsm", "settings": {"eps": 0.1}}
+    content["surrogates"] = {}
+    copy.write_text(yaml.safe_dump(content))
+    results = copy.parent / "eps_results"
+    assert evaluate(copy, f"--output={copy.parent / 'eps'}", f"--results={results}") == 0
+    for name in ("neighbours", "adversarials"):
+        for suffix in ("png", "pdf"):
+            picture = (copy.parent / "eps" / f"{name}.{suffix}").read_bytes()
+            assert (results / f"{name}.{suffix}").read_bytes() == picture
 
 
 class Slanted(ConvNet):

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
-from lightning_advknn.reports.figures import neighbours_figure, save_figure, telling_rows
 from lightning_advknn.reports.files import write_rows
+from lightning_advknn.reports.pictures import draw
 from lightning_advknn.reports.summary import credibility_of, metrics_of
 from lightning_advknn.reports.tables import (
     TABLE1,
@@ -28,7 +28,7 @@ from lightning_advknn.reports.tables import (
     table3_records,
     write_csv,
 )
-from lightning_advknn.storage import check_writable, write_json
+from lightning_advknn.storage import atomic_path, check_writable, write_json
 
 EXPERIMENT_FILE = "experiment.json"
 
@@ -61,26 +61,29 @@ def prepare(experiment: Experiment, results: str | None = None) -> ExperimentRun
         if _read_claim(folder) != claim:
             # Left by a run that came to nothing.
             shutil.rmtree(folder / "rows", ignore_errors=True)
-            (folder / "table3.csv").unlink(missing_ok=True)
+            for name in ("table3.csv", "adversarials.png", "adversarials.pdf"):
+                (folder / name).unlink(missing_ok=True)
             write_json(folder / EXPERIMENT_FILE, claim)
     return run
 
 
 def evaluate(run: ExperimentRun, results: str | None = None) -> None:
-    """Run a prepared experiment and leave rows, tables and a picture in its output folder.
+    """Run a prepared experiment and leave rows, tables and pictures in its output folder.
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, distributions of credibility, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``. With
-    transfer networks also ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``.
+    (metrics, distributions of credibility, wall time by stage, command, settings, versions, device, date), and as PNG and PDF
+    ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer networks also
+    ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``.
 
     Args:
         run: From `prepare`.
-        results: Folder whose tables over several seeds get this seed's lines, and a copy of the summary.
+        results: Folder whose tables over several seeds get this seed's lines, and copies of summary and pictures.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
     run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
+    last: dict[str, Rows] = {}  # of the last method, which is pictured
     metrics, credibility = {}, {}
     for method, attack in product(run.methods, (None, *experiment.attacks)):
         rows = _rows(run, method, attack)
@@ -89,8 +92,10 @@ def evaluate(run: ExperimentRun, results: str | None = None) -> None:
         metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
         if attack is None:
             clean[method] = rows
+        if method == run.methods[-1]:
+            last[attack or "clean"] = rows
     table1 = table1_records(run.data.name, experiment, clean)
-    _picture(run, output / "neighbours")
+    pictures = draw(run, last, output)
     run.attacked.free()
     tables: list[Table] = [("table1", TABLE1, table1), ("table2", TABLE2, table2)]
     table3 = _transferred(run)
@@ -109,7 +114,7 @@ def evaluate(run: ExperimentRun, results: str | None = None) -> None:
     }
     write_json(output / "summary.json", summary)
     if results is not None:
-        _publish(Path(results), experiment.seed, tables, summary)
+        _publish(Path(results), experiment.seed, tables, summary, pictures)
     print_table1(table1, f"Table 1, {run.data.name}")
     print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}")
     if table3:
@@ -188,28 +193,15 @@ def _without_seed(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "trainings": trainings}
 
 
-def _publish(results: Path, seed: int, tables: Sequence[Table], summary: dict[str, Any]) -> None:
+def _publish(
+    results: Path, seed: int, tables: Sequence[Table], summary: dict[str, Any], pictures: Sequence[Path]
+) -> None:
+    for picture in pictures:
+        with atomic_path(results / picture.name) as temporary:
+            shutil.copyfile(picture, temporary)
     for name, columns, records in tables:
         path = results / f"{name}.csv"
         others = [record for record in read_csv(path) if record["seed"] != str(seed)]
         merged = sorted([*others, *records], key=lambda record: int(record["seed"] or 0))
         write_csv(path, columns, merged)
     write_json(results / f"seed{seed}.json", summary)
-
-
-def _picture(run: ExperimentRun, path: Path) -> None:
-    """Picture a few samples of the last attack through the last method."""
-    method, attack = run.methods[-1], list(run.experiment.attacks)[-1]
-    rows = run.rows(method, attack)
-    chosen = telling_rows(rows, 4)
-    images, adversarial = run.images_of(method, attack, chosen)
-    figure = neighbours_figure(
-        run.attacked.dknn,
-        run.experiment.victim.layer,
-        run.data.split("train").images,
-        images,
-        adversarial,
-        {name: column[chosen] for name, column in rows.items()},
-        f"{run.data.name}: {attack} through {method}",
-    )
-    save_figure(figure, path)
