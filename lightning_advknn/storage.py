@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +46,12 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, whole or not at all, each list of numbers in one line."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    # Within a text, JSON has no line breaks, so this finds lists only.
+    text = re.sub(r"\[\n([-+.\dEe,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def digest(content: Any) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 import attack
 from lightning_advknn.data import Digits
 from lightning_advknn.experiment import run as stages
-from lightning_advknn.experiment import training
-from lightning_advknn.models import ConvNet
+from lightning_advknn.experiment import training, victims
+from lightning_advknn.models import ConvNet, LeNet5
+from lightning_advknn.modules import BackboneModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = ("relu1", "relu2", "relu3", "logits")
@@ -32,7 +34,9 @@ def write_config(folder: Path, data: str, k: int, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     for source in (CONFIGS / data).glob("*.yaml"):
         shutil.copy(source, folder)
-    for name in ("backbone", "surrogate"):
+    for name in ("backbone", "surrogate", "lenet"):
+        if not (folder / f"{name}.yaml").is_file():
+            continue
         config = yaml.safe_load((folder / f"{name}.yaml").read_text())
         config["trainer"] |= {"max_epochs": 3, "log_every_n_steps": 1}
         del config["trainer"]["logger"]
@@ -66,7 +70,8 @@ def times(folder: Path) -> dict[str, int]:
 def numbers(output: Path) -> dict[str, str]:
     """Everything but times and pictures."""
     files = {str(p.relative_to(output)): p.read_text() for p in output.rglob("*.csv")}
-    return files | {"metrics": json.loads((output / "summary.json").read_text())["metrics"]}
+    summary = json.loads((output / "summary.json").read_text())
+    return files | {name: summary[name] for name in ("metrics", "credibility")}
 
 
 @pytest.fixture(scope="module")
@@ -134,46 +139,70 @@ def test_rows_are_of_the_test_images_and_attacks_stay_in_their_ball(done: Path) 
         assert eps == 0 or linf.min() > eps / 2
 
 
-def test_stored_adversarials_queried_by_brute_force_give_the_rows(done: Path) -> None:
-    """An independent kNN in float64, on the adversarials as stored and features of the stored weights."""
-    data = Digits()
-    checkpoint = torch.load(next((done / "cache" / "backbone").glob("*.ckpt")), weights_only=True)
-    network = ConvNet(mean=[0.3051], std=[0.3247])
-    prefix = "network.network."
-    network.load_state_dict(
-        {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    )
-    up_to_relu3 = torch.nn.Sequential(*list(network)[:7])
-    train, test = data.split("train"), data.split("test")
+def trained(checkpoint: Path, network: torch.nn.Sequential) -> torch.nn.Sequential:
+    """A plain network with a checkpoint's weights."""
+    state, prefix = torch.load(checkpoint, weights_only=True)["state_dict"], "network.network."
+    network.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+    return network.eval()
+
+
+def brute_force_votes(
+    network: torch.nn.Sequential, layer: str, images: torch.Tensor, k: int = 10
+) -> np.ndarray:
+    """Votes ``(n, 10)`` of an independent kNN in float64 on the embedded digits, cosine distance."""
+    names = [name for name, _ in network.named_children()]
+    up_to_layer = network[: names.index(layer) + 1]
 
     def features(images: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
-            raw = up_to_relu3(images).flatten(1).double().numpy()
+            raw = up_to_layer(images).flatten(1).double().numpy()
         return raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
-    bank = features(train.images / 255)
-    stored = {}
-    for folder in (done / "cache" / "adversarial").iterdir():
+    train = Digits().split("train")
+    nearest = (-features(images) @ features(train.images / 255).T).argsort(1, kind="stable")[:, :k]
+    labels = train.labels.numpy()[nearest]
+    return np.stack([(labels == c).sum(1) for c in range(10)], axis=1)
+
+
+def stored_adversarials(cache: Path) -> list[torch.Tensor]:
+    """All adversarials in a cache, each in shards of 200."""
+    stored = []
+    for folder in (cache / "adversarial").iterdir():
         shards = [load_file(path)["adversarial"] for path in sorted(folder.iterdir())]
         assert [len(shard) for shard in shards] == [200, 200, 147]
-        stored[folder.name] = torch.cat(shards)
+        stored.append(torch.cat(shards))
+    return stored
+
+
+def of_rows(rows: list[dict[str, str]], stored: list[torch.Tensor]) -> torch.Tensor:
+    """The adversarials that rows are of, known by their distortions."""
+    l2 = np.array([float(row["l2"]) for row in rows])
+    clean = (Digits().split("test").images / 255).double()
+    distances = [(images.double() - clean).flatten(1).norm(dim=1).numpy() for images in stored]
+    (found,) = (
+        images
+        for images, found in zip(stored, distances, strict=True)
+        if np.allclose(found, l2, rtol=0, atol=1e-9)
+    )
+    return found
+
+
+def votes_of(rows: list[dict[str, str]], layer: str) -> np.ndarray:
+    return np.array([[int(votes) for votes in row[f"votes_after_{layer}"].split()] for row in rows])
+
+
+def test_stored_adversarials_queried_by_brute_force_give_the_rows(done: Path) -> None:
+    """An independent kNN in float64, on the adversarials as stored and features of the stored weights."""
+    network = trained(
+        next((done / "cache" / "backbone").glob("*.ckpt")), ConvNet(mean=[0.3051], std=[0.3247])
+    )
+    stored = stored_adversarials(done / "cache")
     assert len(stored) == 6
-    matched = 0
     for path in (done / "out" / "rows").rglob("[fb]*m.csv"):
         rows = read(path)
-        l2 = np.array([float(row["l2"]) for row in rows])
-        for adversarial in stored.values():
-            difference = (adversarial.double() - (test.images / 255).double()).flatten(1).numpy()
-            if not np.allclose(np.linalg.norm(difference, axis=1), l2, rtol=0, atol=1e-9):
-                continue
-            matched += 1
-            nearest = (-features(adversarial) @ bank.T).argsort(1, kind="stable")[:, :10]
-            labels = train.labels.numpy()[nearest]
-            votes = np.stack([(labels == c).sum(1) for c in range(10)], axis=1)
-            told = np.array([[int(v) for v in row["votes_after_relu3"].split()] for row in rows])
-            assert (votes == told).all()
-            assert (votes.argmax(1) == [int(row["knn_after"]) for row in rows]).all()
-    assert matched == 6
+        votes = brute_force_votes(network, "relu3", of_rows(rows, stored))
+        assert (votes == votes_of(rows, "relu3")).all()
+        assert (votes.argmax(1) == [int(row["knn_after"]) for row in rows]).all()
 
 
 def test_files_say_how_they_were_made(done: Path) -> None:
@@ -190,11 +219,29 @@ def test_files_say_how_they_were_made(done: Path) -> None:
     stages_seen = {stage.split()[0] for stage in summary["seconds"]}
     assert stages_seen == {"train", "build", "query", "attack"}
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
-        assert (done / "out" / f"neighbours.{suffix}").read_bytes().startswith(magic)
+        picture = (done / "out" / f"neighbours.{suffix}").read_bytes()
+        assert picture.startswith(magic)
+        assert (done / "results" / f"neighbours.{suffix}").read_bytes() == picture
+    assert not (done / "out" / "adversarials.png").exists()  # no function has two eps
+
+
+def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
+    summary = json.loads((done / "out" / "summary.json").read_text())
+    assert summary["images"] == 547
+    assert set(summary["credibility"]) == set(summary["metrics"])
+    for name, told in summary["credibility"].items():
+        rows = read(done / "out" / "rows" / f"{name}.csv")
+        wrong = [row for row in rows if row["dknn_after"] != row["label"]]
+        assert told.keys() == {"dknn"}
+        assert told["dknn"].keys() == {"all", "success"}
+        for kind, chosen in (("all", rows), ("success", wrong)):
+            counts = Counter(round(float(row["dknn_credibility_after"]), 6) for row in chosen)
+            assert told["dknn"][kind] == [list(pair) for pair in sorted(counts.items())]
+    assert summary == json.loads((done / "results" / "seed0.json").read_text())
 
 
 def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "fit", no_training)
+    monkeypatch.setattr(training, "fit", no_training)
     before, kept = numbers(copy.parent / "out"), times(copy.parent / "cache")
     assert evaluate(copy) == 0
     assert times(copy.parent / "cache") == kept
@@ -227,6 +274,137 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
     summary = json.loads((copy.parent / "k5" / "summary.json").read_text())
     trainings = summary["settings"]["trainings"]
     assert {trainings[n]["model"]["init_args"]["k"] for n in ("dknnb", "dknnb_cl")} == {5}
+
+
+def test_fewer_images_are_the_first_and_share_whole_shards(copy: Path) -> None:
+    full, kept = copy.parent / "out", times(copy.parent / "cache")
+    assert evaluate(copy, "--images=300", f"--output={copy.parent / 'few'}") == 0
+    now = times(copy.parent / "cache")
+    assert kept.items() <= now.items()
+    # The first 200 images are in a shard of the full run, the next 100 need one of their own.
+    new = set(now) - set(kept)
+    assert {Path(name).name for name in new} == {"000200-000300.safetensors"}
+    assert sorted(name.split("/")[0] for name in new) == ["adversarial"] * 6 + ["observations"] * 7
+    for path in (full / "rows").rglob("*.csv"):
+        assert read(copy.parent / "few" / path.relative_to(full)) == read(path)[:300]
+    summary = json.loads((copy.parent / "few" / "summary.json").read_text())
+    assert (summary["images"], summary["settings"]["images"]) == (300, 300)
+    assert {metrics["n"] for metrics in summary["metrics"].values()} == {300}
+    for table in ("table1", "table2"):
+        assert {row["n"] for row in read(copy.parent / "few" / f"{table}.csv")} == {"300"}
+
+
+def test_as_many_images_as_there_are_is_all(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    before, kept = numbers(copy.parent / "out"), times(copy.parent / "cache")
+    assert evaluate(copy, "--images=547") == 0
+    assert times(copy.parent / "cache") == kept
+    assert numbers(copy.parent / "out") == before
+    assert evaluate(copy, "--images=546") == 2
+    assert "is of another experiment" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def transferred(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same experiment, of one surrogate, with transfer to a LeNet5."""
+    folder = tmp_path_factory.mktemp("transfer") / "digits"
+    shutil.copytree(done, folder)
+    content = yaml.safe_load((folder / "attack.yaml").read_text())
+    configured = yaml.safe_load((folder / "transfer.yaml").read_text())
+    content |= {name: configured[name] for name in ("surrogates", "transfer")}
+    content |= {"output": str(folder / "transfer"), "cache": str(folder / "cache")}
+    (folder / "transfer.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "SHARD", 200)
+        assert evaluate(folder / "transfer.yaml", f"--results={folder / 'transfer_results'}") == 0
+    return folder
+
+
+def test_table3_is_what_the_transfer_networks_rows_say(transferred: Path) -> None:
+    output = transferred / "transfer"
+    table = read(output / "table3.csv")
+    assert read(transferred / "transfer_results" / "table3.csv") == table
+    assert ",".join(table[0]) == "network,victim,method,attack,eps,accuracy,paper,l2_mean,n,seed"
+    judged = [("origin", "clean")] + [(m, a) for m in ("origin", "dknnb_cl") for a in ("fgsm", "bim")]
+    assert [(r["method"], r["attack"], r["victim"]) for r in table] == [
+        (*pair, victim) for pair in judged for victim in ("dnn", "knn", "dknn")
+    ]
+    for cell in table:
+        rows = read(output / "rows" / "lenet5" / cell["method"] / f"{cell['attack']}.csv")
+        right = [row[f"{cell['victim']}_after"] == row["label"] for row in rows]
+        assert float(cell["accuracy"]) == pytest.approx(100 * np.mean(right), abs=1e-3)
+        assert float(cell["l2_mean"]) == pytest.approx(np.mean([float(row["l2"]) for row in rows]), abs=1e-4)
+        eps = {"clean": "0", "fgsm": "0.2", "bim": "0.1"}[cell["attack"]]
+        assert (cell["network"], cell["eps"], cell["n"], cell["seed"]) == ("lenet5", eps, "547", "0")
+        assert cell["paper"] == ""
+        assert {row["network"] for row in rows} == {"lenet5"}
+    assert not (transferred / "out" / "table3.csv").exists()  # the experiment without transfer
+
+
+def test_a_transfer_network_judges_the_stored_adversarials(transferred: Path) -> None:
+    """Its DNN, kNN, DkNN and credibility by brute force, from its weights and the adversarials as stored."""
+    layers = ("relu1", "relu2", "relu3", "relu4", "logits")
+    checkpoints = {
+        torch.load(path, weights_only=True)["lightning_advknn"]["network"].rpartition(".")[2]: path
+        for path in (transferred / "cache" / "backbone").glob("*.ckpt")
+    }
+    network = trained(checkpoints["LeNet5"], LeNet5(mean=[0.3051], std=[0.3247]))
+    calibration = Digits().split("calibration")
+    conforming = sum(
+        brute_force_votes(network, layer, calibration.images / 255)[range(250), calibration.labels]
+        for layer in layers
+    )
+    stored = stored_adversarials(transferred / "cache")
+    for path in (
+        "lenet5/origin/clean.csv",
+        "lenet5/origin/fgsm.csv",
+        "lenet5/dknnb_cl/bim.csv",
+    ):
+        rows = read(transferred / "transfer" / "rows" / path)
+        images = Digits().split("test").images / 255
+        if "clean" not in path:
+            images = of_rows(rows, stored)
+        votes = {layer: brute_force_votes(network, layer, images) for layer in layers}
+        assert all((votes[layer] == votes_of(rows, layer)).all() for layer in layers)
+        with torch.no_grad():
+            told = {"dnn": network(images).argmax(1).numpy(), "knn": votes["relu2"].argmax(1)}
+        total = sum(votes.values())
+        told["dknn"] = total.argmax(1)
+        for victim, classes in told.items():
+            assert (classes == [int(row[f"{victim}_after"]) for row in rows]).all()
+        credibility = (conforming[None] < total.max(1)[:, None]).mean(1)
+        assert credibility == pytest.approx([float(row["dknn_credibility_after"]) for row in rows])
+
+
+def test_transfer_redoes_nothing_of_the_attacked_network(done: Path, transferred: Path) -> None:
+    kept, now = times(done / "cache"), times(transferred / "cache")
+    assert kept.items() <= now.items()
+    new = [name.split("/")[0] for name in set(now) - set(kept)]
+    # LeNet5's checkpoint and its settings, its calibration, and three shards of five sets of images.
+    assert sorted(new) == ["backbone"] * 2 + ["calibration"] + ["observations"] * 3 * 5
+    summary = json.loads((transferred / "transfer" / "summary.json").read_text())
+    assert summary["settings"]["transfer"] == {"lenet5": {"layer": "relu2"}}
+    assert {"train lenet5", "build bank of lenet5", "query dknnb_cl/bim of lenet5"} <= summary[
+        "seconds"
+    ].keys()
+    for method in ("origin", "dknnb_cl"):
+        name = f"rows/{method}/bim.csv"
+        assert (transferred / "transfer" / name).read_text() == (done / "out" / name).read_text()
+
+
+def test_several_eps_of_an_attack_are_pictured(copy: Path) -> None:
+    content = yaml.safe_load(copy.read_text())
+    content["attacks"]["fgsm_small"] = {"function": "fgsm", "settings": {"eps": 0.1}}
+    content["surrogates"] = {}
+    copy.write_text(yaml.safe_dump(content))
+    results = copy.parent / "eps_results"
+    assert evaluate(copy, f"--output={copy.parent / 'eps'}", f"--results={results}") == 0
+    for name in ("neighbours", "adversarials"):
+        for suffix in ("png", "pdf"):
+            picture = (copy.parent / "eps" / f"{name}.{suffix}").read_bytes()
+            assert (results / f"{name}.{suffix}").read_bytes() == picture
 
 
 class Slanted(ConvNet):
@@ -333,7 +511,7 @@ def test_training_that_was_interrupted_goes_on_bitwise(
 
     with monkeypatch.context() as patch:
         patch.setattr(training.AttackEvaluation, "setup", no_training)  # nor does it measure
-        patch.setattr(stages.BackboneModule, "on_train_epoch_start", interrupt, raising=False)
+        patch.setattr(BackboneModule, "on_train_epoch_start", interrupt, raising=False)
         assert evaluate(config) == 130
         assert not list((tmp_path / "digits" / "cache" / "backbone").glob("*.ckpt"))
         assert evaluate(config) == 0
@@ -360,6 +538,9 @@ class _Code:
     [
         (["--victim.k=851"], r"`victim.k` to be in \[1, 850\].*but got 851"),
         (["--victim.k=0"], "but got 0"),
+        (["--images=0"], r"`images` to be in \[1, 547\] \(the test images\), but got 0"),
+        (["--images=548"], r"`images` to be in \[1, 547\].*but got 548"),
+        (["--images=many"], "images"),
         (["--victim.layer=relu9"], "one of .*relu1.*relu2.*relu3.*logits.*but got 'relu9'"),
         (["--attacks.fgsm.settings={'eps': -0.1}"], "`eps` to be finite and at least 0, but got -0.1"),
         (["--attacks.fgsm.settings={'eps': .nan}"], "`eps` to be finite and at least 0, but got nan"),
@@ -373,6 +554,33 @@ class _Code:
             "which mean something else, but got 'origin'",
         ),
         (["--surrogates={'knn': {'config': '{configs}/surrogate.yaml'}}"], "but got 'knn'"),
+        (
+            ["--transfer={'dknnb': {'backbone': {'config': '{configs}/lenet.yaml'}, 'layer': 'relu2'}}"],
+            "name of each transfer network .*but got 'dknnb'",
+        ),
+        (
+            ["--transfer={'a/b': {'backbone': {'config': '{configs}/lenet.yaml'}, 'layer': 'relu2'}}"],
+            "but got 'a/b'",
+        ),
+        (
+            ["--transfer={'net': {'backbone': {'config': '{configs}/lenet.yaml'}, 'layer': 'relu9'}}"],
+            "`transfer.net.layer` to be one of .*relu4.*, but got 'relu9'",
+        ),
+        (
+            ["--transfer={'net': {'backbone': {'config': '{configs}/surrogate.yaml'}, 'layer': 'relu2'}}"],
+            "to train a BackboneModule",
+        ),
+        (
+            [
+                "--transfer={'net': {'backbone': {'config': '{configs}/lenet.yaml', 'checkpoint': 'no.ckpt'},"
+                " 'layer': 'relu2'}}"
+            ],
+            "no.ckpt, but there is none",
+        ),
+        (
+            ["--transfer={'net': {'backbone': {'config': '{configs}/other.yaml'}, 'layer': 'relu2'}}"],
+            "Expected net to be configured with the backbone's data and splits",
+        ),
         (["--attacks={}"], "at least one attack"),
         (["--attacks={'clean': {'function': 'fgsm', 'settings': {'eps': 0.1}}}"], "but got 'clean'"),
         (["--attacks={'../x': {'function': 'fgsm', 'settings': {'eps': 0.1}}}"], "but got '../x'"),
@@ -410,8 +618,11 @@ def test_bad_input_is_refused_before_anything_long(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_config(tmp_path / "digits", "digits", k=10)
-    for name in ("fit", "build_banks"):
-        monkeypatch.setattr(stages, name, no_training)
+    other = yaml.safe_load((config.parent / "lenet.yaml").read_text())
+    other["data"] = {"class_path": "lightning_advknn.data.Digits", "init_args": {"split_seed": 1}}
+    (config.parent / "other.yaml").write_text(yaml.safe_dump(other))
+    monkeypatch.setattr(training, "fit", no_training)
+    monkeypatch.setattr(victims, "build_banks", no_training)
     try:
         code = evaluate(config, *(o.replace("{configs}", str(config.parent)) for o in options))
     except SystemExit as exit_:  # jsonargparse
@@ -443,8 +654,8 @@ def test_wrong_checkpoints_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(copy.parent)
-    for name in ("fit", "build_banks", "perturb"):
-        monkeypatch.setattr(stages, name, no_training)
+    for module, name in ((training, "fit"), (victims, "build_banks"), (stages, "perturb")):
+        monkeypatch.setattr(module, name, no_training)
     checkpoint = torch.load(next((copy.parent / "cache" / "backbone").glob("*.ckpt")), weights_only=True)
     change(checkpoint)
     torch.save(checkpoint, copy.parent / "wrong.ckpt")
@@ -454,7 +665,7 @@ def test_wrong_checkpoints_are_refused(
 
 
 def test_a_given_checkpoint_is_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "fit", no_training)
+    monkeypatch.setattr(training, "fit", no_training)
     kept = next((copy.parent / "cache" / "backbone").glob("*.ckpt")).rename(copy.parent / "own.ckpt")
     assert evaluate(copy, f"--backbone.checkpoint={kept}", f"--output={copy.parent / 'own'}") == 0
     assert numbers(copy.parent / "own") == numbers(copy.parent / "out")

@@ -20,13 +20,21 @@ from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import MNIST, SVHN, Digits, FashionMNIST
 from lightning_advknn.experiment import Experiment
+from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml"))
 SETS = {"digits": Digits, "fashion_mnist": FashionMNIST, "mnist": MNIST, "svhn": SVHN}
-COMMANDS = {"attack": "attack.py evaluate", "backbone": "train.py fit", "surrogate": "train.py fit"}
+TRANSFER = ("digits", "mnist")  # the data sets with a transfer network: the paper's Table 3 is on MNIST alone
+COMMANDS = {
+    "attack": "attack.py evaluate",
+    "backbone": "train.py fit",
+    "lenet": "train.py fit",
+    "surrogate": "train.py fit",
+    "transfer": "attack.py evaluate",
+}
 
 pytestmark = [
     # Validating a checkpoint logs into a folder of its own.
@@ -115,7 +123,10 @@ def test_the_headers_commands_train_and_validate(
 ) -> None:
     root = None if data == "digits" else request.getfixturevalue(f"{data}_root")
     checkpoints = {}
-    for kind, module in (("backbone", BackboneModule), ("surrogate", SurrogateModule)):
+    modules = {"backbone": BackboneModule, "surrogate": SurrogateModule}
+    if data in TRANSFER:
+        modules["lenet"] = BackboneModule
+    for kind, module in modules.items():
         script, *arguments = command(Path("configs", data, f"{kind}.yaml"))
         assert script == "train.py"
         # As a user fills it in.
@@ -160,20 +171,28 @@ def test_a_header_says_what_a_configuration_is_for(config: Path) -> None:
 
 
 def test_every_data_set_has_every_configuration() -> None:
-    kinds = ("attack", "backbone", "data", "network", "surrogate")
+    kinds = ("attack", "backbone", "data", "lenet", "network", "surrogate", "transfer")
     assert [str(config) for config in CONFIGS] == [
-        f"configs/{data}/{kind}.yaml" for data in SETS for kind in kinds
+        f"configs/{data}/{kind}.yaml"
+        for data in SETS
+        for kind in kinds
+        if data in TRANSFER or kind not in ("lenet", "transfer")
     ]
+
+
+def experiment_of(config: Path) -> Experiment:
+    """The experiment that the header's command runs."""
+    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    with at_home(ROOT):
+        options = parser.instantiate(parser.parse_args(command(config)[1:])).evaluate
+    return Experiment(**{name: getattr(options, name) for name in Experiment.__dataclass_fields__})
 
 
 @pytest.mark.parametrize("data", SETS)
 def test_attack_configurations_are_experiments(data: str) -> None:
-    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
     config = Path("configs", data, "attack.yaml")
     written = yaml.safe_load((ROOT / config).read_text())
-    with at_home(ROOT):
-        options = parser.instantiate(parser.parse_args(command(config)[1:])).evaluate
-    experiment = Experiment(**{name: getattr(options, name) for name in Experiment.__dataclass_fields__})
+    experiment = experiment_of(config)
 
     folder = ROOT / "configs" / data
     assert Path(experiment.backbone.config.absolute) == folder / "backbone.yaml"
@@ -189,6 +208,31 @@ def test_attack_configurations_are_experiments(data: str) -> None:
         assert isinstance(attack, AttackSettings)
         assert attack.settings == written["attacks"][name]["settings"]
         attack.bind()  # its settings are the attack's own
+    assert (experiment.images, experiment.transfer) == (None, {})
+
+
+@pytest.mark.parametrize("data", TRANSFER)
+def test_transfer_configurations_reuse_the_main_experiment(data: str) -> None:
+    main, transfer = (experiment_of(Path("configs", data, f"{kind}.yaml")) for kind in ("attack", "transfer"))
+    same = ("victim", "attacks", "label_source", "seed", "cache", "images")
+    assert all(getattr(main, name) == getattr(transfer, name) for name in same)
+    for ours, theirs in (
+        (transfer.backbone, main.backbone),
+        (transfer.surrogates["dknnb_cl"], main.surrogates["dknnb_cl"]),
+    ):
+        assert (ours.config.absolute, ours.overrides) == (theirs.config.absolute, theirs.overrides)
+    assert set(transfer.surrogates) == {"dknnb_cl"}
+    assert transfer.output == f"runs/{data}-transfer"
+    network = transfer.transfer["lenet5"]
+    assert Path(network.backbone.config.absolute) == ROOT / "configs" / data / "lenet.yaml"
+    lenet = yaml.safe_load(Path(network.backbone.config.absolute).read_text())
+    layers = lenet["model"]["init_args"]["layers"]
+    assert layers == [name for name, _ in LeNet5().named_children() if name.startswith(("relu", "logits"))]
+    assert network.layer == "relu2"  # after the last convolution
+    # Normalised as the backbone, whose numbers a test compares with the images.
+    ours = lenet["model"]["init_args"]["network"]["init_args"]
+    theirs = yaml.safe_load((ROOT / "configs" / data / "network.yaml").read_text())["init_args"]
+    assert all(ours[name] == theirs[name] for name in ("mean", "std", "num_classes"))
 
 
 @pytest.mark.parametrize("data", SETS)

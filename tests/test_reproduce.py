@@ -105,7 +105,7 @@ def test_cells_leave_results_where_the_grid_says(done: Path, capsys: pytest.Capt
 
 def test_a_cells_command_gives_the_cells_results(done: Path, copy: Path) -> None:
     (task,) = running.plan(attack_grid(copy), ["digits/neighbours/k=5"])
-    command = [word for word in task.cell.command.replace("python attack.py ", "").split()]
+    command = task.cell.command.removeprefix("python attack.py ").split()
     before = tables(copy)
     shutil.rmtree(task.cell.results)
     assert attack.main(command) == 0
@@ -223,7 +223,10 @@ def test_missing_data_are_said_and_the_rest_goes_on(
         ({"tables": {"config": "digits/attack.yaml", "vary": {"victim.k": [5000]}}}, "victim.k"),
         ({"tables": {"config": "digits/attack.yaml", "seeds": [0, 0]}}, "double"),
         ({"tables": {"config": "digits/attack.yaml", "options": {"images": 0}}}, "images"),
-        ({"tables": {"config": "digits/attack.yaml"}, "layers": {"config": "digits/backbone.yaml"}}, "layers"),
+        (
+            {"tables": {"config": "digits/attack.yaml"}, "layers": {"config": "digits/backbone.yaml"}},
+            "layers",
+        ),
     ],
 )
 def test_bad_grids_are_refused_before_anything_runs(

@@ -81,6 +81,20 @@ def test_write_json_is_read_back(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == content
 
 
+def test_lists_of_numbers_are_written_in_one_line(tmp_path):
+    content = {
+        "pairs": [[0.5, 1], [-1e-7, 20]],
+        "none": [],
+        "texts": ["[\n  1,\n  2\n]", "[ 1 ]"],
+        "mixed": [1, "2"],
+    }
+    write_json(tmp_path / "x.json", content)
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == content
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[1:5] == ['"pairs": [', "[0.5, 1],", "[-1e-07, 20]", "],"]
+
+
 def test_digest_is_sha256_of_sorted_json():
     expected = hashlib.sha256(b'{"a": 1, "b": [2, 3]}').hexdigest()[:16]
     assert digest({"b": [2, 3], "a": 1}) == digest({"a": 1, "b": [2, 3]}) == expected

@@ -7,15 +7,17 @@ The bank is not saved: making it again takes seconds, reading its gigabytes back
 """
 
 from lightning_advknn.experiment.grid import Cell, Grid, Part, cells, results_folder, variations
-from lightning_advknn.experiment.run import ORIGIN, SHARD, ExperimentRun
+from lightning_advknn.experiment.machine import provenance
+from lightning_advknn.experiment.run import SHARD, ExperimentRun
 from lightning_advknn.experiment.settings import (
+    ORIGIN,
     Experiment,
     Trained,
+    Transfer,
     VictimSettings,
     experiment_of,
     experiment_parser,
 )
-from lightning_advknn.experiment.training import provenance
 
 __all__ = [
     "ORIGIN",
@@ -26,6 +28,7 @@ __all__ = [
     "Grid",
     "Part",
     "Trained",
+    "Transfer",
     "VictimSettings",
     "cells",
     "experiment_of",

@@ -1,5 +1,6 @@
 """What an experiment is, as configurations write it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,8 @@ from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.evaluation import LabelSource
 from lightning_advknn.functional import Convention
 from lightning_advknn.search import Backend, Metric
+
+ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ class VictimSettings:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Another network that judges the stored adversarials, with a kNN and a DkNN of its own on the same training images.
+
+    Args:
+        backbone: The network; DkNN votes with its configuration's layers.
+        layer: Layer of the kNN. All else is as the victim's.
+    """
+
+    backbone: Trained
+    layer: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One row of the paper's tables: a backbone, its surrogates, the attacks through each.
 
@@ -59,6 +75,8 @@ class Experiment:
         surrogates: DkNNB variants by name.
         victim: kNN and DkNN.
         attacks: By name.
+        transfer: Other networks by name, which judge what was made for the attacked one (Table 3).
+        images: Test images to attack: the first so many in order of image id; None for all.
         label_source: Which label the attacks ascend.
         seed: Of training.
         root: Folder of the data files, instead of the configurations'.
@@ -71,6 +89,8 @@ class Experiment:
     surrogates: dict[str, Trained]
     attacks: dict[str, AttackSettings]
     victim: VictimSettings = field(default_factory=VictimSettings)
+    transfer: dict[str, Transfer] = field(default_factory=dict)
+    images: int | None = None
     label_source: LabelSource = "knn"
     seed: int = 0
     root: str | None = None
@@ -104,3 +124,21 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 def experiment_of(options: Any) -> Experiment:
     """The experiment among a command line's options."""
     return Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
+
+
+def check_names(experiment: Experiment) -> None:
+    """Raise a ValueError unless names of surrogates, attacks and networks can name files and table cells."""
+    if not experiment.attacks:
+        raise ValueError("Expected at least one attack in `attacks`, but got none.")
+    taken = (ORIGIN, "dnn", "knn", "dknn", "surrogate")
+    for kind, names, reserved in (
+        ("surrogate", experiment.surrogates, taken),
+        ("attack", experiment.attacks, ("clean",)),
+        ("transfer network", experiment.transfer, (*taken, *experiment.surrogates)),
+    ):
+        for name in names:
+            if name in reserved or not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(
+                    f"Expected the name of each {kind} to have letters, digits, `_` and `-` only and not to be one of"
+                    f" {list(reserved)}, which mean something else, but got {name!r}."
+                )

@@ -1,15 +1,11 @@
 """Training from the same YAML and modules as train.py, kept under a key of what decides the outcome."""
 
-import datetime
 import json
-import os
-import platform
 import shutil
 import signal
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,12 @@ from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
-from lightning_advknn import __version__
 from lightning_advknn.callbacks import AttackEvaluation
 from lightning_advknn.cli import AdvKNNCLI
+from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.settings import Trained
-from lightning_advknn.modules.checkpoint import check_identity, read_checkpoint
+from lightning_advknn.modules.checkpoint import check_identity, load_weights, read_checkpoint
 from lightning_advknn.storage import atomic_path, write_json
 
 # Parts of a train.py configuration that say where things are or go, not what comes out.
@@ -145,6 +142,32 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
     shutil.rmtree(unfinished)
 
 
+def load_or_fit(
+    cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int, cache: StageCache, name: str
+) -> Any:
+    """The module with its trained weights: loaded, or trained from its configuration and kept.
+
+    Args:
+        cli: From `instantiate`.
+        trained: What it was made of.
+        checkpoint: Where its weights are or will be.
+        seed: Of weights and shuffling.
+        cache: Notes the wall time of its training.
+        name: What is trained.
+
+    Raises:
+        ValueError: If the checkpoint is damaged or of something else.
+    """
+    if not checkpoint.is_file():
+        fit(cli, trained, checkpoint, seed)
+    module: Any = cli.model
+    load_weights(module, checkpoint, module.identity(cli.datamodule.name))
+    if not trained.checkpoint:
+        facts = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
+        cache.note(str(checkpoint), f"train {name}", facts["seconds"])
+    return module
+
+
 def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
     """What of a train.py configuration decides the outcome, as plain values."""
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
@@ -166,22 +189,6 @@ def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
         if not callback["class_path"].endswith("AttackEvaluation")
     ]
     return settings
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What a result file says of its making: versions, device and date."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
-    return {
-        "versions": {
-            "lightning-advknn": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def _argument(value: Any) -> str:

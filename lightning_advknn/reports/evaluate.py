@@ -1,39 +1,48 @@
 """``attack.py evaluate``: one experiment from its configuration to rows, tables and pictures."""
 
 import json
-import math
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.evaluation import Rows, summarize
-from lightning_advknn.experiment import Experiment, ExperimentRun, provenance
-from lightning_advknn.reports.figures import neighbours_figure, save_figure, telling_rows
+from lightning_advknn.evaluation import Rows
+from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
 from lightning_advknn.reports.files import write_rows
+from lightning_advknn.reports.pictures import draw
+from lightning_advknn.reports.summary import credibility_of, metrics_of
 from lightning_advknn.reports.tables import (
     TABLE1,
     TABLE2,
+    TABLE3,
     Record,
     print_table1,
     print_table2,
+    print_table3,
     read_csv,
     table1_records,
     table2_records,
+    table3_records,
     write_csv,
 )
-from lightning_advknn.storage import check_writable, write_json
+from lightning_advknn.storage import atomic_path, check_writable, write_json
 
 EXPERIMENT_FILE = "experiment.json"
 
+Table = tuple[str, Sequence[str], list[Record]]
+"""Name, columns, records."""
 
-def prepare(experiment: Experiment, results: str | None = None) -> ExperimentRun:
+
+def prepare(experiment: Experiment, results: str | None = None, replace: bool = False) -> ExperimentRun:
     """Check an experiment and its folders, before anything long starts.
 
     Args:
         experiment: What to run.
         results: Folder of tables over several seeds, or None.
+        replace: Delete what folders hold of other experiments, instead of raising an error.
 
     Raises:
         ValueError: If anything in the experiment cannot work, or a folder holds something else.
@@ -47,61 +56,95 @@ def prepare(experiment: Experiment, results: str | None = None) -> ExperimentRun
         claims.append((Path(results), _without_seed(settings), "table1.csv"))
     for folder, claim, result in claims:
         check_writable(folder)
+        if replace and _read_claim(folder) not in (None, claim):
+            _clear(folder)
         _check_claim(folder, claim, result)
     _check_foreign(Path(experiment.output))
     for folder, claim, _ in claims:
         if _read_claim(folder) != claim:
-            shutil.rmtree(folder / "rows", ignore_errors=True)  # left by a run that came to nothing
+            _clear(folder)  # left by a run that came to nothing
             write_json(folder / EXPERIMENT_FILE, claim)
     return run
 
 
-def evaluate(run: ExperimentRun, results: str | None = None) -> None:
-    """Run a prepared experiment and leave rows, tables and a picture in its output folder.
+def evaluate(run: ExperimentRun, results: str | None = None, command: str | None = None) -> None:
+    """Run a prepared experiment and leave rows, tables and pictures in its output folder.
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, wall time by stage, command, settings, versions, device, date), ``neighbours.png`` and ``.pdf``.
+    (metrics, distributions of credibility, wall time by stage, command, settings, versions, device, date), and as PNG and PDF
+    ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer networks also
+    ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``.
 
     Args:
         run: From `prepare`.
-        results: Folder whose tables over several seeds get this seed's lines, and a copy of the summary.
+        results: Folder whose tables over several seeds get this seed's lines, and copies of summary and pictures.
+        command: What the summary says made it; None for this process's own.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
-    _ = run.surrogates  # all training first
+    run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
-    metrics: dict[str, dict[str, float | None]] = {}
-    for method in run.methods:
-        for attack in (None, *experiment.attacks):
-            rows = run.rows(method, attack)
-            name = attack or "clean"
-            constants = _constants(experiment, method, attack)
-            write_rows(output / "rows" / method / f"{name}.csv", rows, run.backbone.layers, constants)
-            table2 += table2_records(run.data.name, experiment, method, attack, rows)
-            # JSON has no NaN, which means of no successes are.
-            metrics[f"{method}/{name}"] = {
-                key: None if math.isnan(value) else value for key, value in summarize(rows).items()
-            }
-            if attack is None:
-                clean[method] = rows
+    last: dict[str, Rows] = {}  # of the last method, which is pictured
+    metrics, credibility = {}, {}
+    for method, attack in product(run.methods, (None, *experiment.attacks)):
+        rows = _rows(run, method, attack)
+        table2 += table2_records(run.data.name, experiment, method, attack, rows)
+        name = f"{method}/{attack or 'clean'}"
+        metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
+        if attack is None:
+            clean[method] = rows
+        if method == run.methods[-1]:
+            last[attack or "clean"] = rows
     table1 = table1_records(run.data.name, experiment, clean)
-    write_csv(output / "table1.csv", TABLE1, table1)
-    write_csv(output / "table2.csv", TABLE2, table2)
-    _picture(run, output / "neighbours")
+    pictures = draw(run, last, output)
+    run.attacked.free()
+    tables: list[Table] = [("table1", TABLE1, table1), ("table2", TABLE2, table2)]
+    table3 = _transferred(run)
+    if table3:
+        tables.append(("table3", TABLE3, table3))
+    for name, columns, records in tables:
+        write_csv(output / f"{name}.csv", columns, records)
     summary = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command or shlex.join(["python", *sys.argv]),
         "settings": run.describe(),
         **provenance(run.device),
-        "seconds": {stage: round(seconds, 1) for stage, seconds in run.seconds().items()},
+        "images": len(run.test),
+        "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
+        "pieces": run.cache.pieces(),
         "metrics": metrics,
+        "credibility": credibility,
     }
     write_json(output / "summary.json", summary)
     if results is not None:
-        _publish(Path(results), experiment.seed, table1, table2, summary)
-
+        _publish(Path(results), experiment.seed, tables, summary, pictures)
     print_table1(table1, f"Table 1, {run.data.name}")
     print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}")
+    if table3:
+        print_table3(table3, f"Table 3, {run.data.name}, seed {experiment.seed}")
     sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
+
+
+def _rows(run: ExperimentRun, method: str, attack: str | None, network: str | None = None) -> Rows:
+    """Rows of one attack through one method, judged by a network's victims, which are also written to a file."""
+    rows = run.rows(method, attack, network)
+    victims = run.transfers[network] if network else run.attacked
+    constants = _constants(run.experiment, method, attack)
+    if network:
+        constants = {"network": network, **constants}
+    folder = Path(run.experiment.output) / "rows" / (network or "") / method
+    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants)
+    return rows
+
+
+def _transferred(run: ExperimentRun) -> list[Record]:
+    """Table 3: the transfer networks on what was made for the attacked one."""
+    records = []
+    for network, victims in run.transfers.items():
+        for method, attack in ((ORIGIN, None), *product(run.methods, run.experiment.attacks)):
+            rows = _rows(run, method, attack, network)
+            records += table3_records(run.data.name, run.experiment, network, method, attack, rows)
+        victims.free()
+    return records
 
 
 def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[str, object]:
@@ -125,6 +168,21 @@ def _check_claim(folder: Path, settings: dict[str, Any], result: str) -> None:
             f"Expected {folder} to be empty or to hold this experiment's results, but its {EXPERIMENT_FILE} is of"
             " another experiment. Choose another folder, or delete this one."
         )
+
+
+def _clear(folder: Path) -> None:
+    """Delete what an experiment left in its folder, and nothing else."""
+    shutil.rmtree(folder / "rows", ignore_errors=True)
+    for pattern in (
+        EXPERIMENT_FILE,
+        "table?.csv",
+        "seed*.json",
+        "summary.json",
+        "neighbours.*",
+        "adversarials.*",
+    ):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _read_claim(folder: Path) -> Any:
@@ -153,29 +211,14 @@ def _without_seed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _publish(
-    results: Path, seed: int, table1: list[Record], table2: list[Record], summary: dict[str, Any]
+    results: Path, seed: int, tables: Sequence[Table], summary: dict[str, Any], pictures: Sequence[Path]
 ) -> None:
-    for name, columns, records in (("table1", TABLE1, table1), ("table2", TABLE2, table2)):
+    for picture in pictures:
+        with atomic_path(results / picture.name) as temporary:
+            shutil.copyfile(picture, temporary)
+    for name, columns, records in tables:
         path = results / f"{name}.csv"
         others = [record for record in read_csv(path) if record["seed"] != str(seed)]
         merged = sorted([*others, *records], key=lambda record: int(record["seed"] or 0))
         write_csv(path, columns, merged)
     write_json(results / f"seed{seed}.json", summary)
-
-
-def _picture(run: ExperimentRun, path: Path) -> None:
-    """Picture a few samples of the last attack through the last method."""
-    method, attack = run.methods[-1], list(run.experiment.attacks)[-1]
-    rows = run.rows(method, attack)
-    chosen = telling_rows(rows, 4)
-    images, adversarial = run.images_of(method, attack, chosen)
-    figure = neighbours_figure(
-        run.dknn,
-        run.experiment.victim.layer,
-        run.data.split("train").images,
-        images,
-        adversarial,
-        {name: column[chosen] for name, column in rows.items()},
-        f"{run.data.name}: {attack} through {method}",
-    )
-    save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 from per-sample rows; as CSV files, on the terminal and in Markdown."""
+"""Tables 1 to 3 from per-sample rows; as CSV files, on the terminal and in Markdown."""
 
 import csv
 import math
@@ -30,6 +30,7 @@ TABLE2 = (
     "n",
     "seed",
 )
+TABLE3 = ("network", "victim", "method", "attack", "eps", "accuracy", "paper", "l2_mean", "n", "seed")
 
 
 def table1_records(data: str, experiment: Experiment, clean: Mapping[str, Rows]) -> list[Record]:
@@ -92,6 +93,39 @@ def table2_records(
     ]
 
 
+def table3_records(
+    data: str, experiment: Experiment, network: str, method: str, attack: str | None, rows: Rows
+) -> list[Record]:
+    """What another network makes of one attack through one method (Table 3): accuracies in % of its victims, true L2.
+
+    Args:
+        data: Name of the data set.
+        experiment: Its seed, victim's and attacks' settings.
+        network: Name of the network that judges.
+        method: What was differentiated.
+        attack: Name of the attack; None leaves the images as they are.
+        rows: That network's.
+    """
+    settings = experiment.attacks[attack].settings if attack else {}
+    name = attack or "clean"
+    metrics = summarize(rows)
+    return [
+        {
+            "network": network,
+            "victim": victim,
+            "method": method,
+            "attack": name,
+            "eps": settings.get("eps", 0),
+            "accuracy": round(100 * metrics[f"{victim}_acc"], 4),
+            "paper": paper.table3(data, network, victim, method, name, settings, asdict(experiment.victim)),
+            "l2_mean": round(metrics["l2"], 4),
+            "n": int(metrics["n"]),
+            "seed": experiment.seed,
+        }
+        for victim in ("dnn", "knn", "dknn")
+    ]
+
+
 def write_csv(path: Path, columns: Sequence[str], records: Iterable[Mapping[str, object]]) -> None:
     """Write a table, whole or not at all; None becomes an empty cell."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -134,6 +168,20 @@ def print_table1(records: Sequence[Record], title: str) -> None:
     table.add_column("accuracy % (paper's)", justify="right")
     for record in records:
         table.add_row(str(record["victim"]), _accuracy(record))
+    Console().print(table)
+
+
+def print_table3(records: Sequence[Record], title: str) -> None:
+    """Show accuracies on other networks as the paper's Table 3 does: ours, the paper's in brackets."""
+    table = Table(title=title, caption="accuracy % (paper's)", box=None)
+    for name in ("network", "attack", "method"):
+        table.add_column(name)
+    victims = list(dict.fromkeys(str(record["victim"]) for record in records))
+    for victim in victims:
+        table.add_column(victim, justify="right")
+    cells = {(r["network"], r["attack"], r["method"], r["victim"]): r for r in records}
+    for row in dict.fromkeys((r["network"], r["attack"], r["method"]) for r in records):
+        table.add_row(*map(str, row), *(_accuracy(cells[(*row, victim)]) for victim in victims))
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 from rows that are worked by hand."""
+"""Tables 1 to 3 from rows that are worked by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from lightning_advknn.reports import paper
 from lightning_advknn.reports.files import write_rows
 from lightning_advknn.reports.tables import (
     TABLE2,
+    TABLE3,
     print_table1,
     print_table2,
+    print_table3,
     read_csv,
     table1_records,
     table2_records,
+    table3_records,
     write_csv,
 )
 
@@ -92,6 +95,19 @@ def test_table1_by_hand(rows: Rows) -> None:
     ]
 
 
+def test_table3_by_hand(rows: Rows) -> None:
+    records = table3_records("MNIST", experiment(3), "lenet5", "dknnb_cl", "bim", rows)
+    common = {"network": "lenet5", "method": "dknnb_cl", "attack": "bim", "eps": 0.25, "l2_mean": 2.5}
+    for record, victim, accuracy, papers in zip(
+        records, ("dnn", "knn", "dknn"), (25.0, 50.0, 100.0), (47.55, 56.37, 70.04), strict=True
+    ):
+        found = {"victim": victim, "accuracy": accuracy, "paper": papers, "n": 4, "seed": 3}
+        assert record == common | found
+        assert set(record) == set(TABLE3)
+    for record in table3_records("MNIST", experiment(), "lenet5", "origin", None, rows):
+        assert (record["attack"], record["eps"], record["paper"]) == ("clean", 0, None)
+
+
 def test_the_papers_numbers() -> None:
     """Against cells of the paper's Tables 1 and 2, typed again."""
     assert paper.table1("SVHN", "dknn", VICTIM) == 90.35
@@ -122,6 +138,20 @@ def test_other_settings_have_no_paper_cell() -> None:
         assert paper.table1("MNIST", "dnn", VICTIM | change) == 99.17
 
 
+def test_the_papers_table3() -> None:
+    """Against cells of the paper's Table 3, typed again."""
+    fgsm = {"eps": 0.25}
+    assert paper.table3("MNIST", "lenet5", "dnn", "origin", "fgsm", fgsm, VICTIM) == 68.42
+    assert paper.table3("MNIST", "lenet5", "knn", "dknnb_cl", "fgsm", fgsm, VICTIM) == 64.97
+    cell = ("MNIST", "lenet5", "dknn", "origin", "bim")
+    assert paper.table3(*cell, BIM, VICTIM) == 72.61
+    assert paper.table3(*cell, BIM | {"eps": 0.3}, VICTIM) is None
+    assert paper.table3(*cell, BIM, VICTIM | {"k": 5}) is None
+    for place, other in ((0, "FashionMNIST"), (1, "resnet"), (3, "dknnb"), (4, "clean")):
+        changed = [*cell[:place], other, *cell[place + 1 :]]
+        assert paper.table3(*changed, BIM, VICTIM) is None
+
+
 def test_tables_are_printed_with_the_papers_beside(rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
     print_table1(table1_records("MNIST", experiment(), {"origin": rows}), "Table 1")
     clean = {**rows, "knn_after": rows["knn_before"]}
@@ -131,10 +161,12 @@ def test_tables_are_printed_with_the_papers_beside(rows: Rows, capsys: pytest.Ca
         *table2_records("MNIST", experiment(), "mine", "bim", rows),
     ]
     print_table2(records, "Table 2")
+    print_table3(table3_records("MNIST", experiment(), "lenet5", "origin", "bim", rows), "Table 3")
     told = " ".join(capsys.readouterr().out.split())
     assert "dnn 25.00 (99.17)" in told
     assert "knn origin 75.00 (98.98) 50.00 (2.14) L2 2.50 cred. 0.25" in told
     assert "knn mine - 50.00 L2 2.50 cred. 0.25" in told
+    assert "lenet5 bim origin 25.00 (47.46) 50.00 (59.72) 100.00 (72.61)" in told
 
 
 def test_csv_reads_back(tmp_path: Path) -> None:

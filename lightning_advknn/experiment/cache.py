@@ -1,0 +1,84 @@
+"""Results of stages on disk, and what each took."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_advknn.storage import atomic_path, check_writable
+
+T = TypeVar("T")
+
+
+class StageCache:
+    """Keeps the tensors of stages, each in a file whose name holds a key of all it depends on.
+
+    Args:
+        folder: Where.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        check_writable(folder)
+        self.folder = folder
+        self._seconds: dict[str, tuple[str, float]] = {}  # by name: its stage and own wall time
+        self._nested = 0.0  # wall time of stages that ran inside the one that is running
+
+    def tensors(self, name: str, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors of a stage, on the CPU, made if they are not there.
+
+        Args:
+            name: Of the file, without its suffix.
+            stage: What its wall time counts as.
+            make: Makes them.
+        """
+        path = self.folder / f"{name}.safetensors"
+        if path.is_file():
+            try:
+                with safe_open(path, framework="pt") as kept:
+                    tensors = {key: kept.get_tensor(key) for key in kept.keys()}
+                    self.note(name, stage, float(kept.metadata()["seconds"]))
+                return tensors
+            except SafetensorError as error:
+                warnings.warn(f"{path} is damaged ({error}) and is made again.", stacklevel=2)
+        tensors = {key: tensor.cpu().contiguous() for key, tensor in self.measured(name, stage, make).items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"stage": stage, "seconds": f"{self._seconds[name][1]:.3f}"})
+        return tensors
+
+    def measured(self, name: str, stage: str, make: Callable[[], T]) -> T:
+        """What `make` returns, not kept; its wall time is noted, without that of stages it had to wait for."""
+        outer, self._nested = self._nested, 0.0
+        started = time.perf_counter()
+        result = make()
+        elapsed = time.perf_counter() - started
+        self.note(name, stage, elapsed - self._nested)
+        self._nested = outer + elapsed
+        return result
+
+    def note(self, name: str, stage: str, seconds: float) -> None:
+        """Count the wall time of something that was made, now or earlier, towards a stage."""
+        self._seconds[name] = stage, seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time by stage, also of stages that an earlier run made and this one read."""
+        return total_seconds(self._seconds)
+
+    def pieces(self) -> dict[str, tuple[str, float]]:
+        """The same by name: what two experiments share has one name, and has been made once."""
+        return {name: (stage, round(seconds, 1)) for name, (stage, seconds) in self._seconds.items()}
+
+
+def total_seconds(pieces: Mapping[str, tuple[str, float]]) -> dict[str, float]:
+    """Wall time by stage of pieces by name, each a stage and its wall time."""
+    total: dict[str, float] = {}
+    for stage, seconds in pieces.values():
+        total[stage] = total.get(stage, 0.0) + seconds
+    return total

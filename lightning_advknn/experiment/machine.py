@@ -1,0 +1,46 @@
+"""What an experiment runs on."""
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from lightning_advknn import __version__
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is the GPU if there is one.
+
+    Raises:
+        ValueError: If torch cannot use it here, or not in float64.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.zeros(0, device=name, dtype=torch.float64).device
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        return device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"Expected `device` to be one that torch can use here, with float64, but {name!r}: {error}"
+        ) from error
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a result file says of its making: versions, device and date."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
+    return {
+        "versions": {
+            "lightning-advknn": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "date": datetime.date.today().isoformat(),
+    }

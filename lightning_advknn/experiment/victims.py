@@ -1,0 +1,149 @@
+"""The classifiers on one trained network, and what they said of images."""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_advknn import __version__
+from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.data import ImageDataModule
+from lightning_advknn.evaluation import Verdicts, decide, observe
+from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained
+from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
+from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.modules import BackboneModule
+from lightning_advknn.storage import digest, weights_digest
+
+
+class Victims:
+    """A trained backbone (the DNN) with its kNN and DkNN: those under attack, or those of a transfer network.
+
+    Args:
+        name: ``origin`` or the transfer network's.
+        trained: The backbone.
+        layer: Layer of the kNN.
+        experiment: k, metric and the like, seed, data files.
+        device: Where all of it runs.
+        cache: Keeps what they said.
+
+    Raises:
+        ValueError: If the configuration is invalid or the checkpoint of something else, or the layer does not exist.
+        FileNotFoundError: If the checkpoint is missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        trained: Trained,
+        layer: str,
+        experiment: Experiment,
+        device: torch.device,
+        cache: StageCache,
+    ) -> None:
+        self.name, self.trained, self.layer = name, trained, layer
+        self.settings, self.seed = experiment.victim, experiment.seed
+        self.device, self.cache = device, cache
+        self.cli = instantiate(trained, BackboneModule, experiment.seed, experiment.root, device)
+        self.data: ImageDataModule = self.cli.datamodule
+        module: Any = self.cli.model
+        if layer not in module.network.layers:
+            given = "victim.layer" if name == ORIGIN else f"transfer.{name}.layer"
+            raise ValueError(
+                f"Expected `{given}` to be one of {list(module.network.layers)}, but got {layer!r}."
+            )
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the backbone's checkpoint is or will be."""
+        if self.trained.checkpoint:
+            return Path(self.trained.checkpoint)
+        key = digest([training_settings(self.cli), self.data.fingerprint, __version__])
+        return self.cache.folder / "backbone" / f"{key}.ckpt"
+
+    @cached_property
+    def network(self) -> FeatureNetwork:
+        """The trained backbone with its layers, on the device, in evaluation mode."""
+        module = load_or_fit(self.cli, self.trained, self.checkpoint, self.seed, self.cache, self.name)
+        network: FeatureNetwork = module.network
+        return network.to(self.device).eval()
+
+    @cached_property
+    def network_key(self) -> str:
+        """Hash of what the trained backbone computes, and on which images."""
+        architecture = training_settings(self.cli)["model"]["init_args"]["network"]
+        return digest([architecture, weights_digest(self.network), self.data.fingerprint, __version__])
+
+    @cached_property
+    def dknn(self) -> DkNNClassifier:
+        """DkNN on all layers of the backbone."""
+        settings = self.settings
+        make = partial(
+            build_banks,
+            self.network,
+            self.data.loader("train"),
+            self.data.num_classes,
+            settings.metric,
+            settings.backend,
+            settings.memory_gib,
+            self.cache.folder / "bank",
+        )
+        banks = self.cache.measured(f"bank/{self.name}", self._stage("build bank"), make)
+        dknn = DkNNClassifier(self.network, banks, settings.k, settings.convention)
+        return dknn.to(self.device).eval()
+
+    def free(self) -> None:
+        """Let the bank's memory go; it is made again when it is asked again."""
+        self.__dict__.pop("dknn", None)
+
+    def verdicts(self, key: str, label: str, shard: str, images: Callable[[], Tensor]) -> Verdicts:
+        """What they say of images, which they are asked once.
+
+        Args:
+            key: Hash of what the images are.
+            label: The same in words, such as ``origin/fgsm``.
+            shard: Which of them, as a file's name.
+            images: Gives them, float32 ``(n, channels, H, W)`` on the device.
+        """
+
+        def query() -> dict[str, Tensor]:
+            dnn, votes = observe(self.dknn, images())
+            return {"dnn": dnn, "votes": votes}
+
+        name = f"observations/{digest([key, self._key])}/{shard}"
+        found = self.cache.tensors(name, self._stage(f"query {label}"), query)
+        return decide(
+            found["dnn"].to(self.device),
+            found["votes"].to(self.device),
+            self.network.layers.index(self.layer),
+            self._calibration_votes,
+            self.settings.convention,
+        )
+
+    @cached_property
+    def _calibration_votes(self) -> Tensor:
+        def query() -> dict[str, Tensor]:
+            self.dknn.calibrate(self.data.loader("calibration"))
+            return {"votes": self.dknn.calibration_votes}
+
+        stage = self._stage("query calibration")
+        return self.cache.tensors(f"calibration/{self._key}", stage, query)["votes"].to(self.device)
+
+    @cached_property
+    def _key(self) -> str:
+        """Hash of all that their votes depend on, beside the image."""
+        return digest(
+            {
+                "backbone": self.network_key,
+                "layers": list(self.network.layers),
+                "k": self.settings.k,
+                "metric": self.settings.metric,
+            }
+        )
+
+    def _stage(self, what: str) -> str:
+        return what if self.name == ORIGIN else f"{what} of {self.name}"
