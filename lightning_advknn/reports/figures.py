@@ -61,9 +61,9 @@ def neighbours_figure(
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and PDF, each whole or not at all."""
-    for suffix in (".png", ".pdf"):
-        with atomic_path(path.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, dpi=150, format=suffix[1:])
+    for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):  # equal results, equal files
+        with atomic_path(path.with_name(path.name + suffix)) as temporary:
+            figure.savefig(temporary, dpi=200, format=suffix[1:], metadata=metadata)
 
 
 @torch.no_grad()
