@@ -31,7 +31,7 @@ EPS_LABEL = "eps: largest change of a pixel (pixels in [0, 1])"
 
 def for_print(make: Callable[P, Figure]) -> Callable[P, Figure]:
     """Make a figure with lines and letters that a printed column can be read with."""
-    style = {
+    style: Any = {
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.labelsize": 8,
@@ -62,7 +62,7 @@ def layers_figure(results: Results) -> Figure:
     """Accuracy against mean true L2 under BIM at growing eps, one line a surrogate (Figure 4)."""
     figure, panels = _victims(3.6)
     for victim, axes in panels.items():
-        for method in results.methods.values():
+        for method in sorted(results.methods.values(), key=lambda method: method.layer is None):
             style = (
                 dict(KIND_STYLES["origin"]) if method.layer is None else _layer_style(results, method.layer)
             )
@@ -76,7 +76,8 @@ def layers_figure(results: Results) -> Figure:
             _draw(axes, points, label=method.label, **style)
         axes.set(xlabel=L2_LABEL, xlim=(0, None))
         if results.dataset == "MNIST":  # the unit is that of 28 x 28 images
-            unit = axes.secondary_xaxis("top", functions=(lambda l2: l2 * 255 / 784, paper.true_l2))
+            there_and_back: Any = (lambda l2: l2 * 255 / 784, paper.true_l2)
+            unit = axes.secondary_xaxis("top", functions=there_and_back)
             unit.set_xlabel("unit of the paper's figures: L2 x 255 / 784")
     if results.dataset == "MNIST":
         _published(panels["dknn"])

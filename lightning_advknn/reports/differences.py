@@ -65,7 +65,7 @@ _DEVIATIONS = (
 )
 
 DEVIATIONS = Table(
-    "Deviations that can explain differences",
+    "Deviations that can explain differences.",
     ["what", "how", "touches"],
     [[(cell,) for cell in row] for row in _DEVIATIONS],
 )
@@ -83,7 +83,7 @@ def differences_table(found: Sequence[Results]) -> Table | None:
     ]
     return Table(
         f"The {len(rows)} largest differences of {len(compared)} cells with a number of the paper's; over all of them the"
-        f" mean absolute difference is {mean:.2f} points",
+        f" mean absolute difference is {mean:.2f} points.",
         ["cell", "ours, %", "paper, %", "difference, points"],
         rows,
     )

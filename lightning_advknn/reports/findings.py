@@ -131,10 +131,12 @@ def _why_not(results: Results, row: Sequence[Measurement]) -> str:
         if gap >= 0:
             share = (left.accuracy.mean + right.accuracy.mean) / 200
             error = 100 * math.sqrt(2 * share * (1 - share) / left.n)
-            size = "within" if gap <= 2 * error else "beyond"
+            size = "less" if gap <= 2 * error else "more"
             parts.append(
-                f"{KINDS[right.method.kind]} is {gap:.2f} points above {KINDS[left.method.kind]}, {size} twice the"
-                f" standard error ({error:.2f}) of a difference between {left.n} independent images a side"
+                f"{KINDS[right.method.kind]} is {gap:.2f} points above {KINDS[left.method.kind]}, {size} than twice the"
+                f" standard error ({error:.2f}) of such a difference on {left.n} images"
+                if gap
+                else f"{KINDS[right.method.kind]} and {KINDS[left.method.kind]} are equal"
             )
     theirs = [
         paper.table2_cell(results.dataset, each.victim, each.method.kind, each.function) for each in row

@@ -33,6 +33,7 @@ class Table:
         headings: How many leading cells name a row.
         anchors: Where links to a row go; empty for none.
         sources: Names of the results that it was made from.
+        prose: Whether cells are sentences rather than numbers.
     """
 
     caption: str
@@ -41,6 +42,7 @@ class Table:
     headings: int = 1
     anchors: Sequence[str] = ()
     sources: Sequence[str] = ()
+    prose: bool = False
 
     kind = "table"
 

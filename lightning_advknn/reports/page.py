@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup, escape
 
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.provenance import anchor
@@ -31,13 +30,16 @@ class Picture:
     kind = "picture"
 
 
+Block = str | Table | Picture
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page. Words between backticks are code."""
 
     anchor: str
     title: str
-    blocks: Sequence[str | Table | Picture]
+    blocks: Sequence[Block]
 
 
 def render_html(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
@@ -66,22 +68,12 @@ def _render(template: str, title: str, introduction: Sequence[str], sections: Se
     )
     environment.filters |= {
         "anchor": anchor,
-        "html": _html,
         "markdown": _markdown,
         "markdown_table": markdown_table,
         "plain": lambda text: text.replace("`", ""),
     }
     page = environment.get_template(template)
     return page.render(title=title, introduction=introduction, sections=sections)
-
-
-def _html(text: str) -> Markup:
-    """Escaped text, with words between backticks as code."""
-    parts = (
-        Markup("<code>{}</code>").format(part) if position % 2 else escape(part)
-        for position, part in enumerate(text.split("`"))
-    )
-    return Markup().join(parts)
 
 
 def _markdown(text: str) -> str:

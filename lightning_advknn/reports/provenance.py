@@ -22,14 +22,13 @@ def commands_table(found: Sequence[Results]) -> Table:
                     (results.name,),
                     (str(seed),),
                     (str(n),),
-                    (run["date"],),
-                    (run["device"],),
+                    (run["date"], run["device"]),
                     (f"`{run['command']}`",),
                 ]
             )
             anchors.append(anchor(results.name) if position == 0 else "")
-    header = ["experiment", "seed", "test images", "date", "device", "command"]
-    return Table("What made each number", header, rows, headings=2, anchors=anchors)
+    header = ["experiment", "seed", "test images", "date, device", "command"]
+    return Table("What made each number.", header, rows, headings=2, anchors=anchors)
 
 
 def settings_table(found: Sequence[Results]) -> Table:
@@ -56,7 +55,7 @@ def settings_table(found: Sequence[Results]) -> Table:
                 ]
             )
     header = ["experiment", "victims", "what is attacked", "attacks", "data"]
-    return Table("Settings; all of them are in each folder's `experiment.json`", header, rows)
+    return Table("Settings; all of them are in each folder's `experiment.json`.", header, rows, prose=True)
 
 
 def versions_sentence(found: Sequence[Results]) -> str:
@@ -92,7 +91,7 @@ def time_table(found: Sequence[Results]) -> Table:
     ]
     return Table(
         "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that an earlier"
-        " experiment made and this one read",
+        " experiment made and this one read.",
         ["part", *stages, "sum"],
         rows,
     )
@@ -105,7 +104,7 @@ def missing_table(found: Sequence[Results]) -> Table:
         for results in found
         for planned in results.to_run
     ]
-    return Table("Not run", ["experiment", "seed", "why", "command"], rows, headings=2)
+    return Table("Not run.", ["experiment", "seed", "why", "command"], rows, headings=2)
 
 
 def reason(results: Results, planned: Planned) -> str:
@@ -168,7 +167,7 @@ def _work(settings: Mapping[str, Any], label: str, folder: str, seed: int) -> st
     stage, _, what = label.partition(" ")
     method, _, attack = what.partition("/")
     trainings, victim = settings["trainings"], settings["victim"]
-    used: list[Any] = [stage, seed, trainings["origin"]]
+    used: list[Any] = [stage, seed, settings["data"], trainings["origin"]]
     if stage in ("attack", "query") and attack in settings["attacks"] and method in trainings:
         used += [trainings[method], settings["attacks"][attack], settings["label_source"]]
         used += [victim["layer"], victim["k"], victim["metric"]]
