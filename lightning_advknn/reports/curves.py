@@ -1,8 +1,7 @@
-"""Figures 4, 5 and 7 and the sweeps of lambda and eps, for print: Okabe-Ito colours, markers and line styles."""
+"""Figures 4, 5 and 7 and the sweeps of lambda and eps."""
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -11,50 +10,18 @@ from matplotlib.figure import Figure
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.credibility import Distribution
 from lightning_advknn.reports.results import KINDS, VICTIMS, Mean, Measurement, Results
+from lightning_advknn.reports.style import (
+    FUNCTION_STYLES,
+    KIND_STYLES,
+    LAYER_STYLES,
+    WIDTH,
+    draw_means,
+    for_print,
+    legend_below,
+)
 
-P = ParamSpec("P")
-
-WIDTH = 7.0  # inches: a double column
-LAYER_STYLES = (("#E69F00", "v"), ("#009E73", "s"), ("#0072B2", "^"), ("#CC79A7", "D"), ("#56B4E9", "P"))
-KIND_STYLES: dict[str, dict[str, Any]] = {
-    "origin": {"color": "black", "marker": "o"},
-    "dknnb": {"color": "#0072B2", "marker": "s"},
-    "dknnb_cl": {"color": "#D55E00", "marker": "^"},
-}
-FUNCTION_STYLES: dict[str, dict[str, Any]] = {
-    "fgsm": {"linestyle": "--", "markerfacecolor": "white"},
-    "bim": {"linestyle": "-"},
-}
 L2_LABEL = r"mean true L2, $\Vert x' - x \Vert_2$ (pixels in [0, 1])"
 EPS_LABEL = "eps: largest change of a pixel (pixels in [0, 1])"
-
-
-def for_print(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a figure with lines and letters that a printed column can be read with."""
-    style: Any = {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "axes.labelsize": 8,
-        "legend.fontsize": 7,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 4,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.linewidth": 0.4,
-        "grid.alpha": 0.5,
-        "legend.frameon": False,
-        "mathtext.default": "regular",
-    }
-
-    @wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(style):
-            return make(*args, **kwargs)
-
-    return made
 
 
 @for_print
@@ -73,7 +40,7 @@ def layers_figure(results: Results) -> Figure:
                 for each in results.measurements()
                 if (each.victim, each.method) == (victim, method) and each.function in ("clean", "bim")
             ]
-            _draw(axes, points, label=method.label, **style)
+            draw_means(axes, points, label=method.label, **style)
         axes.set(xlabel=L2_LABEL, xlim=(0, None))
         if results.dataset == "MNIST":  # the unit is that of 28 x 28 images
             there_and_back: Any = (lambda l2: l2 * 255 / 784, paper.true_l2)
@@ -81,7 +48,7 @@ def layers_figure(results: Results) -> Figure:
             unit.set_xlabel("unit of the paper's figures: L2 x 255 / 784")
     if results.dataset == "MNIST":
         _published(panels["dknn"])
-    _legend(figure, 5)
+    legend_below(figure, 5)
     return figure
 
 
@@ -116,7 +83,7 @@ def credibility_figure(found: Sequence[Distribution], convention: str) -> Figure
             ylim=(0, 101),
         )
     left.set_ylabel("images below the threshold (%)")
-    _legend(figure, 4)
+    legend_below(figure, 4)
     return figure
 
 
@@ -135,12 +102,12 @@ def growing_k_figure(found: Sequence[Results]) -> Figure:
                     line.append((results.victim["k"], success))
         for (function, kind), points in lines.items():
             style = KIND_STYLES[kind] | FUNCTION_STYLES.get(function, {})
-            _draw(axes, points, label=f"{function.upper()}, {KINDS[kind]}", **style)
+            draw_means(axes, points, label=f"{function.upper()}, {KINDS[kind]}", **style)
         axes.set(xscale="log", xlabel="k (neighbours that vote, log scale)", title=VICTIMS[victim])
         axes.set_xticks(ks, [str(k) for k in ks])
         axes.minorticks_off()
     panels["knn"].set_ylabel("attack success, 100 - accuracy (%)")
-    _legend(figure, 3)
+    legend_below(figure, 3)
     return figure
 
 
@@ -155,7 +122,7 @@ def weights_figure(found: Sequence[Results]) -> Figure:
         points = [
             (each.method.cls_weight or 0.0, each.accuracy) for each in own if each.method.kind == "dknnb_cl"
         ]
-        _draw(axes, points, label=KINDS["dknnb_cl"], **KIND_STYLES["dknnb_cl"])
+        draw_means(axes, points, label=KINDS["dknnb_cl"], **KIND_STYLES["dknnb_cl"])
         levels = {each.method.kind: each.accuracy.mean for each in reversed(own)}
         for kind, name in (("dknnb", r"DkNNB ($L_{CLS}$ alone)"), ("origin", "Origin")):
             if kind in levels:
@@ -173,7 +140,7 @@ def weights_figure(found: Sequence[Results]) -> Figure:
         axes.label_outer()
     for axes in panels.values():
         axes.set_ylim(bottom=0)  # now that each row's panels are full
-    _legend(figure, 3)
+    legend_below(figure, 3)
     return figure
 
 
@@ -190,14 +157,14 @@ def eps_figure(results: Results) -> Figure:
                 if (each.victim, each.method) == (victim, method) and each.function in ("clean", function)
             ]
             style = KIND_STYLES[method.kind]
-            _draw(axes, points, label=KINDS[method.kind], **style)
+            draw_means(axes, points, label=KINDS[method.kind], **style)
             theirs = paper.table2_cell(results.dataset, victim, method.kind, function)
             if theirs is not None:
                 label = f"{KINDS[method.kind]}, the paper's"
                 axes.axhline(theirs, color=style["color"], linestyle="--", linewidth=0.9, label=label)
         axes.set(ylim=(0, 101), xlim=(0, None), xlabel=EPS_LABEL)
         axes.label_outer()
-    _legend(figure, 3)
+    legend_below(figure, 3)
     return figure
 
 
@@ -223,17 +190,6 @@ def _victims(height: float) -> tuple[Figure, dict[str, Axes]]:
         axes.set_title(VICTIMS[victim])
     panels["knn"].set_ylabel("accuracy (%)")
     return figure, panels
-
-
-def _draw(axes: Axes, points: Iterable[tuple[float, Mean]], **style: Any) -> None:
-    """A line through means, with a band of one standard deviation where there are several seeds."""
-    points = sorted(points, key=lambda point: point[0])
-    x, y = [x for x, _ in points], [mean.mean for _, mean in points]
-    (line,) = axes.plot(x, y, **style)
-    spread = [mean.sd or 0.0 for _, mean in points]
-    if any(spread):
-        low, high = ([v + sign * s for v, s in zip(y, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def _layer_style(results: Results, layer: str) -> dict[str, Any]:
@@ -266,12 +222,3 @@ def _published(axes: Axes) -> None:
         axes.annotate(
             text, (x, y), at, textcoords="axes fraction", fontsize=7, ha="right", va="top", arrowprops=arrow
         )
-
-
-def _legend(figure: Figure, columns: int) -> None:
-    """One legend below all panels, each entry once."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)

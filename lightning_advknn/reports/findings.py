@@ -125,7 +125,7 @@ def _order(results: Results, row: Sequence[Measurement]) -> Finding:
 
 
 def _why_not(results: Results, row: Sequence[Measurement]) -> str:
-    parts = [", ".join(f"{each.method.label} {each.accuracy.mean:.2f}" for each in row) + " %"]
+    parts = [", ".join(f"{KINDS[each.method.kind]} {each.accuracy.mean:.2f}" for each in row) + " %"]
     for left, right in pairwise(row):
         gap = right.accuracy.mean - left.accuracy.mean
         if gap >= 0:

@@ -16,7 +16,7 @@ def commands_table(found: Sequence[Results]) -> Table:
     anchors = []
     for results in found:
         for position, (seed, run) in enumerate(results.runs.items()):
-            n = results.measurements()[0].n if results.table("table2") else run.get("images", "-")
+            n = run.get("images", results.measurements()[0].n)
             rows.append(
                 [
                     (results.name,),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lightning_advknn.reports import paper
-from lightning_advknn.reports.results import Method, Results
+from lightning_advknn.reports.results import VICTIMS, Method, Results
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,19 @@ def curve(results: Results, victim: str, method: Method) -> list[tuple[float, fl
     )
 
 
+def strongest_at(results: Results, victim: str, l2: float) -> tuple[Method, float] | None:
+    """Method that brings a victim lowest at a true L2, and to which accuracy in %, between measured points on a line.
+
+    None if no curve reaches that far.
+    """
+    found = []
+    for method in results.methods.values():
+        for (x0, y0), (x1, y1) in pairwise(curve(results, victim, method)):
+            if x0 <= l2 <= x1 and x0 < x1:
+                found.append((method, y0 + (y1 - y0) * (l2 - x0) / (x1 - x0)))
+    return min(found, key=lambda one: one[1], default=None)
+
+
 def fits(results: Results) -> dict[str, list[tuple[float, float]]]:
     """How far each eps is from the paper's row of Table 2, nearest first.
 
@@ -64,15 +77,40 @@ def fits(results: Results) -> dict[str, list[tuple[float, float]]]:
 
 
 def fit_sentence(results: Results) -> str:
-    """Which eps fits the paper's row best, for each attack; "" where the paper has none."""
+    """Which eps fits the paper's row best, for each attack and for both; "" where the paper has none."""
     found = fits(results)
     if not found:
         return ""
     parts = [f"{function.upper()} eps {ranks[0][0]:g}{_named(ranks)}" for function, ranks in found.items()]
+    shared = set.intersection(*({eps for eps, _ in ranks} for ranks in found.values()))
+    if len(found) > 1 and shared:
+        squares = {eps: [dict(ranks)[eps] ** 2 for ranks in found.values()] for eps in shared}
+        both = sorted(((eps, math.sqrt(sum(two) / len(two))) for eps, two in squares.items()), key=_distance)
+        parts.append(f"one eps for all attacks {both[0][0]:g}{_named(both)}")
     return (
         f"By least squares over the row's cells (kNN and DkNN, each method), the paper's {results.title} row fits best:"
         f" {'; '.join(parts)}."
     )
+
+
+def weight_sentence(found: Sequence[Results]) -> str:
+    """Which lambda brings each victim lowest under each attack, and what the paper's .3 does."""
+    by_cell: dict[str, dict[float, float]] = {}
+    for results in found:
+        for each in results.measurements():
+            if each.function != "clean" and each.method.kind == "dknnb_cl":
+                cell = by_cell.setdefault(f"{VICTIMS[each.victim]} under {each.function.upper()}", {})
+                cell[each.method.cls_weight or 0.0] = each.accuracy.mean
+    parts = []
+    for name, accuracies in by_cell.items():
+        best, accuracy = min(accuracies.items(), key=_distance)
+        papers = f" ({accuracies[0.3]:.2f} % at .3)" if 0.3 in accuracies and best != 0.3 else ""
+        parts.append(f"{name} {accuracy:.2f} % at {best:g}{papers}")
+    return f"Lowest accuracy, by lambda: {'; '.join(parts)}." if parts else ""
+
+
+def _distance(pair: tuple[float, float]) -> float:
+    return pair[1]
 
 
 def _named(ranks: Sequence[tuple[float, float]]) -> str:
@@ -92,7 +130,7 @@ def _nearest(by_eps: Mapping[float, Sequence[float]]) -> list[tuple[float, float
         for eps, differences in by_eps.items()
         if len(differences) == most
     ]
-    return sorted(ranks, key=lambda rank: rank[1])
+    return sorted(ranks, key=_distance)
 
 
 def _area(points: Sequence[tuple[float, float]], end: float) -> float:

@@ -17,7 +17,7 @@ from lightning_advknn.reports.provenance import (
     time_table,
     versions_sentence,
 )
-from lightning_advknn.reports.ranking import fit_sentence
+from lightning_advknn.reports.ranking import fit_sentence, weight_sentence
 from lightning_advknn.reports.results import Plan, Results, load
 from lightning_advknn.storage import atomic_path
 
@@ -48,10 +48,10 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
             for each in (
                 ("table2", "Table 2: accuracy under attack", "tables", make.table2),
                 ("table3", "Table 3: transfer to another network", "transfer", make.table3),
-                ("figure3", "Figure 3: neighbours before and after", "tables", make.figure3),
+                ("figure3", "Figure 3: neighbours before and after", "tables", make.figure3, True),
                 ("figure4", "Figure 4: layers", "layers", make.figure4),
-                ("figure5", "Figure 5: credibility", "layers", make.figure5),
-                ("figure6", "Figure 6: adversarials under growing eps", "layers", make.figure6),
+                ("figure5", "Figure 5: credibility", "layers", make.figure5, True),
+                ("figure6", "Figure 6: adversarials under growing eps", "layers", make.figure6, True),
                 ("figure7", "Figure 7: k", "neighbours", make.figure7),
                 ("lambda", "Lambda, which the paper leaves out", "cls_weight", make.weights),
                 ("eps", "Which eps", "eps", make.eps),
@@ -80,13 +80,18 @@ def _section(
     title: str,
     part: str,
     make: Callable[[list[Results]], list[Block]],
+    brief: bool = False,
 ) -> Section:
-    """What each data set has of a part, and what is not run."""
+    """What each data set has of a part, and what is not run; in brief where a section before has said it."""
     groups = _by_data(found, part)
     blocks: list[Block] = [] if groups else ["Not in the grid."]
     for group in groups:
         done = [each for each in group if each.runs]
-        blocks += [*(make(done) if done else []), *not_run(group)]
+        blocks += make(done) if done else []
+        if not brief:
+            blocks += not_run(group)
+        elif not done:
+            blocks.append(f"{group[0].title}: not run; the last section has the command.")
     return Section(anchor, title, blocks)
 
 
@@ -104,8 +109,12 @@ def _summary(found: Sequence[Results]) -> Section:
         for claim in claims
     ]
     sentences = [filter_sentence(each, distributions(each)) for each in done["layers"]]
+    sentences += [weight_sentence(group) for group in _by_data(done["cls_weight"], "cls_weight")]
     sentences += [fit_sentence(each) for each in done["eps"]]
-    table = Table("Claims, by seed means.", ["claim", "here", "numbers"], rows)
+    holding = sum(claim.holds for claim in claims)
+    table = Table(
+        f"Claims, by seed means: {holding} of {len(claims)} hold.", ["claim", "here", "numbers"], rows
+    )
     return Section("summary", "What holds", [*([table] if rows else []), *filter(None, sentences)])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_advknn.reports import findings, paper
-from lightning_advknn.reports.ranking import fit_sentence, fits, ranking
+from lightning_advknn.reports.ranking import fit_sentence, fits, ranking, strongest_at, weight_sentence
 from lightning_advknn.reports.results import Results, load
 
 
@@ -99,6 +99,10 @@ def test_layers_rank_by_area(read: Callable[..., Results], folders: ModuleType) 
     assert {rank.method.name: pytest.approx(rank.area) for rank in ranks} == expected
     assert [rank.method.name for rank in ranks] == ["deep", "early", "origin"]
     assert [rank.half for rank in ranks] == [2.0, pytest.approx(1 + 2 * 30 / 40), None]
+    strongest = strongest_at(results, "knn", 2.5)  # between 50 and 0 on a line; "early" is at 50
+    assert strongest is not None
+    assert (strongest[0].name, strongest[1]) == ("deep", 37.5)
+    assert strongest_at(results, "knn", 4.1) is None
     best = findings.best_layer(results)
     assert best is not None
     assert best.holds
@@ -135,7 +139,30 @@ def test_eps_that_fits_best(read: Callable[..., Results], folders: ModuleType) -
         results
     )
     assert "BIM eps 0.2 (root mean square difference 0.00 points" in fit_sentence(results)
+    # Both: sqrt((1 + 4) / 2) at .1, sqrt((9 + 0) / 2) at .2.
+    assert (
+        "one eps for all attacks 0.1 (root mean square difference 1.58 points, next 0.2 with 2.12"
+        in fit_sentence(results)
+    )
     assert fit_sentence(read("digits/eps", lambda *_: 50.0)) == ""
+
+
+def test_lambda_that_brings_victims_lowest(read: Callable[..., Results], folders: ModuleType) -> None:
+    weights = {"a": 0.0, "b": 0.3, "c": 3.0}
+    methods = {
+        **folders.ORIGIN,
+        **{name: folders.surrogate(cls_weight=weight) for name, weight in weights.items()},
+    }
+    accuracies = {"knn": {"a": 9.0, "b": 5.0, "c": 7.0}, "dknn": {"a": 9.0, "b": 8.0, "c": 7.5}}
+    results = read(
+        "mnist/cls_weight",
+        lambda victim, method, attack, seed: accuracies.get(victim, {}).get(method, 1.0),
+        methods=methods,
+        attacks={"bim": folders.attack("bim", 0.1)},
+    )
+    assert weight_sentence([results]) == (
+        "Lowest accuracy, by lambda: kNN under BIM 5.00 % at 0.3; DkNN under BIM 7.50 % at 3 (8.00 % at .3)."
+    )
 
 
 def test_gains_at_each_k(read: Callable[..., Results]) -> None:
