@@ -109,10 +109,11 @@ def adversarials_figure(columns: Sequence[Column], title: str) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and PDF, each whole or not at all, and return where."""
-    paths = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
-    for each in paths:
-        with atomic_path(each) as temporary:
-            figure.savefig(temporary, dpi=200, format=each.suffix[1:])
+    paths = []
+    for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):  # equal results, equal files
+        paths.append(path.with_name(path.name + suffix))
+        with atomic_path(paths[-1]) as temporary:
+            figure.savefig(temporary, dpi=200, format=suffix[1:], metadata=metadata)
     return paths
 
 

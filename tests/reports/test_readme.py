@@ -1,13 +1,12 @@
 """The README's tables are generated, never typed."""
 
-import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from lightning_advknn.reports.readme import render
-from lightning_advknn.reports.tables import TABLE1, TABLE2, write_csv
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -17,51 +16,37 @@ def test_readme_has_what_results_have() -> None:
     assert render(readme, REPOSITORY / "results") == readme, "run `python -m lightning_advknn.reports.readme`"
 
 
-def test_means_over_seeds(tmp_path: Path) -> None:
-    folder = tmp_path / "mnist"
-    write_csv(
-        folder / "table1.csv",
-        TABLE1,
-        [
-            {"victim": "knn", "accuracy": accuracy, "paper": 98.98, "n": 9250, "seed": seed}
-            for seed, accuracy in enumerate((98.0, 99.0))
-        ],
+def test_means_over_seeds(tmp_path: Path, folders: ModuleType) -> None:
+    own = folders.settings(methods=folders.ORIGIN, attacks={"bim": folders.attack("bim", 0.1)})
+    folders.write_results(
+        tmp_path / "mnist", own, lambda v, m, a, seed: 98.0 + seed if a == "clean" else 1.0 + 2 * seed, (0, 1)
     )
-    cell = {
-        "victim": "knn",
-        "method": "mine",
-        "attack": "bim",
-        "eps": 0.1,
-        "l2_mean": 2,
-        "credibility_mean": 0.5,
-    }
-    write_csv(
-        folder / "table2.csv",
-        TABLE2,
-        [
-            {**cell, "accuracy": accuracy, "paper": None, "l2_mean_success": None, "n": 9250, "seed": seed}
-            for seed, accuracy in enumerate((1.0, 3.0))
-        ],
-    )
-    settings = {"victim": {"k": 75, "convention": "strict"}, "label_source": "knn"}
-    for seed in (0, 1):
-        run = {
-            "command": f"python attack.py {seed}",
-            "device": "cpu",
-            "date": "2026-01-01",
-            "settings": settings,
-        }
-        (folder / f"seed{seed}.json").write_text(json.dumps(run))
     text = render("a\n<!-- results -->old<!-- /results -->\nb", tmp_path)
     assert text.startswith("a\n<!-- results -->\n### MNIST\n")
     assert text.endswith("<!-- /results -->\nb")
     # By hand: mean 98.5, sample standard deviation of (98, 99) .71; 2 and 1.41.
-    assert "| knn | 98.50 ± 0.71 | 98.98 |" in text
-    assert "| knn | mine | bim | 0.1 | 2.00 ± 1.41 | - | 2.00 ± 0.00 | - | 0.50 ± 0.00 |" in text
-    assert "over seeds [0, 1]" in text
-    assert "`python attack.py 1` (cpu, 2026-01-01)" in text
-    assert "### SVHN\n\nNot run yet" in text
+    assert "| MNIST | 98.50 ± 0.71 (2)<br>paper 99.17, -0.67 |" in text
+    assert (
+        "| kNN | Origin | 98.50 ± 0.71 (2)<br>paper 98.98, -0.48 | 2.00 ± 1.41 (2)<br>L2 4.50, cred. 0.25 |"
+        in text
+    )
+    assert "9250 test images, seeds [0, 1]; k = 75" in text
+    assert (
+        f"`python attack.py evaluate --seed=1 --results={tmp_path}/mnist` (2 CPU cores (x86_64), 2026-11-23)"
+        in text
+    )
+    assert "### SVHN\n\nNot run yet: `python attack.py evaluate --config configs/svhn/attack.yaml" in text
     assert "old" not in text
+    assert "[report]" not in text
+
+
+def test_the_report_is_linked_once_it_is_there(tmp_path: Path) -> None:
+    report = tmp_path / "results" / "report" / "report.md"
+    report.parent.mkdir(parents=True)
+    report.touch()
+    assert "[report](results/report/report.md)" in render(
+        "<!-- results --><!-- /results -->", tmp_path / "results"
+    )
 
 
 def test_missing_markers_are_an_error(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_the_papers_numbers() -> None:
     ):
         assert paper.table2(data, "knn", method, attack, BIM, VICTIM) is None
     assert paper.table1("Digits", "dnn", VICTIM) is None
+    assert paper.table2_cell("MNIST", "dknn", "origin", "bim") == 16.8
+    assert paper.true_l2(1.4909) == pytest.approx(4.58, abs=0.005)
 
 
 def test_other_settings_have_no_paper_cell() -> None:
