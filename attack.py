@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightning_advknn.experiment import Grid, experiment_of, experiment_parser
-from lightning_advknn.reports import evaluate, plan, prepare, report, reproduce, show
+from lightning_advknn.reports import evaluate, plan, prepare, report_grid, reproduce, show
 
 
 def make_parser() -> ArgumentParser:
@@ -34,9 +34,9 @@ def make_parser() -> ArgumentParser:
     command.add_class_arguments(Grid)
     command.add_argument(
         "--only",
-        type=list[str],
+        nargs="+",
         default=[],
-        help="Names of cells, or beginnings or patterns of them, such as '[mnist/tables, */transfer/seed0]'.",
+        help="Names of cells, or beginnings or patterns of them, such as mnist/tables '*/seed0'.",
     )
     command.add_argument("--dry-run", action="store_true", help="Show what there is and what would run.")
     commands.add_subcommand("reproduce", command)
@@ -77,7 +77,7 @@ def _reproduce(options: Any) -> Callable[[], None]:
             show(tasks)
         else:
             reproduce(tasks)
-            report(grid)
+            report_grid(grid, tasks)
 
     return go_on
 

@@ -6,7 +6,7 @@ attacked and queried in shards, each a file that is whole or not there: an inter
 The bank is not saved: making it again takes seconds, reading its gigabytes back would take as long.
 """
 
-from lightning_advknn.experiment.grid import Cell, Grid, Part, cells, results_folder, variations
+from lightning_advknn.experiment.grid import Cell, Grid, Part, cells
 from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.run import SHARD, ExperimentRun
 from lightning_advknn.experiment.settings import (
@@ -34,6 +34,4 @@ __all__ = [
     "experiment_of",
     "experiment_parser",
     "provenance",
-    "results_folder",
-    "variations",
 ]

@@ -60,17 +60,25 @@ class Cell:
 
     Args:
         data: Its data set.
-        name: ``<data>/<part>[/<variation>]/seed<N>``.
+        part: Name of its part.
+        variation: What is varied, such as ``k=5``; empty if nothing is.
         experiment: Its settings.
         results: Folder of its tables, shared with other seeds.
         command: What runs it alone.
     """
 
     data: str
-    name: str
+    part: str
+    variation: str
     experiment: Experiment
     results: Path
     command: str
+
+    @property
+    def name(self) -> str:
+        """``<data>/<part>[/<variation>]/seed<N>``."""
+        place = filter(None, (self.data, self.part, self.variation, f"seed{self.experiment.seed}"))
+        return "/".join(place)
 
 
 def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
@@ -100,21 +108,11 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
     return [cell for cell in found if not only or any(_matches(cell.name, pattern) for pattern in only)]
 
 
-def results_folder(grid: Grid, data: str, part: str, variation: str = "") -> Path:
-    """Where a part's tables are: Tables 1 and 2 of a data set are its main result and lie on top."""
-    folder = Path(grid.results) / data
-    return folder if part == "tables" else folder / part / variation
-
-
-def variations(part: Part) -> list[str]:
-    """Names of a part's combinations of varied options, such as ``k=5``; one empty name if nothing varies."""
-    return [_variation(dict(zip(part.vary, values, strict=True))) for values in product(*part.vary.values())]
-
-
 def _cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any], seed: int) -> Cell:
     variation = _variation(varied)
     place = "/".join(filter(None, (data, name, variation)))
-    results = results_folder(grid, data, name, variation)
+    # Tables 1 and 2 of a data set are its main result and lie on top.
+    results = Path(grid.results) / data if name == "tables" else Path(grid.results) / place
     options: dict[str, Any] = {
         "config": os.path.relpath(part.config.absolute),
         **part.options,
@@ -135,7 +133,8 @@ def _cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any
     command = [f"--{key}={_text(value)}" for key, value in shown.items()]
     return Cell(
         data,
-        f"{place}/seed{seed}",
+        name,
+        variation,
         experiment,
         results,
         shlex.join(["python", "attack.py", "evaluate", *command, f"--results={results}"]),

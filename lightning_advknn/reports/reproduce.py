@@ -16,6 +16,8 @@ from tqdm import tqdm
 from lightning_advknn.data import MissingDataError
 from lightning_advknn.experiment import Cell, ExperimentRun, Grid, cells
 from lightning_advknn.reports.evaluate import evaluate, prepare
+from lightning_advknn.reports.report import write_report
+from lightning_advknn.reports.results import Planned
 from lightning_advknn.storage import check_writable
 
 State = Literal["done", "to do", "changed", "data missing"]
@@ -99,6 +101,23 @@ def reproduce(tasks: Sequence[Task]) -> None:
         run = prepare(task.cell.experiment, str(task.cell.results), replace=True)
         evaluate(run, str(task.cell.results), task.cell.command)
         done += task.work
+
+
+def report_grid(grid: Grid, tasks: Sequence[Task]) -> None:
+    """Write the report of what there is of a grid, into ``report`` in its results folder.
+
+    Args:
+        grid: Whose results.
+        tasks: From `plan`; they know which data are missing.
+    """
+    missing = {task.cell.data: task.missing for task in tasks}
+    plan: dict[str, dict[str, list[Planned]]] = {}
+    for cell in cells(grid):
+        planned = Planned(cell.experiment.seed, cell.command, cell.variation, missing.get(cell.data, ""))
+        plan.setdefault(cell.data, {}).setdefault(cell.part, []).append(planned)
+    folder = Path(grid.results) / "report"
+    write_report(plan, Path(grid.results), folder)
+    sys.stdout.write(f"The report is in {folder / 'index.html'}\n")
 
 
 def _state(cell: Cell, run: ExperimentRun) -> State:
