@@ -153,6 +153,10 @@ def test_what_is_missing_is_named(page: Page, output: Path) -> None:
     assert rows[1][2].startswith("not run: data missing, get it with")
     assert "from lightning_advknn.data import SVHN; SVHN().prepare_data()" in rows[1][2]
     assert rows[1][3].strip() == "python attack.py evaluate --config=configs/svhn/attack.yaml"
+    # Its command is in the first section that needs it and in the last; the others say so in brief.
+    command, brief = rows[1][3].strip(), "SVHN: not run; the last section has the command."
+    assert (page.text.count(command), page.text.count(brief)) == (2, 1)
+    assert page.text.index(command) < page.text.index(brief) < page.text.rindex(command)
     (svhn,) = [row for row in page.table("data", "DNN") if row[0].strip() == "SVHN"]
     assert svhn[1].split() == ["not", "run", "paper", "89.93"]
     assert "Finished experiments: 19; missing of what was planned: 2." in page.text
