@@ -97,7 +97,8 @@ def _summary(found: Sequence[Results]) -> Section:
     done = {part: [each for each in found if each.part == part and each.runs] for part in ROLES}
     claims = [finding for each in done["tables"] if (finding := findings.clean_accuracy(each))]
     claims += [finding for each in done["tables"] for finding in findings.ordering(each)]
-    claims += [finding for each in done["transfer"] for finding in findings.transfer(each)]
+    for each in done["transfer"]:
+        claims += [finding for network in each.networks for finding in findings.transfer(each, network)]
     claims += [finding for each in done["layers"] if (finding := findings.best_layer(each))]
     for group in _by_data(done["neighbours"], "neighbours"):
         claims += findings.growing_k(group)
