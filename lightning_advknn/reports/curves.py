@@ -206,7 +206,7 @@ def _published(axes: Axes) -> None:
             their_l2,
             their_accuracy,
             f"Sitawarin &\nWagner 2019:\n{their_accuracy} % at\n{their_l2} (true L2)",
-            (0.82, 0.7),
+            (0.7, 0.99),
             "P",
         ),
         (
@@ -218,7 +218,7 @@ def _published(axes: Axes) -> None:
         ),
     ):
         axes.plot(x, y, color="#F0E442", markeredgecolor="black", markersize=9, marker=marker)
-        arrow = {"arrowstyle": "-", "linewidth": 0.6, "shrinkB": 4, "relpos": (0.9, 0)}
+        arrow = {"arrowstyle": "-", "linewidth": 0.6, "shrinkB": 4, "relpos": (0.5, 0)}
         axes.annotate(
             text, (x, y), at, textcoords="axes fraction", fontsize=7, ha="right", va="top", arrowprops=arrow
         )

@@ -90,16 +90,20 @@ def differences_table(found: Sequence[Results]) -> Table | None:
 
 
 def _compared(found: Sequence[Results]) -> list[tuple[str, Mean, float]]:
-    cells = []
+    compared = []
     for results in found:
-        if results.runs and results.part == "tables":
+        if not results.runs or results.part not in ("tables", "transfer"):
+            continue
+        cells: list[tuple[str, Mean, float | None]] = []
+        if results.part == "tables":
             for name, (ours, theirs) in accuracies(results).items():
-                if theirs is not None:
-                    cells.append((f"Table 1, {results.title}, {(VICTIMS | KINDS)[name]}", ours, theirs))
-        for part, table in (("tables", "table2"), ("transfer", "table3")):
-            for each in results.measurements(table) if results.runs and results.part == part else []:
-                if each.paper is not None and each.function != "clean":
+                cells.append((f"Table 1, {results.title}, {(VICTIMS | KINDS)[name]}", ours, theirs))
+        tables: list[str | None] = [None] if results.part == "tables" else [*results.networks]
+        for network in tables:
+            table = f"Table {3 if network else 2}, {results.title}"
+            for each in results.measurements(network):
+                if each.function != "clean":
                     where = f"{VICTIMS[each.victim]}, {KINDS[each.method.kind]}, {each.function.upper()}"
-                    name = f"Table {table[-1]}, {results.title}, {where}"
-                    cells.append((name, each.accuracy, each.paper))
-    return cells
+                    cells.append((f"{table}, {where}", each.accuracy, each.paper))
+        compared += [(cell, ours, theirs) for cell, ours, theirs in cells if theirs is not None]
+    return compared

@@ -38,8 +38,11 @@ class Exhibits:
         return [table2(each) for each in found]
 
     def table3(self, found: list[Results]) -> list[Block]:
-        """One table an experiment."""
-        return [table3(each) if each.table("table3") else f"{each.name} has no Table 3." for each in found]
+        """One table an experiment and network that judges."""
+        blocks: list[Block] = []
+        for each in found:
+            blocks += [table3(each, network) for network in each.networks] or [f"{each.name} has no Table 3."]
+        return blocks
 
     def figure3(self, found: list[Results]) -> list[Block]:
         """The picture that the experiment left."""

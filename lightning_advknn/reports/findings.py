@@ -8,7 +8,7 @@ from itertools import pairwise
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.layout import accuracies
 from lightning_advknn.reports.ranking import ranking
-from lightning_advknn.reports.results import KINDS, VICTIMS, Measurement, Results
+from lightning_advknn.reports.results import KINDS, NETWORKS, VICTIMS, Measurement, Results
 
 TOLERANCE = 0.5  # points that Table 1 may differ by
 
@@ -47,10 +47,10 @@ def ordering(results: Results) -> list[Finding]:
     return [_order(results, [row[kind] for kind in KINDS]) for row in rows.values() if set(row) == set(KINDS)]
 
 
-def transfer(results: Results) -> list[Finding]:
-    """Whether DkNNB+CL transfers better than Origin, for each attack of Table 3."""
+def transfer(results: Results, network: str) -> list[Finding]:
+    """Whether DkNNB+CL transfers to a network better than Origin, for each attack of Table 3."""
     rows: dict[tuple[str, float], dict[str, dict[str, float]]] = {}
-    for each in results.measurements("table3"):
+    for each in results.measurements(network):
         if each.function != "clean":
             row = rows.setdefault((each.function, each.eps), {})
             row.setdefault(each.victim, {}).setdefault(each.method.kind, each.accuracy.mean)
@@ -60,7 +60,8 @@ def transfer(results: Results) -> list[Finding]:
         if pairs:
             found.append(
                 Finding(
-                    f"Table 3, {results.title}, {function.upper()} at eps {eps:g}: DkNNB+CL transfers better than Origin"
+                    f"Table 3, {results.title}, {function.upper()} at eps {eps:g}: DkNNB+CL transfers better to"
+                    f" {NETWORKS.get(network, network)} than Origin"
                     " (in the paper all but BIM on the DNN)",
                     all(origin > ours for origin, ours in pairs.values()),
                     "; ".join(

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.results import (
     KINDS,
+    NETWORKS,
     VICTIMS,
     Mean,
     Measurement,
@@ -94,10 +95,9 @@ def table2(results: Results) -> Table:
     )
 
 
-def table3(results: Results) -> Table:
+def table3(results: Results, network: str) -> Table:
     """Transfer to another network (Table 3)."""
-    found = results.measurements("table3")
-    network = str(results.table("table3")[0]["network"])
+    found = results.measurements(network)
     by_row: dict[tuple[str, float, str], dict[str, Measurement]] = {}
     for each in found:
         by_row.setdefault((each.attack, each.eps, each.method.name), {})[each.victim] = each
@@ -114,7 +114,7 @@ def table3(results: Results) -> Table:
             ]
         )
     return Table(
-        f"Table 3: {results.title}, the same adversarials on {network} trained on clean images ({OURS}). Lower accuracy"
+        f"Table 3: {results.title}, the same adversarials on {NETWORKS.get(network, network)} trained on clean images ({OURS}). Lower accuracy"
         " is better for the attacker.",
         ["attack", "method", *VICTIMS.values(), "mean true L2"],
         rows,

@@ -1,13 +1,10 @@
 """Which commands, settings, versions and devices made the results, and how long that took."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_advknn.reports.layout import Lines, Table, attack_text
 from lightning_advknn.reports.results import KINDS, Planned, Results
-
-STAGES = ("train", "build", "attack", "query")
 
 
 def commands_table(found: Sequence[Results]) -> Table:
@@ -73,18 +70,21 @@ def versions_sentence(found: Sequence[Results]) -> str:
 def time_table(found: Sequence[Results]) -> Table:
     """Wall time by stage and part; the last row counts a stage that several experiments share once."""
     parts: dict[str, dict[str, float]] = {}
-    once: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
+    once: dict[str, tuple[str, float]] = {}
     for results in found:
         for seed, run in results.runs.items():
             row = parts.setdefault(f"{results.data}/{results.part}", {})
             for label, seconds in run["seconds"].items():
-                stage = label.partition(" ")[0]
-                row[stage] = row.get(stage, 0.0) + seconds
-                shared = once.setdefault(stage, {})
-                key = _work(run["settings"], label, results.name, seed) + run["device"]
-                shared[key] = max(shared.get(key, 0.0), seconds)
-    stages = list(once)
-    parts["all, shared stages once"] = {stage: sum(shared.values()) for stage, shared in once.items()}
+                _add(row, label, seconds)
+            own = f"{results.name}/{seed}"
+            for name, (label, seconds) in _pieces(run).items():
+                # Banks are not kept: each experiment builds its own.
+                once[f"{own}/{name}" if name.startswith("bank/") else name] = label, seconds
+    last: dict[str, float] = {}
+    for label, seconds in once.values():
+        _add(last, label, seconds)
+    parts["all, shared stages once"] = last
+    stages = list(dict.fromkeys(stage for row in parts.values() for stage in row))
     rows: list[list[Lines]] = [
         [(part,), *((duration(row.get(stage, 0.0)),) for stage in stages), (duration(sum(row.values())),)]
         for part, row in parts.items()
@@ -141,13 +141,26 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+def _pieces(run: Mapping[str, Any]) -> Mapping[str, tuple[str, float]]:
+    """Stages by the name of what they made; summaries of before there were names have each stage for themselves."""
+    return run.get("pieces") or {
+        f"bank/{label}": (label, seconds) for label, seconds in run["seconds"].items()
+    }
+
+
+def _add(row: dict[str, float], label: str, seconds: float) -> None:
+    """Add a stage's wall time to those of its kind."""
+    stage = label.partition(" ")[0]
+    row[stage] = row.get(stage, 0.0) + seconds
+
+
 def _training(results: Results, name: str) -> str:
-    training, method = results.settings["trainings"][name], results.methods[name]
+    training, method = results.settings["trainings"][name], results.methods.get(name)
     arguments = training["model"]["init_args"]
     epochs = (
         f"{training['trainer'].get('max_epochs', '-')} epochs, learning rate {arguments['learning_rate']:g}"
     )
-    if method.layer is None:
+    if method is None or method.layer is None:
         return f"{name}: {arguments['network']['class_path'].rpartition('.')[2]}, {epochs}"
     weights = f"{arguments['cls_weight']:g} L_CLS + {arguments['cl_weight']:g} L_CL"
     return f"{name}: {KINDS[method.kind]} on {method.layer}, {weights}, k {arguments['k']}, {epochs}"
@@ -160,21 +173,3 @@ def _data(settings: Mapping[str, Any]) -> Lines:
         f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a class",
         f"splits of seed {arguments['split_seed']}",
     )
-
-
-def _work(settings: Mapping[str, Any], label: str, folder: str, seed: int) -> str:
-    """What a stage depends on: equal for one that several experiments share."""
-    stage, _, what = label.partition(" ")
-    method, _, attack = what.partition("/")
-    trainings, victim = settings["trainings"], settings["victim"]
-    used: list[Any] = [stage, seed, settings["data"], trainings["origin"]]
-    if stage in ("attack", "query") and attack in settings["attacks"] and method in trainings:
-        used += [trainings[method], settings["attacks"][attack], settings["label_source"]]
-        used += [victim["layer"], victim["k"], victim["metric"]]
-    elif stage == "query" and what in ("clean", "calibration"):
-        used += [what, victim["k"], victim["metric"]]
-    elif stage == "train" and what in trainings:
-        used += [trainings[what]]
-    else:  # built anew by each
-        used += [label, folder]
-    return json.dumps(used, sort_keys=True)

@@ -1,6 +1,7 @@
 """The report: every table and figure of the paper from result folders, with what differs and what is missing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lightning_advknn.reports import findings
@@ -40,24 +41,20 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     make = Exhibits(output)
     others = [part for part in dict.fromkeys(each.part for each in found) if part not in ROLES]
     tables = [each for each in found if each.part == "tables"]
+    section = partial(_section, found)
     sections = [
         _summary(found),
         Section("table1", "Table 1: clean accuracy", [table1(tables)] if tables else ["Not in the grid."]),
-        *(
-            _section(found, *each)
-            for each in (
-                ("table2", "Table 2: accuracy under attack", "tables", make.table2),
-                ("table3", "Table 3: transfer to another network", "transfer", make.table3),
-                ("figure3", "Figure 3: neighbours before and after", "tables", make.figure3, True),
-                ("figure4", "Figure 4: layers", "layers", make.figure4),
-                ("figure5", "Figure 5: credibility", "layers", make.figure5, True),
-                ("figure6", "Figure 6: adversarials under growing eps", "layers", make.figure6, True),
-                ("figure7", "Figure 7: k", "neighbours", make.figure7),
-                ("lambda", "Lambda, which the paper leaves out", "cls_weight", make.weights),
-                ("eps", "Which eps", "eps", make.eps),
-                *((f"part-{part}", f"Part {part}", part, make.table2) for part in others),
-            )
-        ),
+        section("table2", "Table 2: accuracy under attack", "tables", make.table2),
+        section("table3", "Table 3: transfer to another network", "transfer", make.table3),
+        section("figure3", "Figure 3: neighbours before and after", "tables", make.figure3, brief=True),
+        section("figure4", "Figure 4: layers", "layers", make.figure4),
+        section("figure5", "Figure 5: credibility", "layers", make.figure5, brief=True),
+        section("figure6", "Figure 6: adversarials under growing eps", "layers", make.figure6, brief=True),
+        section("figure7", "Figure 7: k", "neighbours", make.figure7),
+        section("lambda", "Lambda, which the paper leaves out", "cls_weight", make.weights),
+        section("eps", "Which eps", "eps", make.eps),
+        *(section(f"part-{part}", f"Part {part}", part, make.table2) for part in others),
         _differences(found),
         _provenance(found),
         _missing(found),
@@ -100,7 +97,8 @@ def _summary(found: Sequence[Results]) -> Section:
     done = {part: [each for each in found if each.part == part and each.runs] for part in ROLES}
     claims = [finding for each in done["tables"] if (finding := findings.clean_accuracy(each))]
     claims += [finding for each in done["tables"] for finding in findings.ordering(each)]
-    claims += [finding for each in done["transfer"] for finding in findings.transfer(each)]
+    for each in done["transfer"]:
+        claims += [finding for network in each.networks for finding in findings.transfer(each, network)]
     claims += [finding for each in done["layers"] if (finding := findings.best_layer(each))]
     for group in _by_data(done["neighbours"], "neighbours"):
         claims += findings.growing_k(group)

@@ -13,6 +13,7 @@ from lightning_advknn.reports.tables import Record, read_csv
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "svhn": "SVHN", "digits": "Digits"}
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN", "digits": "Digits"}
 KINDS = {"origin": "Origin", "dknnb": "DkNNB", "dknnb_cl": "DkNNB+CL"}
+NETWORKS = {"lenet5": "LeNet5"}
 VICTIMS = {"dnn": "DNN", "knn": "kNN", "dknn": "DkNN"}
 
 
@@ -160,8 +161,14 @@ class Results:
 
     @cached_property
     def methods(self) -> dict[str, Method]:
-        """By name."""
-        return {name: _method(name, training) for name, training in self.settings["trainings"].items()}
+        """The backbone and its surrogates by name, without networks that only judge."""
+        found = {name: _method(name, training) for name, training in self.settings["trainings"].items()}
+        return {name: method for name, method in found.items() if method.layer or name == "origin"}
+
+    @property
+    def networks(self) -> list[str]:
+        """Networks that judge in Table 3."""
+        return list(dict.fromkeys(str(line["network"]) for line in self.table("table3")))
 
     def table(self, name: str) -> list[Record]:
         """Lines of ``<name>.csv``, of finished seeds."""
@@ -171,12 +178,12 @@ class Results:
         """Which function an attack is; ``clean`` is none."""
         return "clean" if attack == "clean" else str(self.settings["attacks"][attack]["function"])
 
-    def measurements(self, table: str = "table2") -> list[Measurement]:
-        """Cells of Table 2 or 3 over seeds, in order of first appearance."""
+    def measurements(self, network: str | None = None) -> list[Measurement]:
+        """Cells of Table 2, or of Table 3 for a network that judges, over seeds in order of first appearance."""
+        records = self.table("table3" if network else "table2")
+        own = [record for record in records if network in (None, record.get("network"))]
         found = []
-        for (victim, method, attack, eps), lines in cells(
-            self.table(table), "victim", "method", "attack", "eps"
-        ):
+        for (victim, method, attack, eps), lines in cells(own, "victim", "method", "attack", "eps"):
             found.append(
                 Measurement(
                     victim,

@@ -85,7 +85,7 @@ def write_results(
     """
     data, attacks = settings["data"]["name"], settings["attacks"]
     table1, table2 = [], []
-    methods = list(settings["trainings"])
+    methods = [name for name in settings["trainings"] if name not in settings.get("transfer", {})]
     for seed in seeds:
         for victim in ("dnn", "knn", "dknn", *methods[1:]):
             line = {"victim": victim, "accuracy": accuracy(victim, "origin", "clean", seed), "n": 9250}
@@ -117,6 +117,11 @@ def write_results(
             "device": "2 CPU cores (x86_64)",
             "date": "2026-11-23",
             "seconds": {"train origin": 60.0, "build bank": 20.0, "query clean": 30.0},
+            "pieces": {
+                f"backbone/{data}{seed}.ckpt": ("train origin", 60.0),
+                "bank/origin": ("build bank", 20.0),
+                f"observations/{data}{seed}{settings['victim']['k']}/000000": ("query clean", 30.0),
+            },
             **more,
         }
         write_json(folder / f"seed{seed}.json", summary)
@@ -129,7 +134,7 @@ def write_table3(folder: Path, accuracy: Callable[[str, str, str], float], metho
     attacks = ("clean", "fgsm", "bim")
     lines = [
         {
-            "network": "LeNet5",
+            "network": "lenet5",
             "victim": victim,
             "method": method,
             "attack": name,
@@ -226,7 +231,8 @@ def _tables(folder: Path, own: Mapping[str, Any], seeds: Sequence[int]) -> None:
 
 
 def _transfer(folder: Path) -> None:
-    own = settings()
+    own = settings(methods={**METHODS, "lenet5": ORIGIN["origin"]})
+    own["transfer"] = {"lenet5": {"layer": "relu2"}}
     write_results(folder, own, _faded(own))
     better = {"origin": 20.0, "dknnb": 28.0, "dknnb_cl": 31.0}
     more = {"dnn": 0.0, "knn": 6.0, "dknn": 12.0, "clean": 0.0, "fgsm": 1.0, "bim": 2.0}
@@ -234,7 +240,7 @@ def _transfer(folder: Path) -> None:
     def accuracy(victim: str, method: str, name: str) -> float:
         return 98.9 if name == "clean" else 90.0 - better[method] + more[victim] - 10 * more[name]
 
-    write_table3(folder, accuracy, tuple(own["trainings"]))
+    write_table3(folder, accuracy, tuple(METHODS))
 
 
 def _layers(folder: Path) -> None:

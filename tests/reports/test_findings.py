@@ -185,6 +185,7 @@ def test_transfer(tmp_path: Path, folders: ModuleType) -> None:
         folder, lambda v, m, a: worse.get((v, m, a), 40.0 if m == "dknnb_cl" else 47.46), folders.METHODS
     )
     (results,) = load(folders.plan_of(["mnist/transfer"]), tmp_path)
-    fgsm, bim = findings.transfer(results)
+    fgsm, bim = findings.transfer(results, "lenet5")
     assert (fgsm.holds, bim.holds) == (True, False)
+    assert "transfers better to LeNet5 than Origin" in fgsm.claim
     assert bim.detail == "DNN 47.46 to 47.55 %; kNN 47.46 to 40.00 %; DkNN 47.46 to 40.00 %"

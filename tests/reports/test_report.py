@@ -153,17 +153,25 @@ def test_what_is_missing_is_named(page: Page, output: Path) -> None:
     assert rows[1][2].startswith("not run: data missing, get it with")
     assert "from lightning_advknn.data import SVHN; SVHN().prepare_data()" in rows[1][2]
     assert rows[1][3].strip() == "python attack.py evaluate --config=configs/svhn/attack.yaml"
+    # Its command is in the first section that needs it and in the last; the others say so in brief.
+    command, brief = rows[1][3].strip(), "SVHN: not run; the last section has the command."
+    assert (page.text.count(command), page.text.count(brief)) == (2, 1)
+    assert page.text.index(command) < page.text.index(brief) < page.text.rindex(command)
     (svhn,) = [row for row in page.table("data", "DNN") if row[0].strip() == "SVHN"]
     assert svhn[1].split() == ["not", "run", "paper", "89.93"]
     assert "Finished experiments: 19; missing of what was planned: 2." in page.text
 
 
 def test_shared_stages_count_once(page: Page) -> None:
-    rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in page.table("part", "train")}
-    # A minute's training for each of 3 seeds of MNIST and 2 of Fashion-MNIST, though 19 experiments needed it.
-    assert rows["all, shared stages once"][0] == "0:05:00"
-    assert rows["mnist/tables"] == ["0:03:00", "0:01:00", "0:00:00", "0:01:30", "0:05:30"]
-    assert rows["mnist/neighbours"][0] == "0:08:00"
+    rows = {
+        row[0].strip(): [cell.strip() for cell in row[1:]]
+        for row in page.table("part", "train", "build", "query")
+    }
+    assert rows["mnist/tables"] == ["0:03:00", "0:01:00", "0:01:30", "0:05:30"]
+    assert rows["mnist/neighbours"] == ["0:08:00", "0:02:40", "0:04:00", "0:14:40"]
+    # A minute's training for each of 3 seeds of MNIST and 2 of Fashion-MNIST, 20 s of building for each of 19 experiments,
+    # half a minute of queries for those 5 and for 2 seeds of 3 further k.
+    assert rows["all, shared stages once"] == ["0:05:00", "0:06:20", "0:05:30", "0:16:50"]
 
 
 def test_equal_results_give_equal_files(output: Path, grid: tuple[Plan, Path], tmp_path: Path) -> None:
