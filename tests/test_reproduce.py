@@ -14,7 +14,7 @@ import yaml
 
 import attack
 from lightning_advknn.experiment import run as stages
-from lightning_advknn.reports import reproduce as running
+import lightning_advknn.reports.reproduce  # its name in the package is that of its function
 from tests.test_attack_script import read, write_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def test_cells_leave_results_where_the_grid_says(done: Path, capsys: pytest.Capt
 
 
 def test_a_cells_command_gives_the_cells_results(done: Path, copy: Path) -> None:
-    (task,) = running.plan(attack_grid(copy), ["digits/neighbours/k=5"])
+    (task,) = attack.plan(attack_grid(copy), ["digits/neighbours/k=5"])
     command = task.cell.command.removeprefix("python attack.py ").split()
     before = tables(copy)
     shutil.rmtree(task.cell.results)
@@ -121,7 +121,7 @@ def attack_grid(config: Path) -> Any:
 def test_finished_cells_are_not_run_again(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(running, "evaluate", None)  # calling it fails
+    monkeypatch.setattr("lightning_advknn.reports.reproduce.evaluate", None)  # calling it fails
     before = times(copy.parent / "results" / "digits")
     assert reproduce(copy) == 0
     assert times(copy.parent / "results" / "digits") == before
