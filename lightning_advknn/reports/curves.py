@@ -28,8 +28,10 @@ EPS_LABEL = "eps: largest change of a pixel (pixels in [0, 1])"
 def layers_figure(results: Results) -> Figure:
     """Accuracy against mean true L2 under BIM at growing eps, one line a surrogate (Figure 4)."""
     figure, panels = _victims(3.6)
+    order = [*results.layers, None]  # the backbone last, on top
+    methods = sorted(results.methods.values(), key=lambda method: (order.index(method.layer), method.kind))
     for victim, axes in panels.items():
-        for method in sorted(results.methods.values(), key=lambda method: method.layer is None):
+        for method in methods:
             style = (
                 dict(KIND_STYLES["origin"]) if method.layer is None else _layer_style(results, method.layer)
             )

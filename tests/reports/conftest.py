@@ -245,12 +245,12 @@ def _transfer(folder: Path) -> None:
 
 def _layers(folder: Path) -> None:
     methods = dict(ORIGIN)
-    for layer in ORIGIN["origin"]["layers"]:
-        methods[f"{layer}_cls"] = surrogate(layer, 1.0, 0.0)
-        methods[f"{layer}_cl"] = surrogate(layer)
+    layers = ORIGIN["origin"]["layers"]
+    methods |= {f"{layer}_cls": surrogate(layer, 1.0, 0.0) for layer in layers}
+    methods |= {f"{layer}_cl": surrogate(layer) for layer in layers}
     own = settings(
         methods=methods,
-        attacks={f"bim_{eps}": attack("bim", eps / 100) for eps in (2, 5, 10, 15, 20, 25)},
+        attacks={f"bim_{eps}": attack("bim", eps / 100) for eps in (5, 10, 15, 20, 25, 30, 40, 50)},
     )
     credibility = {"origin/clean": {"dknn": {"all": _spread(9250, 0.7), "success": _spread(90, 4)}}}
     for position, name in enumerate(own["attacks"]):
