@@ -14,7 +14,6 @@ import yaml
 
 import attack
 from lightning_advknn.experiment import run as stages
-import lightning_advknn.reports.reproduce  # its name in the package is that of its function
 from tests.test_attack_script import read, write_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -23,6 +22,11 @@ REPOSITORY = Path(__file__).parents[1]
 def write_grid(folder: Path, **parts: Any) -> Path:
     """A grid of small experiments on the embedded digits."""
     write_config(folder / "digits", "digits", k=10)
+    for name in ("backbone", "surrogate"):
+        path = folder / "digits" / f"{name}.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 8}
+        path.write_text(yaml.safe_dump(config))
     if not parts:
         parts = {
             "tables": {"config": "digits/attack.yaml", "seeds": [0, 1], "options": {"images": 300}},
