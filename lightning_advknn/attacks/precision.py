@@ -7,8 +7,8 @@ from typing import Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.attacks.convolutions import CookToomConvolution, DirectConvolution
 from lightning_advknn.attacks.gradient_sign import LogitsFn
+from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution
 
 Precision = Literal["float32", "winograd", "bfloat16"]
 """``float32`` computes what the network itself does. So does ``winograd``, also in float32, but convolutions of small maps
@@ -33,7 +33,7 @@ def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[
     modules = list(logits_fn.modules()) if isinstance(logits_fn, nn.Module) else []
     training = [(module, module.training) for module in modules]
     trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
-    convolutions = [module for module in modules if _is_ordinary(module)]
+    convolutions = {module: vars(module).get("forward") for module in modules if _is_ordinary(module)}
     try:
         if isinstance(logits_fn, nn.Module):
             logits_fn.eval()
@@ -45,8 +45,10 @@ def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[
                 vars(conv)["forward"] = _convolution(conv, precision)
         yield _autocast(logits_fn) if precision == "bfloat16" else logits_fn
     finally:
-        for conv in convolutions:
+        for conv, forward in convolutions.items():
             vars(conv).pop("forward", None)
+            if forward is not None:
+                vars(conv)["forward"] = forward
         for module, mode in training:
             module.training = mode
         for parameter in trainable:
@@ -57,7 +59,7 @@ def _is_ordinary(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a convolution is computed as `torch.nn.Conv2d` says, from float32 weights that stay as they are."""
     return (
         type(module) is nn.Conv2d
-        and "forward" not in vars(module)
+        and isinstance(vars(module).get("forward"), CookToomConvolution | None)  # in training, perhaps
         and "weight" in module._parameters  # a hook, such as weight norm's, would make it anew each time
         and module.weight.dtype == torch.float32
     )

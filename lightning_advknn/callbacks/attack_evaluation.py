@@ -70,7 +70,7 @@ class AttackEvaluation(Callback):
         label_source: LabelSource = "knn",
         num_images: int = 64,
         num_calibration: int = 250,
-        bank_size: int | None = 5000,
+        bank_size: int | None = 3000,
         every_n_epochs: int = 1,
         panel_images: int = 8,
     ) -> None:

@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.data import Batch, data_of
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules.checkpoint import (
@@ -35,6 +36,8 @@ class BackboneModule(LightningModule):
         learning_rate: Of Adam.
         channels_last: Train with channels as the innermost dimension: the same network, computed faster on CPUs and on
             GPUs with matrix units.
+        winograd: Multiply less in convolutions of small maps (`CookToomConvolution`): up to rounding the same training, in
+            about 60 % of the time. On CPU only.
 
     Raises:
         ValueError: If a layer does not exist or the network does not map such images to as many classes.
@@ -48,6 +51,7 @@ class BackboneModule(LightningModule):
         num_classes: int = 10,
         learning_rate: float = 1e-3,
         channels_last: bool = False,
+        winograd: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
@@ -57,13 +61,14 @@ class BackboneModule(LightningModule):
                 "num_classes": num_classes,
                 "learning_rate": learning_rate,
                 "channels_last": channels_last,
+                "winograd": winograd,
             }
         )
         self.network = FeatureNetwork(network, layers)
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
-        self.channels_last = channels_last
+        self.channels_last, self.winograd = channels_last, winograd
         check_network(self.network, self.image_shape, num_classes)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -88,10 +93,16 @@ class BackboneModule(LightningModule):
         check_data(data_of(self.trainer), self.image_shape, self.num_classes)
         if stage == "fit" and self.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        if stage == "fit" and self.winograd and self.trainer.strategy.root_device.type == "cpu":
+            for conv in self._convolutions():
+                # In its place, not instead of it: hooks and weights stay where others look for them.
+                vars(conv)["forward"] = CookToomConvolution(conv, constant=False)
 
     def teardown(self, stage: str) -> None:
-        """Leave the weights in torch's ordinary order."""
+        """Leave the weights in torch's ordinary order, and convolutions as they were."""
         self.network.to(memory_format=torch.contiguous_format)
+        for conv in self._convolutions():
+            vars(conv).pop("forward", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what it holds."""
@@ -119,6 +130,9 @@ class BackboneModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, as in the authors' code."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+
+    def _convolutions(self) -> list[nn.Conv2d]:
+        return [module for module in self.network.modules() if type(module) is nn.Conv2d]
 
     def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
         logits = self(batch.images)

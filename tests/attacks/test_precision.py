@@ -10,6 +10,7 @@ from torch import nn
 from lightning_advknn.attacks import AttackSettings, bim
 from lightning_advknn.attacks.gradient_sign import loss_and_gradient
 from lightning_advknn.attacks.precision import prepared
+from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.models import ConvNet, DkNNB, FeatureNetwork, Surrogate
 
 PRECISIONS = ("float32", "winograd", "bfloat16")
@@ -174,6 +175,21 @@ def test_convolutions_that_are_not_what_they_seem_are_left_alone():
     with prepared(network, "winograd"):
         assert [vars(module).get("forward") for module in network] == [None, own, None, None]
     assert patched.forward is own
+
+
+@each_precision
+def test_a_network_in_fast_training_is_attacked_as_any_other(device, precision):
+    images, labels = batch(device)
+    with prepared(convnet(device), precision) as logits_fn:
+        loss, gradient = loss_and_gradient(logits_fn, images, labels)
+    network = convnet(device).train()
+    training = CookToomConvolution(network.conv2, constant=False)
+    vars(network.conv2)["forward"] = training
+    with prepared(network, precision) as logits_fn:
+        found, back = loss_and_gradient(logits_fn, images, labels)
+    assert torch.equal(found, loss)
+    assert torch.equal(back, gradient)
+    assert vars(network.conv2)["forward"] is training
 
 
 def test_settings_name_a_precision():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -299,3 +300,34 @@ def test_channels_last_trains_the_same_network(make_trainer: MakeTrainer) -> Non
     # Adam's first steps have the length of the learning rate, whatever the gradient's: rounding turns a few.
     differences = torch.cat([(reordered[name] - ordinary[name]).abs().flatten() for name in ordinary])
     assert differences.quantile(0.9) < 1e-5
+
+
+def test_winograd_trains_the_same_network(make_trainer: MakeTrainer) -> None:
+    class Steps(Callback):
+        """Counts convolutions computed otherwise, and steps whose gradient differs from `torch.nn.Conv2d`'s."""
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            found = {name: p.grad.clone() for name, p in pl_module.named_parameters()}
+            plain = ConvNet()
+            plain.load_state_dict(pl_module.network.network.state_dict())
+            F.cross_entropy(plain(self.batch.images), self.batch.labels).backward()
+            for name, p in plain.named_parameters():
+                difference = (found[f"network.network.{name}"] - p.grad).norm() / p.grad.norm()
+                differences.append(difference.item())
+            replaced.append([name for name, m in pl_module.named_modules() if "forward" in vars(m)])
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+            self.batch = batch
+
+    differences: list[float] = []
+    replaced: list[list[str]] = []
+    seed_everything(0)
+    module = BackboneModule(ConvNet(), channels_last=True, winograd=True)
+    trainer = make_trainer(max_steps=2, callbacks=[Steps()], limit_val_batches=1)
+    trainer.fit(module, datamodule=Digits(batch_size=16))
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    assert replaced == [[f"network.network.conv{n}" for n in (1, 2, 3)] if on_cpu else []] * 2
+    # Rounding by 1e-4 moves one unit in ten thousand to the other side of its ReLU: a gradient changes by about 1 %.
+    assert 0 < max(differences) < 0.03
+    assert not any("forward" in vars(m) for m in module.modules()), "left behind"
+    copy.deepcopy(module)

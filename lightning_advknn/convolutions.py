@@ -1,7 +1,8 @@
-"""Convolutions for attacks: of constant weights, so what depends on them alone is computed once and not each step."""
+"""Convolutions that take less time than `torch.nn.Conv2d`, mostly on CPU; in attacks, weights are constant."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -113,13 +114,13 @@ def _gradient_by_rows(gradient: Tensor, phases: Tensor) -> Tensor:
 
 
 class _Matrices(NamedTuple):
-    """A and B of `cook_toom` along height and width, and the transformed taps ``(points, channels, outputs)``."""
+    """A and B of `cook_toom` along height and width, and G for both at once."""
 
     output_h: Tensor
     input_h: Tensor
     output_w: Tensor
     input_w: Tensor
-    taps: Tensor
+    kernel: Tensor
 
 
 class CookToomConvolution:
@@ -128,38 +129,41 @@ class CookToomConvolution:
     A correlation of a row of inputs with r taps is ``A ((G taps) * (B row))`` for three constant matrices: outputs are
     coefficients of a product of polynomials, found from its values at n = outputs + r - 1 points. In two
     dimensions, one matrix product a point replaces r^2 multiplications for each output by n^2 for all of them. Strides
-    become channels first, one for each phase. The whole map is one tile. All is linear in the images, so autograd
-    finds the gradient, which needs as few.
+    become channels first, one for each phase. The whole map is one tile. All is linear in the images and in the taps, so
+    autograd finds their gradients, which need as few.
 
     The result is that of `torch.nn.Conv2d` up to rounding: in float32, root mean square errors below 1e-5 up to eight
     points and below 1e-4 up to ten, relative to the outputs' standard deviation (direct: 2e-7). Larger maps, and what
-    would need no fewer multiplications, are computed by `DirectConvolution`.
+    would need no fewer multiplications, are computed directly.
 
     Args:
         conv: Not changed.
+        constant: Its weights stay as they are: what depends on them alone is computed once.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self.direct = DirectConvolution(conv, conv.weight.dtype, torch.channels_last, in_order=False)
-        self._matrices: dict[torch.Size, _Matrices | None] = {}
+    def __init__(self, conv: nn.Conv2d, constant: bool = True) -> None:
+        self.conv, self.constant, self.padding = conv, constant, _padding(conv)
+        self.direct = (
+            DirectConvolution(conv, conv.weight.dtype, torch.channels_last, in_order=False)
+            if constant
+            else partial(type(conv).forward, conv)
+        )
+        self._prepared: dict[torch.Size, tuple[_Matrices, Tensor | None] | None] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, H', W')``."""
-        size = images.shape[-2:]
-        if size not in self._matrices:
-            self._matrices[size] = self._prepare(size)
-        matrices, padding = self._matrices[size], self.direct.padding
-        if (
-            matrices is None
-            or padding is None
-            or images.dim() != 4
-            or torch.is_autocast_enabled(images.device.type)
-        ):
+        size, conv = images.shape[-2:], self.conv
+        if size not in self._prepared:
+            self._prepared[size] = self._prepare(size)
+        prepared = self._prepared[size]
+        if prepared is None or images.dim() != 4 or torch.is_autocast_enabled(images.device.type):
             return self.direct(images)
+        matrices, taps = prepared
+        taps = _taps(conv.weight, conv.stride, matrices.kernel) if taps is None else taps
         (out_h, h), (out_w, w) = matrices.output_h.shape, matrices.output_w.shape
-        _, channels, outputs = matrices.taps.shape
+        _, channels, outputs = taps.shape
         rows, columns = matrices.input_h.shape[1], matrices.input_w.shape[1]
-        (stride_h, stride_w), batch = self.direct.conv.stride, len(images)
+        (stride_h, stride_w), batch, padding = conv.stride, len(images), self.padding or (0, 0)
         top, left = padding[0] % stride_h, padding[1] % stride_w
         pads = (left, columns * stride_w - left - size[1], top, rows * stride_h - top - size[0])
         # Positions come first and channels last, so that all but the phases is matrix products without a copy.
@@ -168,28 +172,26 @@ class CookToomConvolution:
         x = x.reshape(rows, stride_h, columns, stride_w, *x.shape[2:]).permute(0, 2, 4, 1, 3, 5)
         x = matrices.input_h @ x.reshape(rows, -1)
         x = torch.bmm(matrices.input_w.expand(h, w, columns), x.view(h, columns, -1))
-        y = torch.bmm(x.view(h * w, batch, channels), matrices.taps)
+        y = torch.bmm(x.view(h * w, batch, channels), taps)
         y = torch.bmm(matrices.output_w.expand(h, out_w, w), y.view(h, w, -1))
         y = (matrices.output_h @ y.view(h, -1)).view(out_h, out_w, batch, outputs)
-        return (y if self.direct.bias is None else y + self.direct.bias).permute(2, 3, 0, 1)
+        bias = conv.bias.detach() if self.constant and conv.bias is not None else conv.bias
+        return (y if bias is None else y + bias).permute(2, 3, 0, 1)
 
     @torch.inference_mode(False)  # autograd refuses what is made in it
     @torch.no_grad()
-    def _prepare(self, size: torch.Size) -> _Matrices | None:
-        """What to multiply maps of a size with, if it pays."""
-        conv, weight, padding = self.direct.conv, self.direct.weight, self.direct.padding
+    def _prepare(self, size: torch.Size) -> tuple[_Matrices, Tensor | None] | None:
+        """What to multiply maps of a size with, and constant taps, if it pays."""
+        conv, weight, padding = self.conv, self.conv.weight, self.padding
         if padding is None:
             return None
-        phases = _split_phases(weight.double(), conv.stride)
-        outputs, channels, taps_h, stride_h, taps_w, stride_w = phases.shape
-        channels *= stride_h * stride_w
-        out_h, out_w = (
-            (size[axis] + 2 * padding[axis] - conv.kernel_size[axis]) // conv.stride[axis] + 1
-            for axis in (0, 1)
-        )
+        stride, kernel_size = conv.stride, conv.kernel_size
+        out_h, out_w = ((size[a] + 2 * padding[a] - kernel_size[a]) // stride[a] + 1 for a in (0, 1))
+        taps_h, taps_w = (-(-kernel_size[a] // stride[a]) for a in (0, 1))
         h, w = out_h + taps_h - 1, out_w + taps_w - 1  # points
         if min(out_h, out_w) < 1 or max(h, w) > len(_POINTS) + 1:
             return None
+        outputs, channels = conv.out_channels, conv.in_channels * math.prod(stride)
         transforms = channels * h * w * (h + w) + outputs * h * out_w * (w + out_h)
         if h * w * channels * outputs + transforms >= out_h * out_w * outputs * weight[0].numel():
             return None
@@ -197,14 +199,21 @@ class CookToomConvolution:
         output_w, kernel_w, input_w = cook_toom(out_w, taps_w)
         # Whole blocks of padding meet no image: their columns go instead of zeros being added to the images.
         input_h, input_w = (
-            matrix[:, pad // stride :][:, : -(-(length + pad % stride) // stride)]
-            for matrix, length, pad, stride in zip(
-                (input_h, input_w), size, padding, conv.stride, strict=True
-            )
+            matrix[:, pad // step :][:, : -(-(length + pad % step) // step)]
+            for matrix, length, pad, step in zip((input_h, input_w), size, padding, stride, strict=True)
         )
-        taps = torch.einsum("pi,ocisjt,qj->pqstco", kernel_h.to(phases), phases, kernel_w.to(phases))
-        taps = taps.reshape(h * w, channels, outputs)
-        return _Matrices(*(m.to(weight).contiguous() for m in (output_h, input_h, output_w, input_w, taps)))
+        kernel = torch.kron(kernel_h, kernel_w).to(weight.device)
+        taps = _taps(weight.double(), stride, kernel).to(weight) if self.constant else None
+        matrices = (output_h, input_h, output_w, input_w, kernel)
+        return _Matrices(*(matrix.to(weight).contiguous() for matrix in matrices)), taps
+
+
+def _taps(weight: Tensor, stride: tuple[int, ...], kernel: Tensor) -> Tensor:
+    """Values of the taps' polynomials, ``(points, phases * C, O)``, by ``(points, taps)``."""
+    phases = _split_phases(weight, stride)
+    outputs, channels, taps_h, stride_h, taps_w, stride_w = phases.shape
+    taps = phases.permute(2, 4, 3, 5, 1, 0).reshape(taps_h * taps_w, -1)
+    return (kernel @ taps).view(-1, stride_h * stride_w * channels, outputs)
 
 
 def cook_toom(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_advknn.attacks.convolutions import CookToomConvolution, DirectConvolution, cook_toom
+from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution, cook_toom
 
 # channels, outputs, kernel, stride, padding, map: small maps of many channels, where Cook-Toom pays
 SMALL = {
@@ -81,7 +81,24 @@ def test_cook_toom_convolution_is_conv2d(device, case, bias):
         torch.testing.assert_close(found, outputs, rtol=0, atol=1e-10)
         (back,) = torch.autograd.grad(found, leaf, weights)
         torch.testing.assert_close(back, gradient, rtol=0, atol=1e-10)
-    assert list(fast._matrices.values()) != [None], "Cook-Toom was not tried"
+    assert list(fast._prepared.values()) != [None], "Cook-Toom was not tried"
+
+
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+def test_cook_toom_convolution_trains_as_conv2d(device, case):
+    *settings, size = case
+    conv = convolution(*settings, device).requires_grad_()
+    images = maps(3, settings[0], size, device).requires_grad_()
+    fast = CookToomConvolution(conv, constant=False)
+    for _ in range(2):  # weights change between two steps
+        weights = maps(*conv(images).shape[:2], conv(images).shape[2:], device)
+        leaves = (images, *conv.parameters())
+        expected = torch.autograd.grad(conv(images), leaves, weights)
+        for found, exact in zip(torch.autograd.grad(fast(images), leaves, weights), expected, strict=True):
+            torch.testing.assert_close(found, exact, rtol=0, atol=1e-9)
+        with torch.no_grad():
+            conv.weight.mul_(-2)
+    assert list(fast._prepared.values()) != [None], "Cook-Toom was not tried"
 
 
 def fast_format(images):
@@ -122,7 +139,7 @@ def test_what_cook_toom_leaves_to_conv2d(device, size, settings):
     images = maps(2, 32, size, device)
     fast = CookToomConvolution(conv)
     torch.testing.assert_close(fast(images), conv(images))
-    assert list(fast._matrices.values()) == [None]
+    assert list(fast._prepared.values()) == [None]
 
 
 def test_cook_toom_of_one_image_without_a_batch_and_of_none(device):
