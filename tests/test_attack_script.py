@@ -151,7 +151,7 @@ def brute_force_votes(
 ) -> np.ndarray:
     """Votes ``(n, 10)`` of an independent kNN in float64 on the embedded digits, cosine distance."""
     names = [name for name, _ in network.named_children()]
-    up_to_layer = network[: names.index(layer) + 1]
+    up_to_layer = torch.nn.Sequential(*list(network)[: names.index(layer) + 1])
 
     def features(images: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -327,7 +327,7 @@ def test_table3_is_what_the_transfer_networks_rows_say(transferred: Path) -> Non
     table = read(output / "table3.csv")
     assert read(transferred / "transfer_results" / "table3.csv") == table
     assert ",".join(table[0]) == "network,victim,method,attack,eps,accuracy,paper,l2_mean,n,seed"
-    judged = [("origin", "clean")] + [(m, a) for m in ("origin", "dknnb_cl") for a in ("fgsm", "bim")]
+    judged = [("origin", "clean")] + [(m, a) for m in ("origin", "dknnb_cl") for a in ("bim", "fgsm")]
     assert [(r["method"], r["attack"], r["victim"]) for r in table] == [
         (*pair, victim) for pair in judged for victim in ("dnn", "knn", "dknn")
     ]

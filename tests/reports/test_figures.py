@@ -18,6 +18,7 @@ from lightning_advknn.reports.figures import NEIGHBOURS, Column, adversarials_fi
 from lightning_advknn.reports.pictures import growing_attacks, telling_rows
 
 MARK = "\N{BALLOT X}"
+TITLE = "FashionMNIST, seed 10: bim_050 through dknnb_cl_logits"  # as long as they get
 
 
 def shown(axes: Axes) -> Tensor:
@@ -58,7 +59,7 @@ def test_neighbours_at_each_layer_are_those_of_brute_force(device: torch.device)
         adversarial.cpu(),
         *(type(v)(*(c.cpu() for c in v)) for v in (judge(victim, clean), judge(victim, adversarial))),
     )
-    figure = neighbours_figure(dknn, "0", images, clean, adversarial, rows, "title")
+    figure = neighbours_figure(dknn, "0", images, clean, adversarial, rows, TITLE)
     check_print(figure)
     # Per sample: clean image, difference, adversarial; then for each layer the neighbours of the one and the other.
     axes, per_sample = figure.axes, 3 + 2 * 2 * NEIGHBOURS
@@ -110,7 +111,7 @@ def test_adversarials_stand_in_their_columns_with_their_verdicts() -> None:
             "l2": torch.tensor([number + 0.25, number + 0.5], dtype=torch.float64),
         }
         columns.append(Column(heading, torch.rand(2, 3, 4, 4), rows))
-    figure = adversarials_figure(columns, "title")
+    figure = adversarials_figure(columns, TITLE)
     check_print(figure)
     assert len(figure.axes) == 6
     places = [axes.get_position() for axes in figure.axes]
