@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import attack
@@ -125,7 +126,7 @@ def attack_grid(config: Path) -> Any:
 def test_finished_cells_are_not_run_again(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lightning_advknn.reports.reproduce.evaluate", None)  # calling it fails
+    monkeypatch.setattr("lightning_advknn.reports.reproduction.evaluate", None)  # calling it fails
     before = times(copy.parent / "results" / "digits")
     assert reproduce(copy) == 0
     assert times(copy.parent / "results" / "digits") == before
@@ -147,10 +148,10 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     assert reproduce(copy) == 0
     after = times(results)
     kept = {name for name in before if before[name] == after.get(name)}
-    assert {name for name in kept if name.startswith("neighbours")} == {
+    assert {name for name in kept if name.startswith("neighbours/")} == {
         name for name in before if name.startswith("neighbours/k=10/")
     }
-    assert {name for name in before if not name.startswith("neighbours")} <= kept
+    assert {name for name in before if not name.startswith("neighbours/")} <= kept
     # k = 5 on fewer images needs nothing new; k = 20 needs its votes, surrogates, attacks and queries.
     assert cached.items() <= times(copy.parent / "cache").items()
     assert {row["n"] for row in read(results / "neighbours" / "k=5" / "table2.csv")} == {"100"}
@@ -163,7 +164,7 @@ def test_killed_in_the_middle_it_goes_on_and_equals_an_uninterrupted_grid(done: 
         "import attack; sys.exit(attack.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "reproduce", f"--config={grid}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     # Killed as soon as the second cell attacks.
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     results = grid.parent / "results" / "digits"
