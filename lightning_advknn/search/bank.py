@@ -239,7 +239,9 @@ class MemoryBank(nn.Module):
             if not in_order:
                 doubtful &= lower <= _largest(upper, k + 1)
                 lowest = labels.where(doubtful, self.num_classes).amin(1, keepdim=True)
-                doubtful &= ~certain | (lowest < labels.where(doubtful, -1).amax(1, keepdim=True))
+                one_label = lowest >= labels.where(doubtful, -1).amax(1, keepdim=True)
+                # Of rows without a lower bound, those that do not count look like the others.
+                doubtful &= ~(certain & one_label & (kth > -torch.inf))
             if not doubtful.any():
                 break
             if only_nearest:

@@ -421,6 +421,20 @@ def test_leave_one_out_at_any_scale(device, metric, backend, scale):
     assert bank.search(features.to(device), 9, own)[1].tolist() == rows.tolist()
 
 
+@each_backend
+@both_metrics
+@pytest.mark.parametrize("rows", [2, 9])
+def test_a_row_does_not_vote_for_itself_where_arithmetic_overflows(device, metric, backend, rows):
+    # All but the first have one label, so that nobody need know which of them are nearest.
+    features = 1e38 * torch.rand(rows, 3, generator=torch.Generator().manual_seed(29))
+    labels, ids = (torch.arange(rows) > 0).long(), torch.arange(rows)
+    bank = MemoryBank(features, labels, ids, 2, metric, backend).to(device)
+    queries, own = features.to(device), ids.to(device)
+    everyone_else = [[0, rows - 1]] + [[1, rows - 2]] * (rows - 1)
+    assert bank.votes(queries, rows - 1, own).tolist() == everyone_else
+    assert bank.leave_one_out_votes(rows - 1).tolist() == everyone_else
+
+
 @both_metrics
 @pytest.mark.parametrize("leave_out", [False, True])
 @pytest.mark.parametrize("noise", ["random", "against the order"])
