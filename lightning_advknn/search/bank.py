@@ -32,7 +32,8 @@ class MemoryBank(nn.Module):
     proposes candidates, between rigorous bounds (`search.scan`). Candidates that the bounds leave in doubt are compared
     more closely, at last in float64, and a query for which an unseen row could still enter the k nearest is scanned again
     more widely. Neighbours order by (distance, bank row), where cosine distances count to 12 decimals, so that rows
-    which tie in exact arithmetic tie here, in whatever order their products are summed.
+    which tie in exact arithmetic tie here, however their products are rounded (unless within some 1e-15 of the edge
+    between two decimals). Copies of a row always tie.
 
     Args:
         features: Raw activations, float32 ``(M, D)``, in memory or in a file.
@@ -263,7 +264,7 @@ class MemoryBank(nn.Module):
         return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
 
     def _exact(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
-        exact = exact_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
+        exact = exact_similarities(queries, self.features, self.metric, query_rows, bank_rows)
         return exact, exact
 
     def _scanner(self) -> "TorchScan | FaissScan":

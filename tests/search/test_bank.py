@@ -160,6 +160,30 @@ def test_duplicate_rows_order_by_row(device, metric, backend):
     check(bank, queries, 30, *brute_force(queries, features, metric, 30))
 
 
+@both_metrics
+def test_copies_tie_however_many_are_compared_at_once(device, metric):
+    # So wide that 32 pairs are compared at once, and a last one alone: torch shares out a lone sum among threads.
+    generator = torch.Generator().manual_seed(30)
+    features = torch.rand(1, 2**16, generator=generator).expand(33, -1).contiguous()
+    queries = torch.rand(6, 2**16, generator=generator)
+    bank = make_bank(features, metric, "float32", device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for query in queries.to(device):
+            assert bank.search(query[None], 33)[1].tolist() == [list(range(33))]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_order_by_distance_and_not_by_its_square(device):
+    # sqrt(2^52 + 1) is 2^26 in float64.
+    bank = make_bank(torch.tensor([[2.0**26, 1.0], [2.0**26, 0.0]]), "euclidean", device=device)
+    distances, rows = bank.search(torch.zeros(1, 2, device=device), 2)
+    assert distances.tolist() == [[2.0**26, 2.0**26]]
+    assert rows.tolist() == [[0, 1]]
+
+
 @each_backend
 def test_parallel_rows_tie_by_cosine(device, backend):
     # Multiples of one vector round differently in float32 and in float64; they must tie all the same.
@@ -570,15 +594,15 @@ def test_bounded_similarities_hold_the_exact_ones(device, metric, kind):
     rows[4] = False  # a query of no pair
     norms = features.double().norm(dim=1)
     true = true_similarities(queries, features, metric)[rows]
-    arguments = queries.to(device), features.to(device), norms.to(device), metric
-    pairs = [part.to(device) for part in rows.nonzero(as_tuple=True)]
-    lower, upper = (bound.cpu() for bound in exact.bounded_similarities(*arguments, *pairs))
+    both = queries.to(device), features.to(device)
+    pairs = metric, *(part.to(device) for part in rows.nonzero(as_tuple=True))
+    lower, upper = (bound.cpu() for bound in exact.bounded_similarities(*both, norms.to(device), *pairs))
     assert (lower <= true).all()
     assert (true <= upper).all()
     if kind != "scaled":
         size = 1 if metric == "cosine" else queries.norm(dim=1).max() * norms.max()
         assert (upper - lower).max() < 6e-4 * size
-    in_float64 = exact.exact_similarities(*arguments, *pairs).cpu()
+    in_float64 = exact.exact_similarities(*both, *pairs).cpu()
     torch.testing.assert_close(in_float64, true, rtol=1e-12, atol=1e-12)
 
 
