@@ -713,6 +713,15 @@ def test_leaving_one_out_leaves_one_row_fewer():
         bank.search(torch.ones(1, 2), 8, own)
 
 
+def test_leaving_one_out_leaves_out_all_rows_of_an_image():
+    bank = make_bank(torch.eye(5), "euclidean", ids=torch.tensor([3, 1, 3, 3, 2]))
+    own = torch.tensor([3, 1])
+    assert bank.search(torch.eye(5)[:2], 2, own)[1].tolist() == [[1, 4], [0, 2]]
+    for refused in (lambda: bank.votes(torch.eye(5)[:2], 3, own), lambda: bank.leave_one_out_votes(3)):
+        with pytest.raises(ValueError, match=r"\[1, 2\] \(the bank's rows less the image's own\), but got 3"):
+            refused()
+
+
 @both_metrics
 def test_no_queries(device, metric):
     bank = make_bank(torch.ones(8, 2), metric, device=device)
@@ -740,11 +749,17 @@ def test_queries_of_another_shape(shape):
 
 @pytest.mark.parametrize(
     ("features", "labels", "ids"),
-    [((4, 2), 3, 4), ((4, 2), 4, 5), ((4,), 4, 4), ((0, 2), 0, 0), ((4, 2, 1), 4, 4)],
+    [((4, 2), 3, 4), ((4, 2), 4, 5), ((4,), 4, 4), ((0, 2), 0, 0), ((4, 2, 1), 4, 4), ((4, 0), 4, 4)],
 )
 def test_shapes_that_disagree(features, labels, ids):
-    with pytest.raises(ValueError, match="Expected at least one row of features"):
+    with pytest.raises(ValueError, match="Expected at least one row and column of features"):
         MemoryBank(torch.ones(features), torch.zeros(labels).long(), torch.zeros(ids).long(), 2)
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_labels_beyond_the_classes(wrong):
+    with pytest.raises(ValueError, match=rf"labels in \[0, 4\], but got {min(wrong, 0)} to {max(wrong, 4)}"):
+        MemoryBank(torch.ones(3, 2), torch.tensor([0, 4, wrong]), torch.arange(3), 5)
 
 
 def test_unknown_metric_or_backend_lists_the_known_ones():
