@@ -84,10 +84,11 @@ def _encode_int8(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     zero = (-128 - low * factor).round().clamp(-128, 127).float()
     levels = rows * factor[:, None]
     coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
-    # In units of a level, where no square underflows.
-    lost = torch.linalg.vector_norm(levels.sub_(coded).add_(zero[:, None]), dim=1) * scale.double()
+    values, sums = coded.to(torch.int8), coded.sum(1).double()
+    # In units of a level, where no square underflows; codes less their zeros are exact, also beside the tiniest level.
+    lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale.double()
     lost = torch.where(scale > 0, lost, norms)
-    return coded.to(torch.int8), scale.double(), zero.double(), coded.sum(1).double(), lost
+    return values, scale.double(), zero.double(), sums, lost
 
 
 def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -558,6 +558,41 @@ def test_bounds_hold_what_a_scan_finds_and_what_it_does_not(device, metric, back
         assert all(len(set(rows)) == n for rows in found.indices.tolist())
 
 
+@each_backend
+@both_metrics
+def test_bounds_hold_for_a_query_of_zeros(device, metric, backend):
+    features = torch.randn(60, 5, generator=torch.Generator().manual_seed(31))
+    true = torch.zeros(60) if metric == "cosine" else -features.double().square().sum(1)
+    found = make_bank(features, metric, backend, device)._scanner()(torch.zeros(1, 5, device=device), 20)
+    of_found = true[found.indices.cpu()]
+    assert (found.lower.cpu() <= of_found).all()
+    assert (of_found <= found.upper.cpu()).all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "rectified", "outlier", "one and tiny ones", "negative", "constant"]
+)
+def test_residuals_hold_what_codes_lose(device, precision, kind):
+    rows = torch.randn(5, 2**14, generator=torch.Generator().manual_seed(32))
+    if kind == "rectified":
+        rows = rows.relu()
+    if kind == "outlier":
+        rows[:, 0] = 1e6
+    if kind == "one and tiny ones":  # a level is 1: each of these is lost, and float32 forgets it beside 128
+        rows = torch.full_like(rows, 2.0**-18)
+        rows[:, 0] = 255
+    if kind == "negative":
+        rows = -rows.abs()
+    if kind == "constant":
+        rows[:] = 1 / 3
+    norms = rows.double().norm(dim=1).to(device)
+    found = codes.encode(rows.to(device), norms, precision)
+    decoded = found.scale[:, None] * (found.values[:].double() - found.zero[:, None])
+    assert ((decoded.cpu() - rows.double()).norm(dim=1) <= found.residual.cpu()).all()
+    assert (found.sums == (found.values[:].sum(1) if precision == "int8" else 0)).all()
+
+
 @pytest.mark.parametrize(("precision", "widest"), [("int8", 0.04), ("bfloat16", 0.04), ("float32", 0.0005)])
 def test_bounds_are_not_so_loose_as_to_be_useless(device, precision, widest):
     # 256 levels cost a vector of equally spread features some 1 / (255 sqrt(12) / sqrt(3)) of its length.
