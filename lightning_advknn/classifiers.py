@@ -12,7 +12,7 @@ from lightning_advknn import functional
 from lightning_advknn.data import Batch
 from lightning_advknn.functional import Convention
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search import Backend, MemoryBank, Metric, StoredRows, in_memory
+from lightning_advknn.search import Backend, MemoryBank, Metric, StoredRows, check_backend, in_memory
 
 
 class KNNClassifier(nn.Module):
@@ -150,9 +150,11 @@ def build_banks(
         A bank for each of the network's layers, on the network's device.
 
     Raises:
-        ValueError: If an image is out of range, a feature is not finite, or `memory_gib` is too little.
+        ValueError: If an image is out of range, a feature is not finite, `memory_gib` is too little, or the backend
+            cannot search such features.
         OSError: If the disk is full.
     """
+    check_backend(backend)
     device = next(network.parameters()).device
     dataset: Any = getattr(loader, "dataset", None)  # of a DataLoader
     if dataset is None:
@@ -168,8 +170,9 @@ def build_banks(
         features = network.features(batch.images.to(device))
         if not ids:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
-            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib)
+            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend)
             for layer, width in widths.items():
+                check_backend(backend, width, layer in fits)
                 if layer in fits:
                     kept[layer] = torch.empty(total, width, device=device)
                 else:

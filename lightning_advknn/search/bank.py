@@ -1,5 +1,6 @@
 """`MemoryBank`: the stored training features, and exact search in them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, get_args
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn.functional import count_votes
-from lightning_advknn.search.codes import fastest, lengths
+from lightning_advknn.search.codes import WIDEST, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
 from lightning_advknn.search.rows import Rows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan
@@ -32,7 +33,8 @@ class MemoryBank(nn.Module):
     proposes candidates, between rigorous bounds (`search.scan`). Candidates that the bounds leave in doubt are compared
     more closely, at last in float64, and a query for which an unseen row could still enter the k nearest is scanned again
     more widely. Neighbours order by (distance, bank row), where cosine distances count to 12 decimals, so that rows
-    which tie in exact arithmetic tie here, in whatever order their products are summed.
+    which tie in exact arithmetic tie here, however their products are rounded (unless within some 1e-15 of the edge
+    between two decimals). Copies of a row always tie.
 
     Args:
         features: Raw activations, float32 ``(M, D)``, in memory or in a file.
@@ -44,7 +46,8 @@ class MemoryBank(nn.Module):
             in, or faiss. No neighbour depends on it.
 
     Raises:
-        ValueError: If shapes disagree, a feature is not finite, or metric or backend is unknown.
+        ValueError: If shapes disagree, a label is no class, a feature is not finite, the metric is unknown, or the
+            backend cannot search such features.
     """
 
     features: Rows
@@ -62,27 +65,8 @@ class MemoryBank(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if features.ndim != 2 or not (len(features) == len(labels) == len(ids)) or not len(ids):
-            raise ValueError(
-                "Expected at least one row of features (M, D), labels (M,) and ids (M,), but got shapes"
-                f" {tuple(features.shape)}, {tuple(labels.shape)} and {tuple(ids.shape)}."
-            )
-        for name, value, known in (
-            ("metric", metric, get_args(Metric)),
-            ("backend", backend, get_args(Backend)),
-        ):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {known}, but got {value!r}.")
-        if features.dtype != torch.float32:
-            raise ValueError(
-                f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
-            )
-        check_backend(backend)
-        if backend == "faiss" and not isinstance(features, Tensor):
-            raise ValueError(
-                "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or raise"
-                " `memory_gib`."
-            )
+        _check(features, labels, ids, num_classes, metric)
+        check_backend(backend, features.shape[1], isinstance(features, Tensor))
         norms = lengths(features)
         if not torch.isfinite(norms).all():
             raise ValueError(
@@ -90,6 +74,7 @@ class MemoryBank(nn.Module):
                 " NaN or infinity. Check the network's weights."
             )
         self.num_classes, self.metric, self.backend = num_classes, metric, backend
+        self._most_of_one = max(Counter(ids.tolist()).values())  # rows of one image
         self._scan: TorchScan | FaissScan | None = None  # made at the first search
         # Not part of checkpoints: the bank is made again from the network and the training images.
         buffers = {"labels": labels, "ids": ids, "norms": norms}
@@ -105,7 +90,7 @@ class MemoryBank(nn.Module):
 
     def check_k(self, k: int, leave_one_out: bool = False) -> None:
         """Raise a ValueError unless the bank has k rows to vote."""
-        rows = len(self) - leave_one_out
+        rows = len(self) - (self._most_of_one if leave_one_out else 0)
         if not 1 <= k <= rows:
             less = " less the image's own" if leave_one_out else ""
             raise ValueError(f"Expected `k` to be in [1, {rows}] (the bank's rows{less}), but got {k}.")
@@ -239,7 +224,9 @@ class MemoryBank(nn.Module):
             if not in_order:
                 doubtful &= lower <= _largest(upper, k + 1)
                 lowest = labels.where(doubtful, self.num_classes).amin(1, keepdim=True)
-                doubtful &= ~certain | (lowest < labels.where(doubtful, -1).amax(1, keepdim=True))
+                one_label = lowest >= labels.where(doubtful, -1).amax(1, keepdim=True)
+                # Of rows without a lower bound, those that do not count look like the others.
+                doubtful &= ~(certain & one_label & (kth > -torch.inf))
             if not doubtful.any():
                 break
             if only_nearest:
@@ -261,7 +248,7 @@ class MemoryBank(nn.Module):
         return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
 
     def _exact(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
-        exact = exact_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
+        exact = exact_similarities(queries, self.features, self.metric, query_rows, bank_rows)
         return exact, exact
 
     def _scanner(self) -> "TorchScan | FaissScan":
@@ -278,12 +265,46 @@ class MemoryBank(nn.Module):
         return self._scan
 
 
-def check_backend(backend: Backend) -> None:
-    """Raise an ImportError unless what a backend needs is installed and works."""
+def check_backend(backend: Backend, width: int = 1, in_memory: bool = True) -> None:
+    """Raise unless a backend can search features of this width, in memory or on disk.
+
+    Raises:
+        ImportError: If what it needs is not installed or does not work.
+        ValueError: If it is unknown or not made for such features.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"Expected `backend` to be one of {get_args(Backend)}, but got {backend!r}.")
+    if backend == "int8" and width > WIDEST:
+        raise ValueError(
+            f"Expected at most {WIDEST} features for `backend='int8'`, but got {width}. Use `backend='auto'`."
+        )
     if backend == "faiss":
         from lightning_advknn.search.faiss_backend import import_faiss
 
         import_faiss()
+        if not in_memory:
+            raise ValueError(
+                "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or raise"
+                " `memory_gib`."
+            )
+
+
+def _check(features: Rows, labels: Tensor, ids: Tensor, num_classes: int, metric: Metric) -> None:
+    if features.ndim != 2 or not (len(features) == len(labels) == len(ids)) or 0 in features.shape:
+        raise ValueError(
+            "Expected at least one row and column of features (M, D), labels (M,) and ids (M,), but got shapes"
+            f" {tuple(features.shape)}, {tuple(labels.shape)} and {tuple(ids.shape)}."
+        )
+    if metric not in get_args(Metric):
+        raise ValueError(f"Expected `metric` to be one of {get_args(Metric)}, but got {metric!r}.")
+    if features.dtype != torch.float32:
+        raise ValueError(
+            f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"Expected labels in [0, {num_classes - 1}], but got {labels.min()} to {labels.max()}. Check `num_classes`."
+        )
 
 
 def _largest(values: Tensor, n: int) -> Tensor:

@@ -17,7 +17,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.i
 _LEVELS = 255  # of int8
 _ALIGNMENT = 16  # GPUs multiply int8 matrices whose width is a multiple of this
 _ENCODE_ELEMENTS = 2**20  # encoded at once, so that it stays in cache
-_WIDEST = 2**16  # int8 products of more columns might exceed int32
+WIDEST = 2**16  # int8 products of more columns might exceed int32
 _NARROW = 256  # below this width, picking the best scores costs more than computing them
 
 
@@ -51,10 +51,6 @@ def encode(rows: Rows, norms: Tensor, precision: Precision) -> Codes:
     no level is spent on negative numbers.
     """
     n, width = rows.shape
-    if precision == "int8" and width > _WIDEST:
-        raise ValueError(
-            f"Expected at most {_WIDEST} features for `backend='int8'`, but got {width}. Use `backend='auto'`."
-        )
     if precision == "float32":
         one, none = (torch.full((n,), value, dtype=torch.float64, device=rows.device) for value in (1.0, 0.0))
         return Codes(precision, width, rows, one, none, none, none)
@@ -88,10 +84,11 @@ def _encode_int8(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     zero = (-128 - low * factor).round().clamp(-128, 127).float()
     levels = rows * factor[:, None]
     coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
-    # In units of a level, where no square underflows.
-    lost = torch.linalg.vector_norm(levels.sub_(coded).add_(zero[:, None]), dim=1) * scale.double()
+    values, sums = coded.to(torch.int8), coded.sum(1).double()
+    # In units of a level, where no square underflows; codes less their zeros are exact, also beside the tiniest level.
+    lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale.double()
     lost = torch.where(scale > 0, lost, norms)
-    return coded.to(torch.int8), scale.double(), zero.double(), coded.sum(1).double(), lost
+    return values, scale.double(), zero.double(), sums, lost
 
 
 def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -132,7 +129,7 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 
 def fastest(device: torch.device, width: int) -> Precision:
     """The precision in which this device multiplies matrices of this width fastest, by trying each once a process."""
-    return "float32" if not _NARROW <= width <= _WIDEST else _fastest(device)
+    return "float32" if not _NARROW <= width <= WIDEST else _fastest(device)
 
 
 @cache

@@ -60,22 +60,33 @@ def bounded_similarities(
 
 
 def exact_similarities(
-    queries: Tensor, features: Rows, norms: Tensor, metric: Metric, query_rows: Tensor, bank_rows: Tensor
+    queries: Tensor, features: Rows, metric: Metric, query_rows: Tensor, bank_rows: Tensor
 ) -> Tensor:
     """Similarities of P pairs in float64, ``(P,)``; arguments as above.
 
-    Cosines count to 12 decimals, so that rows which tie in exact arithmetic tie here, in whatever order their
-    products are summed.
+    Equal rows have equal similarities, whatever else they are compared with. Cosines count to 12 decimals, so that rows
+    which tie in exact arithmetic tie here (unless within some 1e-15 of the edge between two decimals), and squared
+    distances to what their roots tell apart.
     """
     found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
     for part in _parts(len(query_rows), PAIR_ELEMENTS // queries.shape[1]):
         left, right = queries[query_rows[part]].double(), features[bank_rows[part]].double()
         if metric == "cosine":
-            size = torch.linalg.vector_norm(left, dim=1) * norms[bank_rows[part]]
-            found[part] = ((left * right).sum(1) * inverse(size)).round(decimals=12)
+            size = (_sums(left.square()) * _sums(right.square())).sqrt()
+            found[part] = (_sums(left * right) * inverse(size)).round(decimals=12)
         else:
-            found[part] = -(left - right).square().sum(1)
+            found[part] = -_sums((left - right).square()).sqrt().square()
     return found
+
+
+def _sums(terms: Tensor) -> Tensor:
+    """Sums of rows, which are overwritten: by halves, as `torch.sum` adds in an order that depends on how many rows there are."""
+    width = terms.shape[1]
+    while width > 1:
+        half = width // 2
+        terms[:, :half] += terms[:, width - half : width]
+        width -= half
+    return terms[:, 0]
 
 
 def _parts(total: int, size: int) -> Iterator[slice]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _WORKING = 640 * 2**20  # bytes that a search takes at most, measured on 60000 x 16384
+# Bytes of a feature in memory: float32, and what a scan keeps of it, or makes on the way there.
+_BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12}
 
 
 class StoredRows:
@@ -98,13 +100,14 @@ Rows = Tensor | StoredRows
 """float32 ``(M, D)``: in memory, or in a file."""
 
 
-def in_memory(rows: int, widths: dict[str, int], gib: float) -> set[str]:
+def in_memory(rows: int, widths: dict[str, int], gib: float, backend: str = "auto") -> set[str]:
     """Which banks fit into so much memory together with what searching them takes; the others are read from disk.
 
     Args:
         rows: M.
         widths: D of each layer's bank.
         gib: Memory for banks and searches, in GiB, beyond that of Python and torch.
+        backend: What scans them.
 
     Raises:
         ValueError: If not even a search of banks on disk fits.
@@ -118,7 +121,7 @@ def in_memory(rows: int, widths: dict[str, int], gib: float) -> set[str]:
         )
     kept = set()
     for layer in sorted(widths, key=widths.__getitem__):
-        left -= rows * widths[layer] * 5  # float32, and int8 codes
+        left -= rows * widths[layer] * _BYTES[backend]
         if left < 0:
             break
         kept.add(layer)

@@ -220,7 +220,9 @@ class TorchScan:
         error = error + (4 * len(terms) + 12) * UNIT * size * factor
         touched = 1 + norms + self._largest_norm + terms.sum(0) + largest.sum()
         error = error + (width + 8) * SMALLEST * (1 + largest[0]) * touched * factor
-        fits = (touched.square() < LARGEST) & (size < LARGEST) & (norms * factor.sign() == norms)
+        # Without a factor no score tells rows apart: right for zero vectors by cosine only.
+        told = (factor > 0) | ((norms == 0) & (self.metric == "cosine"))
+        fits = (touched.square() < LARGEST) & (size < LARGEST) & told
         return torch.where(fits, error, torch.inf)
 
 

@@ -43,7 +43,7 @@ def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> I
         bounds = _upper(query, sample.scores(query, slice(0, sampled)))
         thresholds[rows] = bounds.topk(rank).values[:, -1]
         error = torch.maximum(error, query.error.max())
-    if not torch.isfinite(error):
+    if not error < 1:  # of no use, and beyond what `_ROUNDING` allows for
         yield from (None for _ in chunks)
         return
     kept = torch.zeros(total, dtype=torch.int64, device=scan.device)

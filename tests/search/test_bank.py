@@ -160,6 +160,30 @@ def test_duplicate_rows_order_by_row(device, metric, backend):
     check(bank, queries, 30, *brute_force(queries, features, metric, 30))
 
 
+@both_metrics
+def test_copies_tie_however_many_are_compared_at_once(device, metric):
+    # So wide that 32 pairs are compared at once, and a last one alone: torch shares out a lone sum among threads.
+    generator = torch.Generator().manual_seed(30)
+    features = torch.rand(1, 2**16, generator=generator).expand(33, -1).contiguous()
+    queries = torch.rand(6, 2**16, generator=generator)
+    bank = make_bank(features, metric, "float32", device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for query in queries.to(device):
+            assert bank.search(query[None], 33)[1].tolist() == [list(range(33))]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_order_by_distance_and_not_by_its_square(device):
+    # sqrt(2^52 + 1) is 2^26 in float64.
+    bank = make_bank(torch.tensor([[2.0**26, 1.0], [2.0**26, 0.0]]), "euclidean", device=device)
+    distances, rows = bank.search(torch.zeros(1, 2, device=device), 2)
+    assert distances.tolist() == [[2.0**26, 2.0**26]]
+    assert rows.tolist() == [[0, 1]]
+
+
 @each_backend
 def test_parallel_rows_tie_by_cosine(device, backend):
     # Multiples of one vector round differently in float32 and in float64; they must tie all the same.
@@ -421,6 +445,20 @@ def test_leave_one_out_at_any_scale(device, metric, backend, scale):
     assert bank.search(features.to(device), 9, own)[1].tolist() == rows.tolist()
 
 
+@each_backend
+@both_metrics
+@pytest.mark.parametrize("rows", [2, 9])
+def test_a_row_does_not_vote_for_itself_where_arithmetic_overflows(device, metric, backend, rows):
+    # All but the first have one label, so that nobody need know which of them are nearest.
+    features = 1e38 * torch.rand(rows, 3, generator=torch.Generator().manual_seed(29))
+    labels, ids = (torch.arange(rows) > 0).long(), torch.arange(rows)
+    bank = MemoryBank(features, labels, ids, 2, metric, backend).to(device)
+    queries, own = features.to(device), ids.to(device)
+    everyone_else = [[0, rows - 1]] + [[1, rows - 2]] * (rows - 1)
+    assert bank.votes(queries, rows - 1, own).tolist() == everyone_else
+    assert bank.leave_one_out_votes(rows - 1).tolist() == everyone_else
+
+
 @both_metrics
 @pytest.mark.parametrize("leave_out", [False, True])
 @pytest.mark.parametrize("noise", ["random", "against the order"])
@@ -520,6 +558,41 @@ def test_bounds_hold_what_a_scan_finds_and_what_it_does_not(device, metric, back
         assert all(len(set(rows)) == n for rows in found.indices.tolist())
 
 
+@each_backend
+@both_metrics
+def test_bounds_hold_for_a_query_of_zeros(device, metric, backend):
+    features = torch.randn(60, 5, generator=torch.Generator().manual_seed(31))
+    true = torch.zeros(60) if metric == "cosine" else -features.double().square().sum(1)
+    found = make_bank(features, metric, backend, device)._scanner()(torch.zeros(1, 5, device=device), 20)
+    of_found = true[found.indices.cpu()]
+    assert (found.lower.cpu() <= of_found).all()
+    assert (of_found <= found.upper.cpu()).all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "rectified", "outlier", "one and tiny ones", "negative", "constant"]
+)
+def test_residuals_hold_what_codes_lose(device, precision, kind):
+    rows = torch.randn(5, 2**14, generator=torch.Generator().manual_seed(32))
+    if kind == "rectified":
+        rows = rows.relu()
+    if kind == "outlier":
+        rows[:, 0] = 1e6
+    if kind == "one and tiny ones":  # a level is 1: each of these is lost, and float32 forgets it beside 128
+        rows = torch.full_like(rows, 2.0**-18)
+        rows[:, 0] = 255
+    if kind == "negative":
+        rows = -rows.abs()
+    if kind == "constant":
+        rows[:] = 1 / 3
+    norms = rows.double().norm(dim=1).to(device)
+    found = codes.encode(rows.to(device), norms, precision)
+    decoded = found.scale[:, None] * (found.values[:].double() - found.zero[:, None])
+    assert ((decoded.cpu() - rows.double()).norm(dim=1) <= found.residual.cpu()).all()
+    assert (found.sums == (found.values[:].sum(1) if precision == "int8" else 0)).all()
+
+
 @pytest.mark.parametrize(("precision", "widest"), [("int8", 0.04), ("bfloat16", 0.04), ("float32", 0.0005)])
 def test_bounds_are_not_so_loose_as_to_be_useless(device, precision, widest):
     # 256 levels cost a vector of equally spread features some 1 / (255 sqrt(12) / sqrt(3)) of its length.
@@ -556,15 +629,15 @@ def test_bounded_similarities_hold_the_exact_ones(device, metric, kind):
     rows[4] = False  # a query of no pair
     norms = features.double().norm(dim=1)
     true = true_similarities(queries, features, metric)[rows]
-    arguments = queries.to(device), features.to(device), norms.to(device), metric
-    pairs = [part.to(device) for part in rows.nonzero(as_tuple=True)]
-    lower, upper = (bound.cpu() for bound in exact.bounded_similarities(*arguments, *pairs))
+    both = queries.to(device), features.to(device)
+    pairs = metric, *(part.to(device) for part in rows.nonzero(as_tuple=True))
+    lower, upper = (bound.cpu() for bound in exact.bounded_similarities(*both, norms.to(device), *pairs))
     assert (lower <= true).all()
     assert (true <= upper).all()
     if kind != "scaled":
         size = 1 if metric == "cosine" else queries.norm(dim=1).max() * norms.max()
         assert (upper - lower).max() < 6e-4 * size
-    in_float64 = exact.exact_similarities(*arguments, *pairs).cpu()
+    in_float64 = exact.exact_similarities(*both, *pairs).cpu()
     torch.testing.assert_close(in_float64, true, rtol=1e-12, atol=1e-12)
 
 
@@ -615,8 +688,10 @@ def test_int8_has_a_greatest_width(monkeypatch):
 
 
 def test_int8_products_are_exact_at_their_greatest_width(device):
-    values = torch.full((17, 2**16), -128, dtype=torch.int8, device=device)
-    assert (codes.products(values, values) == 2**30).all()
+    # Processors without an instruction for int8 sum pairs of products in 16 bits, which 127 x 127 overflows.
+    extremes = torch.tensor([127, -128], dtype=torch.int8, device=device).repeat(9)[:, None]
+    values = extremes.expand(18, 2**16).contiguous()
+    assert torch.equal(codes.products(values, values), 2**16 * extremes.int() * extremes.int().T)
 
 
 def test_the_fastest_precision_is_one_of_them(device):
@@ -673,6 +748,15 @@ def test_leaving_one_out_leaves_one_row_fewer():
         bank.search(torch.ones(1, 2), 8, own)
 
 
+def test_leaving_one_out_leaves_out_all_rows_of_an_image():
+    bank = make_bank(torch.eye(5), "euclidean", ids=torch.tensor([3, 1, 3, 3, 2]))
+    own = torch.tensor([3, 1])
+    assert bank.search(torch.eye(5)[:2], 2, own)[1].tolist() == [[1, 4], [0, 2]]
+    for refused in (lambda: bank.votes(torch.eye(5)[:2], 3, own), lambda: bank.leave_one_out_votes(3)):
+        with pytest.raises(ValueError, match=r"\[1, 2\] \(the bank's rows less the image's own\), but got 3"):
+            refused()
+
+
 @both_metrics
 def test_no_queries(device, metric):
     bank = make_bank(torch.ones(8, 2), metric, device=device)
@@ -700,11 +784,17 @@ def test_queries_of_another_shape(shape):
 
 @pytest.mark.parametrize(
     ("features", "labels", "ids"),
-    [((4, 2), 3, 4), ((4, 2), 4, 5), ((4,), 4, 4), ((0, 2), 0, 0), ((4, 2, 1), 4, 4)],
+    [((4, 2), 3, 4), ((4, 2), 4, 5), ((4,), 4, 4), ((0, 2), 0, 0), ((4, 2, 1), 4, 4), ((4, 0), 4, 4)],
 )
 def test_shapes_that_disagree(features, labels, ids):
-    with pytest.raises(ValueError, match="Expected at least one row of features"):
+    with pytest.raises(ValueError, match="Expected at least one row and column of features"):
         MemoryBank(torch.ones(features), torch.zeros(labels).long(), torch.zeros(ids).long(), 2)
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_labels_beyond_the_classes(wrong):
+    with pytest.raises(ValueError, match=rf"labels in \[0, 4\], but got {min(wrong, 0)} to {max(wrong, 4)}"):
+        MemoryBank(torch.ones(3, 2), torch.tensor([0, 4, wrong]), torch.arange(3), 5)
 
 
 def test_unknown_metric_or_backend_lists_the_known_ones():

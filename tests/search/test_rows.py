@@ -74,10 +74,34 @@ def test_votes_from_disk_are_those_from_memory(tmp_path, device, backend, metric
 
 def test_faiss_wants_its_bank_in_memory(tmp_path):
     pytest.importorskip("faiss")
+    rows, labels, ids = torch.ones(9, 3), torch.zeros(9).long(), torch.arange(9)
     with pytest.raises(ValueError, match="a bank in memory for `backend='faiss'`"):
-        MemoryBank(
-            stored(torch.ones(9, 3), tmp_path), torch.zeros(9).long(), torch.arange(9), 2, "cosine", "faiss"
-        )
+        MemoryBank(stored(rows, tmp_path), labels, ids, 2, "cosine", "faiss")
+
+
+@pytest.mark.parametrize(
+    ("backend", "error"),
+    [
+        ("faiss", "a bank in memory for `backend='faiss'`"),
+        ("int8", "at most 5 features for `backend='int8'`"),
+    ],
+)
+def test_what_no_backend_can_do_is_refused_at_the_first_batch(tmp_path, monkeypatch, backend, error):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    monkeypatch.setattr("lightning_advknn.search.rows._WORKING", 0)
+    monkeypatch.setattr("lightning_advknn.search.bank.WIDEST", 5)
+
+    class Loader:
+        dataset = range(100)
+
+        def __iter__(self):
+            yield Batch(torch.rand(4, 1, 28, 28), torch.zeros(4).long(), torch.arange(4))
+            pytest.fail("the first batch tells")
+
+    network = FeatureNetwork(LeNet5(), ["relu2"]).eval()
+    with pytest.raises(ValueError, match=error):
+        build_banks(network, Loader(), 2, backend=backend, memory_gib=60000 / 2**30, folder=tmp_path)
 
 
 def test_the_smallest_banks_stay_in_memory():
@@ -92,6 +116,20 @@ def test_the_smallest_banks_stay_in_memory():
         ValueError, match=r"`memory_gib` to be at least 0\.6\d to search .* 60000 rows .* but got 0\.25"
     ):
         in_memory(60000, widths, 0.25)
+
+
+def test_memory_counts_what_backends_keep_beside_the_rows():
+    # 60,000 rows of 1000 features: 240 MB, beside 671 for searches.
+    for backend, bytes_of_a_feature in (
+        ("float32", 4),
+        ("int8", 5),
+        ("bfloat16", 6),
+        ("auto", 6),
+        ("faiss", 12),
+    ):
+        gib = (671.09e6 + 60000 * (120 + 1000 * bytes_of_a_feature)) / 2**30
+        assert in_memory(60000, {"relu": 1000}, 1.001 * gib, backend) == {"relu"}
+        assert in_memory(60000, {"relu": 1000}, 0.999 * gib, backend) == set()
 
 
 def test_build_banks_keeps_what_fits_in_memory(tmp_path, monkeypatch):
