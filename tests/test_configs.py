@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import MNIST, SVHN, Digits, FashionMNIST
-from lightning_advknn.experiment import Experiment
+from lightning_advknn.experiment import Experiment, Grid, cells
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 
@@ -31,9 +31,21 @@ TRANSFER = ("digits", "mnist")  # the data sets with a transfer network: the pap
 COMMANDS = {
     "attack": "attack.py evaluate",
     "backbone": "train.py fit",
+    "cls_weight": "attack.py evaluate",
+    "eps": "attack.py evaluate",
+    "layers": "attack.py evaluate",
     "lenet": "train.py fit",
+    "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
     "transfer": "attack.py evaluate",
+}
+EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
+FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
+KINDS = {
+    "digits": EVERYWHERE | FIGURES | {"eps", "reproduce"},
+    "fashion_mnist": EVERYWHERE | {"eps"},
+    "mnist": EVERYWHERE | FIGURES,
+    "svhn": EVERYWHERE,
 }
 
 pytestmark = [
@@ -163,20 +175,19 @@ def test_a_header_says_what_a_configuration_is_for(config: Path) -> None:
         assert lines[0].startswith("python ")
         assert f"{script} {subcommand}" == COMMANDS[config.stem]
         assert (option, path) == ("--config", str(config))
+        part = config.stem in ("cls_weight", "eps", "layers") and "digits" not in str(config)
         assert rest == (
-            ["--model.init_args.backbone_checkpoint", "CHECKPOINT"] if config.stem == "surrogate" else []
+            ["--model.init_args.backbone_checkpoint", "CHECKPOINT"]
+            if config.stem == "surrogate"
+            else ["--images", "1000"] * part
         )
     else:
         assert config.stem in ("data", "network")
 
 
 def test_every_data_set_has_every_configuration() -> None:
-    kinds = ("attack", "backbone", "data", "lenet", "network", "surrogate", "transfer")
     assert [str(config) for config in CONFIGS] == [
-        f"configs/{data}/{kind}.yaml"
-        for data in SETS
-        for kind in kinds
-        if data in TRANSFER or kind not in ("lenet", "transfer")
+        f"configs/{data}/{kind}.yaml" for data, kinds in KINDS.items() for kind in sorted(kinds)
     ]
 
 
@@ -233,6 +244,32 @@ def test_transfer_configurations_reuse_the_main_experiment(data: str) -> None:
     ours = lenet["model"]["init_args"]["network"]["init_args"]
     theirs = yaml.safe_load((ROOT / "configs" / data / "network.yaml").read_text())["init_args"]
     assert all(ours[name] == theirs[name] for name in ("mean", "std", "num_classes"))
+
+
+@pytest.mark.parametrize("config", ["configs/reproduce.yaml", "configs/digits/reproduce.yaml"])
+def test_grids_share_what_their_parts_have_in_common(config: str) -> None:
+    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    assert (ROOT / config).read_text().startswith(f"# python attack.py reproduce --config {config}\n")
+    with at_home(ROOT):
+        options = parser.instantiate(parser.parse_args(["reproduce", f"--config={config}"])).reproduce
+        found = cells(Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__}))
+    main = {cell.data: cell.experiment for cell in found if cell.part == "tables"}
+    for cell in found:
+        ours, theirs = cell.experiment, main[cell.data]
+        assert Path(ours.backbone.config.absolute) == Path(theirs.backbone.config.absolute)
+        assert (ours.victim.layer, ours.label_source) == (theirs.victim.layer, theirs.label_source)
+        trainings = [(Path(t.config.absolute), t.overrides) for t in ours.surrogates.values()]
+        for name in ("dknnb", "dknnb_cl"):
+            shared = theirs.surrogates[name]
+            assert cell.part == "transfer" or (Path(shared.config.absolute), shared.overrides) in trainings
+        for attack in ours.attacks.values():
+            attack.bind()
+            assert attack.precision == theirs.attacks["bim"].precision
+    ks = {cell.experiment.victim.k for cell in found if cell.part == "neighbours"}
+    assert ks == ({5, 25, 75} if "digits" in config else {5, 25, 75, 150, 300})
+    weights = next(cell.experiment.surrogates for cell in found if cell.part == "cls_weight")
+    swept = [t.overrides.get("cls_weight", 0.3) for t in weights.values() if "cl_weight" not in t.overrides]
+    assert swept == [0.0, 0.1, 0.3, 1.0, 3.0]
 
 
 @pytest.mark.parametrize("data", SETS)
