@@ -19,6 +19,8 @@ from tests.test_attack_script import read, write_config
 
 REPOSITORY = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.xdist_group("reproduce")  # they share a grid that takes a while
+
 
 def write_grid(folder: Path, **parts: Any) -> Path:
     """A grid of small experiments on the embedded digits."""
