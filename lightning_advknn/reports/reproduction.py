@@ -9,8 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from lightning_advknn.data import MissingDataError
@@ -72,13 +70,10 @@ def plan(grid: Grid, only: Sequence[str] = ()) -> list[Task]:
 
 def show(tasks: Sequence[Task]) -> None:
     """Print each cell, what there is of it and what runs it alone."""
-    table = Table("cell", "state", "command", box=None)
     for task in tasks:
-        table.add_row(task.cell.name, task.state, task.cell.command)
-    console = Console()
-    console.print(table)
+        sys.stdout.write(f"{task.state:<12} {task.cell.name}\n             {task.cell.command}\n")
     for data, note in {task.cell.data: task.missing for task in tasks if task.missing}.items():
-        console.print(f"{data}: data missing. {note}")
+        sys.stdout.write(f"{data}: data missing. {note}\n")
 
 
 def reproduce(tasks: Sequence[Task]) -> None:
