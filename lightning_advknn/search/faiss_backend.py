@@ -1,5 +1,6 @@
 """faiss as a scan; the only file that imports faiss."""
 
+from functools import cache
 from importlib.metadata import distributions
 from typing import Any
 
@@ -63,6 +64,7 @@ class FaissScan:
         return best_of(self._index.ntotal, scores - error, scores + error, rows)
 
 
+@cache  # what is installed takes a while to read
 def import_faiss() -> Any:  # faiss ships no types
     """The faiss module; raises an ImportError if it is missing, unusable or installed twice."""
     installed = sorted(

@@ -51,17 +51,18 @@ def brute_force(queries, features, metric, k, own=None):
 
 def exact_rows(queries, features, metric, k):
     """The k nearest rows in exact rational arithmetic, for integer features."""
+    rows = [tuple(x) for x in features.int().tolist()]
     result = []
     for q in queries.int().tolist():
-        keys = []
-        for row, x in enumerate(features.int().tolist()):
+        keys = {}
+        for x in set(rows):
             if metric == "euclidean":
-                key = sum((a - b) ** 2 for a, b in zip(q, x, strict=True))
+                keys[x] = sum((a - b) ** 2 for a, b in zip(q, x, strict=True))
             else:  # cos grows as sign(q.x) (q.x)^2 / |x|^2 does
                 dot, square = sum(a * b for a, b in zip(q, x, strict=True)), sum(b * b for b in x)
-                key = -Fraction(dot * abs(dot), square) if square else Fraction(0)
-            keys.append((key, row))
-        result.append([row for _, row in sorted(keys)[:k]])
+                keys[x] = -Fraction(dot * abs(dot), square) if square else Fraction(0)
+        rank = {key: place for place, key in enumerate(sorted(set(keys.values())))}
+        result.append(sorted(range(len(rows)), key=lambda row: (rank[keys[rows[row]]], row))[:k])
     return result
 
 
@@ -807,6 +808,9 @@ def test_unknown_metric_or_backend_lists_the_known_ones():
 
 
 def test_two_faiss_distributions_are_an_error(monkeypatch):
+    monkeypatch.setattr(
+        faiss_backend, "import_faiss", faiss_backend.import_faiss.__wrapped__
+    )  # not the cache
     names = ("torch", "faiss-gpu", "Faiss-CPU", None)
     monkeypatch.setattr(
         faiss_backend, "distributions", lambda: [SimpleNamespace(name=name) for name in names]
@@ -825,6 +829,9 @@ def test_unusable_faiss_is_an_error_that_names_the_remedy(monkeypatch, error):
         return original(name, *args, **kwargs)
 
     original = __import__
+    monkeypatch.setattr(
+        faiss_backend, "import_faiss", faiss_backend.import_faiss.__wrapped__
+    )  # not the cache
     monkeypatch.setattr("builtins.__import__", broken)
     monkeypatch.setattr(faiss_backend, "distributions", list)
     with pytest.raises(ImportError, match=r"Expected a working faiss.*faiss-cpu.*backend='auto'"):
