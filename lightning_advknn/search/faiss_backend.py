@@ -29,6 +29,7 @@ class FaissScan:
         faiss = import_faiss()
         self.metric, self.device = metric, features.device
         self._reference = TorchScan(features, norms, metric, "float32")  # for what faiss cannot do
+        self._most = len(features)  # rows that faiss can find
         self._longest, self._shortest = norms.max(), torch.where(norms > 0, norms, torch.inf).min()
         rows = features
         if metric == "cosine":
@@ -39,10 +40,13 @@ class FaissScan:
         if features.is_cuda and getattr(faiss, "get_num_gpus", lambda: 0)():
             resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(resources, features.device.index or 0, self._index)
+            self._most = 2048
         self._index.add(rows.contiguous().cpu().numpy())
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
         """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
+        if n > self._most:
+            return self._reference(queries, n)
         found, indices = self._index.search(queries.contiguous().cpu().numpy(), n)
         rows = torch.from_numpy(indices).to(queries.device)
         if (rows < 0).any():  # faiss gives no row where a float32 score overflows

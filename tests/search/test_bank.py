@@ -720,6 +720,20 @@ def test_votes_look_no_closer_where_all_in_doubt_have_one_label(device, monkeypa
 
 
 @pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
+def test_faiss_is_asked_for_no_more_rows_than_it_can_find(device):
+    # On a GPU no more than 2048. Ties of three distinct rows widen the scan beyond.
+    features = torch.eye(3).repeat(200, 1)
+    bank = make_bank(features, "cosine", "faiss", device)
+    scan = bank._scanner()
+    original = scan._index.search
+    scan._index = SimpleNamespace(
+        ntotal=600, search=lambda queries, n: original(queries, n) if n <= 50 else None
+    )
+    scan._most = 50
+    check(bank, torch.eye(3), 9, *brute_force(torch.eye(3), features, "cosine", 9))
+
+
+@pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
 @both_metrics
 def test_backends_vote_alike(device, metric):
     generator = torch.Generator().manual_seed(16)
