@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_advknn.reports import findings
 from lightning_advknn.reports.credibility import distributions, filter_sentence
-from lightning_advknn.reports.differences import DEVIATIONS, differences_table
+from lightning_advknn.reports.differences import DEVIATIONS, differences_table, subset_sentences
 from lightning_advknn.reports.exhibits import Exhibits
 from lightning_advknn.reports.layout import Lines, Table, table1
 from lightning_advknn.reports.page import Block, Section, render_html, render_markdown
@@ -119,7 +119,8 @@ def _summary(found: Sequence[Results]) -> Section:
 def _differences(found: Sequence[Results]) -> Section:
     """Where ours and the paper's numbers differ."""
     table = differences_table(found)
-    return Section("differences", "Differences from the paper", [*([table] if table else []), DEVIATIONS])
+    blocks: list[Block] = [*([table] if table else []), *subset_sentences(found), DEVIATIONS]
+    return Section("differences", "Differences from the paper", blocks)
 
 
 def _provenance(found: Sequence[Results]) -> Section:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_advknn.reports import findings, paper
+from lightning_advknn.reports.differences import subset_sentences
 from lightning_advknn.reports.ranking import fit_sentence, fits, ranking, strongest_at, weight_sentence
 from lightning_advknn.reports.results import Results, load
 
@@ -189,3 +190,20 @@ def test_transfer(tmp_path: Path, folders: ModuleType) -> None:
     assert (fgsm.holds, bim.holds) == (True, False)
     assert "transfers better to LeNet5 than Origin" in fgsm.claim
     assert bim.detail == "DNN 47.46 to 47.55 %; kNN 47.46 to 40.00 %; DkNN 47.46 to 40.00 %"
+
+
+def test_parts_of_few_images_say_how_far_they_are_from_all(tmp_path: Path, folders: ModuleType) -> None:
+    # Seed 0 has both; of all, seed 1 would shift the mean by 10 points if it counted.
+    own = folders.settings("mnist")
+    folders.write_results(tmp_path / "mnist", own, lambda v, m, a, seed: 30.0 + 20 * seed, seeds=(0, 1))
+    few = lambda victim, method, attack, seed: {"fgsm": 27.5, "clean": 10.0}.get(attack, 30.0)  # noqa: E731
+    folders.write_results(tmp_path / "mnist/neighbours/k=75", own | {"images": 1000}, few)
+    other_k = folders.settings("mnist", k=5) | {"images": 1000}
+    folders.write_results(tmp_path / "mnist/neighbours/k=5", other_k, lambda v, m, a, s: 0.0)
+    plan = folders.plan_of(["mnist/tables", "mnist/neighbours/k=75", "mnist/neighbours/k=5"])
+    (sentence,) = subset_sentences(load(plan, tmp_path))
+    assert sentence.startswith("MNIST: parts that attack the first")
+    # Two victims, three methods, two attacks; clean images do not count, nor does another k.
+    assert "Of 12 cells" in sentence
+    assert sentence.endswith("kNN, Origin, FGSM: 27.50 % of them, 30.00 % of all.")
+    assert subset_sentences(load(folders.plan_of(["mnist/tables"]), tmp_path)) == []
