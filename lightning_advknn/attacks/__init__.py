@@ -1,7 +1,7 @@
-"""Attacks as plain functions: ``attack(logits_fn, images, labels, **settings) -> adversarial``."""
+"""Attacks as plain functions: ``attack(logits_fn, images, labels, **settings) -> adversarial``, or on a victim instead."""
 
 from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
 from lightning_advknn.attacks.precision import Precision
-from lightning_advknn.attacks.settings import Attack, AttackSettings
+from lightning_advknn.attacks.settings import Attack, AttackSettings, Target
 
-__all__ = ["Attack", "AttackSettings", "LogitsFn", "Precision", "bim", "fgsm"]
+__all__ = ["Attack", "AttackSettings", "LogitsFn", "Precision", "Target", "bim", "fgsm"]

@@ -1,5 +1,9 @@
-"""DkNNB, the paper's differentiable stand-in for a kNN."""
+"""DkNNB, the paper's differentiable stand-in for a kNN, on one layer or several."""
 
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_advknn.models.features import FeatureNetwork
@@ -36,3 +40,35 @@ class Surrogate(nn.Module):
         """Logits of q(x), ``(B, C)``, for images in [0, 1]."""
         logits: Tensor = self.dknnb(self.backbone.features(images)[self.layer])
         return logits
+
+
+class JointSurrogate(nn.Module):
+    """Surrogates of several layers as one logits module: what DkNN's sum over layers (Eq. 4) looks like through them.
+
+    Args:
+        surrogates: One for each layer, all on the same backbone.
+
+    Raises:
+        ValueError: If there are none, two have one layer, or their backbones differ.
+    """
+
+    def __init__(self, surrogates: Sequence[Surrogate]) -> None:
+        super().__init__()
+        layers = [surrogate.layer for surrogate in surrogates]
+        networks = {id(surrogate.backbone.network) for surrogate in surrogates}
+        if not layers or len(set(layers)) < len(layers) or len(networks) > 1:
+            raise ValueError(
+                f"Expected surrogates of distinct layers of one backbone, but got layers {layers} of"
+                f" {len(networks)} backbones."
+            )
+        self.backbone = FeatureNetwork(surrogates[0].backbone.network, layers)
+        self.heads = nn.ModuleList(surrogate.dknnb for surrogate in surrogates)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` whose softmax is the mean of the layers' q(x), for images in [0, 1]."""
+        features = self.backbone.features(images)
+        log_q = [
+            F.log_softmax(head(features[layer]), dim=1)
+            for layer, head in zip(self.backbone.layers, self.heads, strict=True)
+        ]
+        return torch.stack(log_q).logsumexp(0)  # the mean's factor 1 / L shifts all alike

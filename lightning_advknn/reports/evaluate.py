@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     clean: dict[str, Rows] = {}
     last: dict[str, Rows] = {}  # of the last method, which is pictured
     metrics, credibility = {}, {}
-    for method, attack in product(run.methods, (None, *experiment.attacks)):
+    for method, attack in run.attacks:
         rows = _rows(run, method, attack)
         table2 += table2_records(run.data.name, experiment, method, attack, rows)
         name = f"{method}/{attack or 'clean'}"
@@ -140,7 +139,7 @@ def _transferred(run: ExperimentRun) -> list[Record]:
     """Table 3: the transfer networks on what was made for the attacked one."""
     records = []
     for network, victims in run.transfers.items():
-        for method, attack in ((ORIGIN, None), *product(run.methods, run.experiment.attacks)):
+        for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
             rows = _rows(run, method, attack, network)
             records += table3_records(run.data.name, run.experiment, network, method, attack, rows)
         victims.free()

@@ -76,7 +76,7 @@ def telling_rows(rows: Rows, n: int) -> Sequence[int]:
 
 
 def _eps(experiment: Experiment, attack: str) -> float:
-    return experiment.attacks[attack].settings["eps"]
+    return float(experiment.attacks[attack].settings["eps"])
 
 
 def _pick(rows: Rows, positions: Sequence[int]) -> Rows:

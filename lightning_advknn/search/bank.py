@@ -88,6 +88,19 @@ class MemoryBank(nn.Module):
     def __len__(self) -> int:
         return len(self.features)
 
+    def of_class(self, label: int) -> tuple["MemoryBank", Tensor]:
+        """A bank of one class's rows alone, and which rows they are, int64 ``(n,)``.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        rows = (self.labels == label).nonzero().squeeze(1)
+        if not len(rows):
+            there = sorted(set(self.labels.tolist()))
+            raise ValueError(f"Expected the label of a class with rows, one of {there}, but got {label}.")
+        kept = self.features[rows], self.labels[rows], self.ids[rows]
+        return MemoryBank(*kept, self.num_classes, self.metric, self.backend), rows
+
     def check_k(self, k: int, leave_one_out: bool = False) -> None:
         """Raise a ValueError unless the bank has k rows to vote."""
         rows = len(self) - (self._most_of_one if leave_one_out else 0)
