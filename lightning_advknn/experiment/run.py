@@ -192,7 +192,8 @@ class ExperimentRun:
     def logits_fn(self, method: str) -> FeatureNetwork | Surrogate | JointSurrogate:
         """What attacks on a method differentiate."""
         if method in self.experiment.joint:
-            return JointSurrogate([self.surrogates[part] for part in self.experiment.joint[method]])
+            parts = [self.surrogates[part] for part in self.experiment.joint[method]]
+            return JointSurrogate(self.backbone.network, {part.layer: part.dknnb for part in parts})
         return self.backbone if method == ORIGIN else self.surrogates[method]
 
     def victim(self, name: str) -> DkNNClassifier:

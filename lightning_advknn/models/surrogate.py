@@ -1,6 +1,6 @@
 """DkNNB, the paper's differentiable stand-in for a kNN, on one layer or several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -46,29 +46,20 @@ class JointSurrogate(nn.Module):
     """Surrogates of several layers as one logits module: what DkNN's sum over layers (Eq. 4) looks like through them.
 
     Args:
-        surrogates: One for each layer, all on the same backbone.
-
-    Raises:
-        ValueError: If there are none, two have one layer, or their backbones differ.
+        network: The victim's backbone.
+        dknnbs: The trained block of each layer, by the layer's name.
     """
 
-    def __init__(self, surrogates: Sequence[Surrogate]) -> None:
+    def __init__(self, network: nn.Module, dknnbs: Mapping[str, DkNNB]) -> None:
         super().__init__()
-        layers = [surrogate.layer for surrogate in surrogates]
-        networks = {id(surrogate.backbone.network) for surrogate in surrogates}
-        if not layers or len(set(layers)) < len(layers) or len(networks) > 1:
-            raise ValueError(
-                f"Expected surrogates of distinct layers of one backbone, but got layers {layers} of"
-                f" {len(networks)} backbones."
-            )
-        self.backbone = FeatureNetwork(surrogates[0].backbone.network, layers)
-        self.heads = nn.ModuleList(surrogate.dknnb for surrogate in surrogates)
+        self.backbone = FeatureNetwork(network, list(dknnbs))
+        self.dknnbs = nn.ModuleList(dknnbs.values())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` whose softmax is the mean of the layers' q(x), for images in [0, 1]."""
         features = self.backbone.features(images)
         log_q = [
-            F.log_softmax(head(features[layer]), dim=1)
-            for layer, head in zip(self.backbone.layers, self.heads, strict=True)
+            F.log_softmax(dknnb(features[layer]), dim=1)
+            for layer, dknnb in zip(self.backbone.layers, self.dknnbs, strict=True)
         ]
         return torch.stack(log_q).logsumexp(0)  # the mean's factor 1 / L shifts all alike
