@@ -1,7 +1,19 @@
 """Attacks as plain functions: ``attack(logits_fn, images, labels, **settings) -> adversarial``, or on a victim instead."""
 
 from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
+from lightning_advknn.attacks.minimum_norm import minimum_norm
 from lightning_advknn.attacks.precision import Precision
 from lightning_advknn.attacks.settings import Attack, AttackSettings, Target
+from lightning_advknn.attacks.vote_ascent import vote_ascent
 
-__all__ = ["Attack", "AttackSettings", "LogitsFn", "Precision", "Target", "bim", "fgsm"]
+__all__ = [
+    "Attack",
+    "AttackSettings",
+    "LogitsFn",
+    "Precision",
+    "Target",
+    "bim",
+    "fgsm",
+    "minimum_norm",
+    "vote_ascent",
+]

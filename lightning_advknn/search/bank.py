@@ -6,10 +6,12 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn.functional import count_votes
+from lightning_advknn.search.bounds import inverse
 from lightning_advknn.search.codes import WIDEST, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
 from lightning_advknn.search.rows import Rows
@@ -133,6 +135,54 @@ class MemoryBank(nn.Module):
         return count_votes(self.labels[indices], self.num_classes)
 
     @torch.no_grad()
+    def nearby(self, queries: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The n nearest rows or nearly so, most similar first: much cheaper than `search`, for what only seeks a direction.
+
+        Similarities are those of the scan: off by what its precision loses, so neighbours close to the n-th may be missing
+        and close ones may be in another order.
+
+        Args:
+            queries: Raw activations, float32 ``(B, D)``.
+            n: Number of rows.
+
+        Returns:
+            Similarities float64 ``(B, n)``, which are cosines or minus squared distances, and bank rows int64 ``(B, n)``.
+
+        Raises:
+            ValueError: If n exceeds the rows, or the queries have another width or are not finite.
+        """
+        self._check_queries(queries, n, leave_one_out=False)
+        similarities, indices = [], []
+        for chunk in torch.split(queries, self._at_once):
+            found = self._scanner()(chunk, n)
+            middle = ((found.lower + found.upper) / 2).nan_to_num(0.0)  # where arithmetic overflowed
+            middle, order = middle.sort(dim=1, descending=True, stable=True)
+            similarities.append(middle)
+            indices.append(found.indices.gather(1, order))
+        return torch.cat(similarities), torch.cat(indices)
+
+    @torch.no_grad()
+    def combine(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums of bank rows, of unit length where the metric is cosine.
+
+        Args:
+            rows: int64 ``(B, n)``.
+            weights: float64 ``(B, n)``.
+
+        Returns:
+            float32 ``(B, D)``.
+        """
+        if self.metric == "cosine":
+            weights = weights * inverse(self.norms)[rows]
+        weights = weights.to(torch.float32)
+        if isinstance(self.features, Tensor):  # read where they lie
+            return F.embedding_bag(rows, self.features, mode="sum", per_sample_weights=weights)
+        sums = torch.empty(len(rows), self.features.shape[1], device=rows.device)
+        for i, each in enumerate(rows):
+            sums[i] = weights[i] @ self.features[each]
+        return sums
+
+    @torch.no_grad()
     def leave_one_out_votes(self, k: int) -> Tensor:
         """Votes on each of the bank's own rows without itself, int64 ``(M, C)``; as ``votes(features, k, ids)``, but faster.
 
@@ -155,10 +205,8 @@ class MemoryBank(nn.Module):
             votes[rows] = count_votes(self.labels[indices], self.num_classes)
         return votes
 
-    def _nearest(
-        self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
-    ) -> tuple[Tensor, Tensor]:
-        self.check_k(k, leave_one_out=own_ids is not None)
+    def _check_queries(self, queries: Tensor, k: int, leave_one_out: bool) -> None:
+        self.check_k(k, leave_one_out)
         width = self.features.shape[1]
         if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
             raise ValueError(
@@ -169,6 +217,11 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
             )
+
+    def _nearest(
+        self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
+    ) -> tuple[Tensor, Tensor]:
+        self._check_queries(queries, k, leave_one_out=own_ids is not None)
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         at_once = self._at_once

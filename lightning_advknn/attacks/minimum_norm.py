@@ -1,0 +1,164 @@
+"""Our minimum-norm attack on kNN and DkNN: along the surrogate to the boundary, then along it by the real neighbours."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.attacks.arguments import check_arguments
+from lightning_advknn.attacks.balls import Norm, check_norm, heading, length, onto_sphere, per_image
+from lightning_advknn.attacks.gradient_sign import LogitsFn
+from lightning_advknn.attacks.neighbours import (
+    ascend_votes,
+    check_neighbours,
+    find_neighbours,
+    vote_directions,
+)
+from lightning_advknn.classifiers import DkNNClassifier
+
+_SURROGATE_SHRINK = (0.2, 0.02)  # of the radius a step, first and last, while only the surrogate is asked
+_SHRINK = (0.05, 0.005)  # the same once the victim is
+_STEP = (0.5, 0.02)  # length of a step, as a share of the radius, first and last
+_FARTHEST, _HALVINGS = 3.0, 6  # how much farther than the surrogate's boundary the victim's is looked for
+
+
+def minimum_norm(
+    victim: DkNNClassifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    surrogate: LogitsFn,
+    norm: Norm = "l2",
+    surrogate_steps: int = 40,
+    steps: int = 60,
+    neighbours: int = 150,
+    temperature: float = 0.25,
+    surrogate_share: float = 0.2,
+    batch_size: int = 64,
+) -> Tensor:
+    """The smallest perturbation that the real victim falls for.
+
+    As DDN (Rony et al., arXiv 1811.09600), whose radius shrinks after each success and grows after each failure while
+    the perturbation turns along the gradient. First the surrogate stands in for the victim; the perturbation is
+    then lengthened until the victim itself is fooled; from there on the victim decides on success, and the gradient is
+    that of its own soft votes at the current image (`neighbours`) with some of the surrogate's.
+
+    Args:
+        victim: kNN or DkNN.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to leave, int64 ``(B,)``.
+        surrogate: Differentiable logits that imitate the victim.
+        norm: What is to be small: ``l2`` or ``linf``.
+        surrogate_steps: Steps without the victim.
+        steps: Steps with it; each asks it once.
+        neighbours: Rows of each layer that soft votes count, more than k.
+        temperature: Of soft votes, see `vote_directions`.
+        surrogate_share: Of the surrogate in the gradient, in [0, 1].
+        batch_size: Images differentiated at once.
+
+    Returns:
+        Adversarial images, same shape and dtype, in [0, 1]: of those that fooled the victim the nearest, else the last.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    check_arguments(
+        images, labels, ("surrogate_steps", "steps"), surrogate_steps=surrogate_steps, steps=steps
+    )
+    check_norm(norm)
+    check_neighbours(victim, neighbours, temperature, surrogate_share)
+    if not len(images):
+        return images
+
+    def by_surrogate(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits = torch.cat([surrogate(part) for part in torch.split(adversarial, batch_size)])
+        targets = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        direction = ascend_votes(victim, adversarial, {}, surrogate, targets, labels, 1.0, batch_size)
+        return logits.argmax(1) != labels, direction
+
+    def by_victim(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        found = find_neighbours(victim, adversarial, neighbours)
+        with torch.no_grad():
+            logits = torch.cat([surrogate(part) for part in torch.split(adversarial, batch_size)])
+        targets = found.runner_up(labels, logits)
+        directions = vote_directions(victim, found, targets, labels, temperature)
+        direction = ascend_votes(
+            victim, adversarial, directions, surrogate, targets, labels, surrogate_share, batch_size
+        )
+        return found.fooled(labels), direction
+
+    def fooled(adversarial: Tensor) -> Tensor:
+        return find_neighbours(victim, adversarial, victim.k + 1).fooled(labels)
+
+    with torch.inference_mode(False):
+        images, labels = images.detach().clone(), labels.clone()
+        start = torch.zeros_like(images)
+        near = _descend(images, start, by_surrogate, surrogate_steps, norm, _SURROGATE_SHRINK)
+        reached = _reach(images, near - images, fooled)
+        found = _descend(images, reached - images, by_victim, steps, norm, _SHRINK)
+        right = victim(images) == labels
+        return torch.where(per_image(right, images), _confirm(images, found, labels, victim), images)
+
+
+def _descend(
+    images: Tensor,
+    start: Tensor,
+    look: Callable[[Tensor], tuple[Tensor, Tensor]],
+    steps: int,
+    norm: Norm,
+    shrink: tuple[float, float],
+) -> Tensor:
+    """The nearest of the images tried that are successes; the last, where none is.
+
+    Args:
+        images: Clean, ``(B, ...)``.
+        start: First perturbation; where it is zero the radius starts at 1 (L2) or .1 (Linf).
+        look: Tells of images ``(B, ...)`` which are successes, bool ``(B,)``, and which way to go.
+        steps: Number of steps.
+        norm: Of perturbations.
+        shrink: By which share the radius changes in a step, first and last.
+    """
+    perturbation, best = start, torch.full((len(images),), torch.inf, device=images.device)
+    found, radius = images + start, length(start, norm)
+    radius = torch.where(radius > 0, radius, 1.0 if norm == "l2" else 0.1)
+    for step in range(steps + 1):
+        adversarial = images + perturbation
+        success, direction = look(adversarial)
+        size = length(perturbation, norm)
+        better = success & (size < best)
+        best = torch.where(better, size, best)
+        found = torch.where(per_image(better | best.isinf(), images), adversarial, found)
+        if step == steps:
+            break
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
+        change, stride = (last + (first - last) * cosine for first, last in (shrink, _STEP))
+        radius = torch.where(success, torch.minimum(radius, best) * (1 - change), radius * (1 + change))
+        radius = torch.minimum(radius, best * (1 - shrink[1]))
+        moved = perturbation + per_image(radius * stride, images) * heading(direction, norm)
+        perturbation = (images + onto_sphere(moved, radius, norm)).clamp(0, 1) - images
+    return found
+
+
+def _reach(images: Tensor, perturbation: Tensor, fooled: Callable[[Tensor], Tensor]) -> Tensor:
+    """Along a perturbation, about the first image that fools the victim; the farthest, where none does."""
+    low = torch.zeros(len(images), device=images.device)
+    high = torch.full_like(low, _FARTHEST)
+    scale = torch.ones_like(low)
+    for _ in range(_HALVINGS):
+        success = fooled((images + per_image(scale, images) * perturbation).clamp(0, 1))
+        high, low = torch.where(success, scale, high), torch.where(success, low, scale)
+        scale = (low + high) / 2
+    return (images + per_image(high, images) * perturbation).clamp(0, 1)
+
+
+def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNNClassifier) -> Tensor:
+    """Lengthen what fools the scan, but not the victim itself, by half a percent at a time."""
+    for _ in range(8):
+        fooled = victim(found) != labels
+        if fooled.all():
+            break
+        farther = (images + 1.005 * (found - images)).clamp(0, 1)
+        found = torch.where(per_image(fooled, images), found, farther)
+    return found
