@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,6 +17,7 @@ from lightning_advknn.search.codes import WIDEST, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
 from lightning_advknn.search.rows import Rows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan
+from lightning_advknn.search.settle import settle
 from lightning_advknn.search.symmetric import candidates_of_all
 
 if TYPE_CHECKING:
@@ -253,8 +255,12 @@ class MemoryBank(nn.Module):
             left = []
             for some in torch.split(todo, at_once):
                 own = None if own_ids is None else own_ids[some]
-                candidates = found or scan(queries[some], n)
-                best, rows, certain = self._settle(queries[some], candidates, k, own, in_order)
+                candidates = (found or scan(queries[some], n)).by_row()
+                if own is not None:
+                    candidates = candidates.without(self.ids[candidates.indices] == own[:, None])
+                looks = partial(self._bounded, queries[some]), partial(self._exact, queries[some])
+                labels = self.labels[candidates.indices]
+                best, rows, certain = settle(candidates, None if in_order else labels, k, *looks)
                 similarities[some[certain]], indices[some[certain]] = best[certain], rows[certain]
                 left.append(some[~certain])
             todo = torch.cat(left)
@@ -265,50 +271,6 @@ class MemoryBank(nn.Module):
     def _candidates(self, k: int, leave_one_out: bool) -> int:
         low_precision = self._scanner().precision != "float32"
         return min(len(self), (3 * k if low_precision else k) + _MARGIN + leave_one_out)
-
-    def _settle(
-        self, queries: Tensor, found: Candidates, k: int, own_ids: Tensor | None, in_order: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarities and rows of the k best candidates, ``(B, k)``, and whether they are surely the k nearest, ``(B,)``.
-
-        Candidates in doubt are looked at ever more closely: those that seem nearest, then all that could still be,
-        then in float64. Unless the order is asked for, only their labels matter, and none need be looked at where all that are
-        in doubt have the same.
-        """
-        indices, by_row = found.indices.sort(dim=1)  # so that a stable sort breaks ties by bank row
-        lower, upper = found.lower.gather(1, by_row), found.upper.gather(1, by_row)  # (B, n)
-        if own_ids is not None:
-            own = self.ids[indices] == own_ids[:, None]
-            lower, upper = lower.masked_fill(own, -torch.inf), upper.masked_fill(own, -torch.inf)
-        labels = self.labels[indices]
-        complete = found.unseen.isneginf()
-        seen = torch.zeros_like(lower, dtype=torch.bool)  # by `_bounded`
-        for look, only_nearest in ((self._bounded, True), (self._bounded, False), (self._exact, False)):
-            kth = _largest(lower, k)
-            certain = (found.unseen < kth) | complete
-            doubtful = (upper >= kth) & (lower < upper)
-            if not in_order:
-                doubtful &= lower <= _largest(upper, k + 1)
-                lowest = labels.where(doubtful, self.num_classes).amin(1, keepdim=True)
-                one_label = lowest >= labels.where(doubtful, -1).amax(1, keepdim=True)
-                # Of rows without a lower bound, those that do not count look like the others.
-                doubtful &= ~(certain & one_label & (kth > -torch.inf))
-            if not doubtful.any():
-                break
-            if only_nearest:
-                doubtful &= upper >= _largest(upper, k)
-            else:
-                doubtful &= certain  # the others are scanned again
-            if look == self._bounded:
-                doubtful &= ~seen
-                seen |= doubtful
-            pairs = doubtful.nonzero(as_tuple=True)
-            if len(pairs[0]):
-                lower[pairs], upper[pairs] = look(queries, pairs[0], indices[pairs])
-        kth = _largest(lower, k)
-        certain = ((found.unseen < kth) | complete).squeeze(1)
-        order = lower.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return lower.gather(1, order), indices.gather(1, order), certain
 
     def _bounded(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
         return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
@@ -371,10 +333,3 @@ def _check(features: Rows, labels: Tensor, ids: Tensor, num_classes: int, metric
         raise ValueError(
             f"Expected labels in [0, {num_classes - 1}], but got {labels.min()} to {labels.max()}. Check `num_classes`."
         )
-
-
-def _largest(values: Tensor, n: int) -> Tensor:
-    """The n-th largest of each row, ``(B, 1)``; less than any if there are fewer."""
-    if n > values.shape[1]:
-        return torch.full_like(values[:, :1], -torch.inf)
-    return values.topk(n).values[:, -1:]
