@@ -10,12 +10,16 @@ from lightning_advknn.attacks.arguments import check_arguments
 from lightning_advknn.attacks.balls import Norm, check_norm, heading, length, onto_sphere, per_image
 from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.neighbours import (
+    ascend_margin,
     ascend_votes,
     check_neighbours,
     find_neighbours,
     vote_directions,
 )
 from lightning_advknn.classifiers import DkNNClassifier
+
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Tells of images ``(B, ...)`` which are successes, bool ``(B,)``, and which way to go, unit steps ``(B, ...)``."""
 
 _SURROGATE_SHRINK = (0.2, 0.02)  # of the radius a step, first and last, while only the surrogate is asked
 _SHRINK = (0.05, 0.005)  # the same once the victim is
@@ -30,19 +34,19 @@ def minimum_norm(
     *,
     surrogate: LogitsFn,
     norm: Norm = "l2",
+    classes: int = 3,
     surrogate_steps: int = 40,
     steps: int = 60,
     neighbours: int = 150,
     temperature: float = 0.25,
-    surrogate_share: float = 0.2,
     batch_size: int = 64,
 ) -> Tensor:
     """The smallest perturbation that the real victim falls for.
 
     As DDN (Rony et al., arXiv 1811.09600), whose radius shrinks after each success and grows after each failure while
-    the perturbation turns along the gradient. First the surrogate stands in for the victim; the perturbation is
-    then lengthened until the victim itself is fooled; from there on the victim decides on success, and the gradient is
-    that of its own soft votes at the current image (`neighbours`) with some of the surrogate's.
+    the perturbation turns along the gradient. First the surrogate stands in for the victim, once for each of the likeliest wrong
+    classes; each perturbation is then lengthened until the victim itself is fooled. From the nearest of these on the victim
+    decides on success, and the gradient is that of its own soft votes at the current image (`neighbours`).
 
     Args:
         victim: kNN or DkNN.
@@ -50,11 +54,11 @@ def minimum_norm(
         labels: Classes to leave, int64 ``(B,)``.
         surrogate: Differentiable logits that imitate the victim.
         norm: What is to be small: ``l2`` or ``linf``.
-        surrogate_steps: Steps without the victim.
+        classes: Wrong classes to try: those that the surrogate finds likeliest.
+        surrogate_steps: Steps to each of them without the victim.
         steps: Steps with it; each asks it once.
         neighbours: Rows of each layer that soft votes count, more than k.
         temperature: Of soft votes, see `vote_directions`.
-        surrogate_share: Of the surrogate in the gradient, in [0, 1].
         batch_size: Images differentiated at once.
 
     Returns:
@@ -64,40 +68,46 @@ def minimum_norm(
         ValueError: If an argument is out of range.
     """
     check_arguments(
-        images, labels, ("surrogate_steps", "steps"), surrogate_steps=surrogate_steps, steps=steps
-    )
+        images, labels, ("classes", "surrogate_steps", "steps"), classes=classes,
+        surrogate_steps=surrogate_steps, steps=steps,
+    )  # fmt: skip
     check_norm(norm)
-    check_neighbours(victim, neighbours, temperature, surrogate_share)
+    check_neighbours(victim, neighbours, temperature)
+    others = next(iter(victim.banks.values())).num_classes - 1
+    if not classes >= 1:
+        raise ValueError(f"Expected `classes` to be at least 1, but got {classes}.")
     if not len(images):
         return images
 
-    def by_surrogate(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_of(adversarial: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([surrogate(part) for part in torch.split(adversarial, batch_size)])
-        targets = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
-        direction = ascend_votes(victim, adversarial, {}, surrogate, targets, labels, 1.0, batch_size)
-        return logits.argmax(1) != labels, direction
+            return torch.cat([surrogate(part) for part in torch.split(adversarial, batch_size)])
+
+    def by_surrogate(targets: Tensor) -> Look:
+        def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+            direction = ascend_margin(surrogate, adversarial, targets, labels, batch_size)
+            return logits_of(adversarial).argmax(1) == targets, direction
+
+        return look
 
     def by_victim(adversarial: Tensor) -> tuple[Tensor, Tensor]:
         found = find_neighbours(victim, adversarial, neighbours)
-        with torch.no_grad():
-            logits = torch.cat([surrogate(part) for part in torch.split(adversarial, batch_size)])
-        targets = found.runner_up(labels, logits)
+        targets = found.runner_up(labels, logits_of(adversarial))
         directions = vote_directions(victim, found, targets, labels, temperature)
-        direction = ascend_votes(
-            victim, adversarial, directions, surrogate, targets, labels, surrogate_share, batch_size
-        )
-        return found.fooled(labels), direction
-
-    def fooled(adversarial: Tensor) -> Tensor:
-        return find_neighbours(victim, adversarial, victim.k + 1).fooled(labels)
+        return found.fooled(labels), ascend_votes(victim, adversarial, directions, batch_size)
 
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
-        start = torch.zeros_like(images)
-        near = _descend(images, start, by_surrogate, surrogate_steps, norm, _SURROGATE_SHRINK)
-        reached = _reach(images, near - images, fooled)
-        found = _descend(images, reached - images, by_victim, steps, norm, _SHRINK)
+        likeliest = logits_of(images).scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+        nearest, size = images, torch.full((len(images),), torch.inf, device=images.device)
+        for targets in likeliest[:, : min(classes, others)].T:
+            near = _descend(images, images, by_surrogate(targets), surrogate_steps, norm, _SURROGATE_SHRINK)
+            reached, fooled = _reach(victim, images, near, labels)
+            distance = length(reached - images, norm)
+            better = (fooled & (distance < size)) | (size.isinf() & ~fooled)
+            nearest = torch.where(per_image(better, images), reached, nearest)
+            size = torch.where(fooled, torch.minimum(size, distance), size)
+        found = _descend(images, nearest, by_victim, steps, norm, _SHRINK)
         right = victim(images) == labels
         return torch.where(per_image(right, images), _confirm(images, found, labels, victim), images)
 
@@ -105,7 +115,7 @@ def minimum_norm(
 def _descend(
     images: Tensor,
     start: Tensor,
-    look: Callable[[Tensor], tuple[Tensor, Tensor]],
+    look: Look,
     steps: int,
     norm: Norm,
     shrink: tuple[float, float],
@@ -114,14 +124,14 @@ def _descend(
 
     Args:
         images: Clean, ``(B, ...)``.
-        start: First perturbation; where it is zero the radius starts at 1 (L2) or .1 (Linf).
-        look: Tells of images ``(B, ...)`` which are successes, bool ``(B,)``, and which way to go.
+        start: First images tried; where they are the clean ones the radius starts at 1 (L2) or .1 (Linf).
+        look: What decides and steers.
         steps: Number of steps.
         norm: Of perturbations.
         shrink: By which share the radius changes in a step, first and last.
     """
-    perturbation, best = start, torch.full((len(images),), torch.inf, device=images.device)
-    found, radius = images + start, length(start, norm)
+    perturbation, best = start - images, torch.full((len(images),), torch.inf, device=images.device)
+    found, radius = start, length(perturbation, norm)
     radius = torch.where(radius > 0, radius, 1.0 if norm == "l2" else 0.1)
     for step in range(steps + 1):
         adversarial = images + perturbation
@@ -141,16 +151,17 @@ def _descend(
     return found
 
 
-def _reach(images: Tensor, perturbation: Tensor, fooled: Callable[[Tensor], Tensor]) -> Tensor:
-    """Along a perturbation, about the first image that fools the victim; the farthest, where none does."""
+def _reach(victim: DkNNClassifier, images: Tensor, near: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """From images towards others and beyond, about the first that fools the victim, and whether any does."""
     low = torch.zeros(len(images), device=images.device)
-    high = torch.full_like(low, _FARTHEST)
-    scale = torch.ones_like(low)
+    high, scale = torch.full_like(low, _FARTHEST), torch.ones_like(low)
+    fooled = torch.zeros_like(labels, dtype=torch.bool)
     for _ in range(_HALVINGS):
-        success = fooled((images + per_image(scale, images) * perturbation).clamp(0, 1))
+        moved = (images + per_image(scale, images) * (near - images)).clamp(0, 1)
+        success = find_neighbours(victim, moved, victim.k + 1).fooled(labels)
         high, low = torch.where(success, scale, high), torch.where(success, low, scale)
-        scale = (low + high) / 2
-    return (images + per_image(high, images) * perturbation).clamp(0, 1)
+        scale, fooled = (low + high) / 2, fooled | success
+    return (images + per_image(high, images) * (near - images)).clamp(0, 1), fooled
 
 
 def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNNClassifier) -> Tensor:

@@ -6,7 +6,7 @@ rows i, with s_i their similarity, eta halfway between the k-th and the next, an
 nearest spread. Hard votes are their limit for T to 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,20 +55,15 @@ class Neighbours:
         return votes.scatter(1, labels[:, None], -1.0).argmax(1)
 
 
-def check_neighbours(
-    victim: DkNNClassifier, neighbours: int, temperature: float, surrogate_share: float
-) -> None:
-    """Raise a ValueError unless more neighbours than vote are counted, and the other settings of soft votes make sense."""
+def check_neighbours(victim: DkNNClassifier, neighbours: int, temperature: float) -> None:
+    """Raise a ValueError unless more neighbours than vote are counted and the temperature is above 0."""
     rows = len(next(iter(victim.banks.values())))
     if not victim.k < neighbours <= rows:
         raise ValueError(
             f"Expected `neighbours` to be in [{victim.k + 1}, {rows}], more than vote, but got {neighbours}."
         )
-    if not (0 <= surrogate_share <= 1 and 0 < temperature < float("inf")):
-        raise ValueError(
-            "Expected `surrogate_share` to be in [0, 1] and `temperature` above 0 and finite, but got"
-            f" {surrogate_share} and {temperature}."
-        )
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"Expected `temperature` to be above 0 and finite, but got {temperature}.")
 
 
 def find_neighbours(victim: DkNNClassifier, images: Tensor, n: int) -> Neighbours:
@@ -119,54 +114,51 @@ def vote_directions(
     return directions
 
 
-def ascend_votes(
-    victim: DkNNClassifier,
-    images: Tensor,
-    directions: Mapping[str, Tensor],
-    surrogate: LogitsFn,
-    targets: Tensor,
-    labels: Tensor,
-    surrogate_share: float,
-    batch_size: int,
+def ascend_margin(
+    logits_fn: LogitsFn, images: Tensor, targets: Tensor, labels: Tensor, batch_size: int
 ) -> Tensor:
-    """Which way images win votes: the unit gradient of the victim's soft votes, mixed with a surrogate's of its margin.
+    """Which way images win logits for one class over another: unit gradients, zero where there are none.
 
     Args:
-        victim: Whose layers the directions are of.
+        logits_fn: Differentiable.
         images: float32 ``(B, ...)``.
-        directions: From `vote_directions`.
-        surrogate: Differentiable logits.
         targets: Class whose logit rises, int64 ``(B,)``.
-        labels: Class whose logit falls.
-        surrogate_share: Of the surrogate's unit gradient in the sum.
+        labels: Class whose logit falls, int64 ``(B,)``.
         batch_size: Images differentiated at once.
 
     Returns:
-        Of unit length, same shape as the images; zero where there is no gradient.
+        Of unit length, same shape as the images.
     """
+
+    def margin(leaf: Tensor, batch: Tensor) -> Tensor:
+        logits = logits_fn(leaf)
+        return logits.gather(1, targets[batch, None]).sum() - logits.gather(1, labels[batch, None]).sum()
+
+    return _unit_gradients(margin, images, batch_size)
+
+
+def ascend_votes(
+    victim: DkNNClassifier, images: Tensor, directions: Mapping[str, Tensor], batch_size: int
+) -> Tensor:
+    """The same for soft votes, along directions from `vote_directions`."""
+
+    def votes(leaf: Tensor, batch: Tensor) -> Tensor:
+        features = victim.network.features(leaf)
+        total = leaf.new_zeros(())
+        for layer, bank in victim.banks.items():
+            rows = F.normalize(features[layer], dim=1) if bank.metric == "cosine" else features[layer]
+            total = total + (rows * directions[layer][batch]).sum()
+        return total
+
+    return _unit_gradients(votes, images, batch_size)
+
+
+def _unit_gradients(objective: Callable[[Tensor, Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
+    """Of an objective of images and which of all they are."""
     parts = []
     for batch in torch.split(torch.arange(len(images), device=images.device), batch_size):
         leaf = images[batch].detach().requires_grad_()
         with torch.enable_grad():
-            margin = _margin(surrogate(leaf), targets[batch], labels[batch])
-            (gradient,) = torch.autograd.grad(margin, leaf)
-            step = surrogate_share * unit(gradient)
-            if surrogate_share < 1:
-                votes = _soft_votes(victim, leaf, {name: rows[batch] for name, rows in directions.items()})
-                (gradient,) = torch.autograd.grad(votes, leaf)
-                step = step + (1 - surrogate_share) * unit(gradient)
-        parts.append(unit(step))
+            (gradient,) = torch.autograd.grad(objective(leaf, batch), leaf)
+        parts.append(unit(gradient))
     return torch.cat(parts)
-
-
-def _margin(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).sum()
-
-
-def _soft_votes(victim: DkNNClassifier, images: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
-    features = victim.network.features(images)
-    total = images.new_zeros(())
-    for layer, bank in victim.banks.items():
-        rows = F.normalize(features[layer], dim=1) if bank.metric == "cosine" else features[layer]
-        total = total + (rows * directions[layer]).sum()
-    return total

@@ -9,6 +9,7 @@ from lightning_advknn.attacks.arguments import check_arguments
 from lightning_advknn.attacks.balls import Norm, check_norm, heading, into_ball, per_image
 from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.neighbours import (
+    ascend_margin,
     ascend_votes,
     check_neighbours,
     find_neighbours,
@@ -30,7 +31,7 @@ def vote_ascent(
     credible: bool = False,
     neighbours: int = 150,
     temperature: float = 0.25,
-    surrogate_share: float = 0.2,
+    surrogate_share: float = 0.5,
     batch_size: int = 64,
 ) -> Tensor:
     """Within a ball, win votes for the wrong class that has most.
@@ -64,7 +65,9 @@ def vote_ascent(
     """
     check_arguments(images, labels, ("steps",), eps=eps, steps=steps, step_size=step_size)
     check_norm(norm)
-    check_neighbours(victim, neighbours, temperature, surrogate_share)
+    if not 0 <= surrogate_share <= 1:
+        raise ValueError(f"Expected `surrogate_share` to be in [0, 1], but got {surrogate_share}.")
+    check_neighbours(victim, neighbours, temperature)
     if not len(images):
         return images
     with torch.inference_mode(False):
@@ -90,9 +93,8 @@ def vote_ascent(
                 logits = torch.cat([surrogate(part) for part in torch.split(now, batch_size)])
             targets = found.runner_up(own, logits)
             directions = vote_directions(victim, found, targets, None if credible else own, temperature)
-            direction = ascend_votes(
-                victim, now, directions, surrogate, targets, own, surrogate_share, batch_size
-            )
+            direction = (1 - surrogate_share) * ascend_votes(victim, now, directions, batch_size)
+            direction += surrogate_share * ascend_margin(surrogate, now, targets, own, batch_size)
             stride = eps * step_size * (0.55 + 0.45 * math.cos(math.pi * step / steps))
             moved = now - images[todo] + stride * heading(direction, norm)
             ball = into_ball(moved, torch.full((len(todo),), eps, device=images.device), norm)

@@ -179,8 +179,7 @@ def test_credible_errors_get_the_most_votes(device):
     [
         ({"neighbours": 1}, r"in \[2, 42\], more than vote, but got 1"),
         ({"neighbours": 43}, r"in \[2, 42\], more than vote, but got 43"),
-        ({"temperature": 0.0}, r"`temperature` above 0"),
-        ({"surrogate_share": 1.5}, r"`surrogate_share` to be in \[0, 1\]"),
+        ({"temperature": 0.0}, r"`temperature` to be above 0"),
         ({"norm": "l1"}, r"one of \('l2', 'linf'\), but got 'l1'"),
         ({"steps": 1.5}, r"`steps` to be a whole number"),
     ],
@@ -190,6 +189,22 @@ def test_bad_settings(device, attack, wrong, message):
     settings = {"surrogate": rightward, "neighbours": 42} | ({"eps": 0.1} if attack is vote_ascent else {})
     with pytest.raises(ValueError, match=message):
         attack(two_columns(device), images, labels, **settings | wrong)
+
+
+def test_bad_settings_of_one_alone(device):
+    images, labels, _ = queries(device)
+    with pytest.raises(ValueError, match=r"`surrogate_share` to be in \[0, 1\], but got 1.5"):
+        vote_ascent(
+            two_columns(device),
+            images,
+            labels,
+            surrogate=rightward,
+            eps=0.1,
+            neighbours=42,
+            surrogate_share=1.5,
+        )
+    with pytest.raises(ValueError, match=r"`classes` to be at least 1, but got 0"):
+        minimum_norm(two_columns(device), images, labels, surrogate=rightward, neighbours=42, classes=0)
 
 
 @pytest.mark.parametrize("attack", [minimum_norm, vote_ascent])
