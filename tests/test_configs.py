@@ -1,6 +1,7 @@
 """Every YAML under configs/ does what its header says, on tiny files in the official formats."""
 
 import csv
+import json
 import runpy
 import shlex
 import shutil
@@ -35,6 +36,7 @@ COMMANDS = {
     "eps": "attack.py evaluate",
     "layers": "attack.py evaluate",
     "lenet": "train.py fit",
+    "libraries": "attack.py evaluate",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
     "transfer": "attack.py evaluate",
@@ -42,7 +44,7 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "reproduce"},
+    "digits": EVERYWHERE | FIGURES | {"eps", "libraries", "reproduce"},
     "fashion_mnist": EVERYWHERE | {"eps"},
     "mnist": EVERYWHERE | FIGURES,
     "svhn": EVERYWHERE,
@@ -220,6 +222,37 @@ def test_attack_configurations_are_experiments(data: str) -> None:
         assert attack.settings == written["attacks"][name]["settings"]
         attack.bind()  # its settings are the attack's own
     assert (experiment.images, experiment.transfer) == (None, {})
+
+
+def test_attacks_of_other_libraries_run_by_configuration_alone(tmp_path: Path) -> None:
+    # The header's command, but for an epoch of training, no surrogate, three images and few steps.
+    folder = tmp_path / "configs" / "digits"
+    shutil.copytree(ROOT / "configs" / "digits", folder)
+    backbone = yaml.safe_load((folder / "backbone.yaml").read_text())
+    backbone["trainer"] |= {"max_epochs": 1, "log_every_n_steps": 1}
+    del backbone["trainer"]["logger"], backbone["trainer"]["callbacks"][1]
+    (folder / "backbone.yaml").write_text(yaml.safe_dump(backbone))
+    written = yaml.safe_load((folder / "libraries.yaml").read_text()) | {"surrogates": {}}
+    written["attacks"]["carlini_wagner"]["settings"]["initial_const"] = 10.0  # one search finds something
+    fewer = {"steps": 10, "max_iter": 3, "num_random_init": 2, "binary_search_steps": 1}
+    written["attacks"]["deepfool"]["settings"]["candidates"] = 3
+    for attack in written["attacks"].values():
+        attack["settings"] |= {name: fewer[name] for name in attack["settings"] if name in fewer}
+    (folder / "libraries.yaml").write_text(yaml.safe_dump(written))
+
+    script, *arguments = command(Path("configs", "digits", "libraries.yaml"))
+    with at_home(tmp_path):
+        assert runpy.run_path(str(ROOT / script))["main"]([*arguments, "--images", "3"]) == 0
+    output = tmp_path / written["output"]
+    described = json.loads((output / "summary.json").read_text())["settings"]["attacks"]
+    libraries = {attack["function"].split(".")[0] for attack in described.values()}
+    assert libraries == {"fgsm", "bim", "art", "torchattacks", "foolbox"}
+    for name, attack in written["attacks"].items():
+        assert described[name]["settings"] == attack["settings"]
+        with (output / "rows" / "origin" / f"{name}.csv").open() as file:
+            linf = [float(row["linf"]) for row in csv.DictReader(file)]
+        assert len(linf) == 3
+        assert 0 < max(linf) <= attack["settings"].get("eps", 1) + 1e-6
 
 
 @pytest.mark.parametrize("data", TRANSFER)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.gradient_sign import LogitsFn
-from lightning_advknn.attacks.libraries import load_function
+from lightning_advknn.attacks.libraries import LibraryAttack, load_function
 from lightning_advknn.attacks.precision import Precision
 from lightning_advknn.classifiers import DkNNClassifier
 
@@ -29,7 +29,7 @@ class AttackSettings:
     Args:
         function: A function of `lightning_advknn.attacks` by name, or by import path any other
             ``function(logits_fn, images, labels, **settings)`` or ``function(victim, images, labels, **settings)``, or an attack
-            class of torchattacks, foolbox or the Adversarial Robustness Toolbox.
+            class of torchattacks, foolbox or the Adversarial Robustness Toolbox (`libraries.LibraryAttack`).
         settings: Its keyword arguments.
         precision: How its gradients are computed.
         on: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
@@ -71,9 +71,11 @@ class AttackSettings:
             raise ValueError(
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
-        if not self.on_victim:
+        if isinstance(function, LibraryAttack):
+            function.check(given)
+        elif not self.on_victim:
             # One tiny attack makes the function itself judge its settings before any long work.
-            bound(lambda images: images.flatten(1), torch.full((1, 2), 0.5), torch.zeros(1).long())
+            bound(lambda images: images.flatten(1), torch.full((1, 1, 8, 8), 0.5), torch.zeros(1).long())
         return bound
 
     @property

@@ -55,7 +55,8 @@ def growing_attacks(experiment: Experiment) -> list[str]:
     """
     by_function: dict[str, dict[float, str]] = {}
     for name, attack in experiment.attacks.items():
-        by_function.setdefault(attack.function, {})[_eps(experiment, name)] = name
+        if "eps" in attack.settings:  # minimum-norm attacks have none
+            by_function.setdefault(attack.function, {})[_eps(experiment, name)] = name
     growing = [names for names in by_function.values() if len(names) > 1]
     if not growing:
         return []
