@@ -157,7 +157,8 @@ def test_growing_attacks_are_of_one_function(
         for name, (function, eps) in attacks.items()
     }
     experiment = Experiment(backbone=None, surrogates={}, attacks=settings)
-    assert growing_attacks(experiment) == expected
+    assert growing_attacks(experiment, settings) == expected
+    assert growing_attacks(experiment, expected[1:2]) == []  # it alone is no series
 
 
 def test_telling_rows_fool_both_victims_one_a_class_first() -> None:
