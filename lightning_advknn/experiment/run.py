@@ -66,6 +66,8 @@ class ExperimentRun:
         self._trainings |= {name: victims.cli for name, victims in self.transfers.items()}
         self.data: ImageDataModule = self.attacked.data
         self.data.prepare_data()
+        for cli in self._trainings.values():
+            cli.datamodule.share(self.data)
         self._check_settings()
         self._load_given()
 
