@@ -35,3 +35,10 @@ def check_at_least(least: int, **settings: float) -> None:
     for name, value in settings.items():
         if not value >= least:
             raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+
+
+def check_positive(**settings: float) -> None:
+    """Raise a ValueError unless settings, by name, are above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")

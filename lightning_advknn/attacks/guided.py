@@ -1,6 +1,6 @@
 """What attacks that steer by guides share: which they are, how far, and how near counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,34 +23,36 @@ class Guides:
 
     Args:
         victim: Whose banks hold the guides.
-        rows: Bank rows, int64 ``(B, m)``.
+        rows: Bank rows, int64 ``(B, m)`` or ``(B, C, m)``: by layer, or one for all layers.
     """
 
     @torch.no_grad()
-    def __init__(self, victim: DkNNClassifier, rows: Tensor) -> None:
+    def __init__(self, victim: DkNNClassifier, rows: Tensor | Mapping[str, Tensor]) -> None:
         self._network, self._layers = victim.network, {}
         for layer, bank in victim.banks.items():
-            guides = bank.features[rows.flatten()].view(*rows.shape, -1)  # (B, m, D)
+            own = rows if isinstance(rows, Tensor) else rows[layer]
+            self._shape = own.shape[1:]
+            guides = bank.features[own.flatten()].view(len(own), self._shape.numel(), -1)  # (B, C m, D)
             cosine = bank.metric == "cosine"
             if cosine:
                 F.normalize(guides, dim=2, out=guides)  # in place: they are large
             self._layers[layer] = guides, None if cosine else torch.linalg.vecdot(guides, guides)
 
     def squared_distances(self, images: Tensor) -> Tensor:
-        """Of each image to its own guides in each layer, float32 ``(B, L, m)``, for images ``(B, ...)``."""
+        """Of images ``(B, ...)`` to their own guides in each layer, float32 ``(B, L, m)`` or ``(B, L, C, m)``."""
         features = self._network.features(images)
         distances = []
         for layer, (guides, lengths) in self._layers.items():
             own = features[layer]
             # Two reads of the guides a step, here and in the gradient: that is most of what a step costs.
-            products = torch.bmm(own[:, None], guides.transpose(1, 2)).squeeze(1)  # (B, m)
+            products = torch.bmm(own[:, None], guides.transpose(1, 2)).squeeze(1)  # (B, C m)
             if lengths is None:
                 # A zero vector is as far from all as the bank has it, at a cosine distance of 1.
                 norms = torch.linalg.vector_norm(own, dim=1, keepdim=True).clamp(min=1e-12)
                 distances.append(2 - 2 * products / norms)
             else:
                 distances.append(torch.linalg.vecdot(own, own)[:, None] + lengths - 2 * products)
-        return torch.stack(distances, 1).clamp(min=0)
+        return torch.stack(distances, 1).clamp(min=0).view(len(images), len(distances), *self._shape)
 
 
 def images_at_once(victim: DkNNClassifier, m: int) -> int:
@@ -101,6 +103,30 @@ def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: i
     return rows[images, wrong], rows[images, labels]
 
 
+def nearest_of_each_class_and_layer(
+    victim: DkNNClassifier, images: Tensor, m: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The m training images of every class that are nearest to images in each layer, nearest first.
+
+    Args:
+        victim: Whose banks hold them.
+        images: float32 ``(B, ...)``.
+        m: Of each class.
+
+    Returns:
+        By layer, squared distances as of `Guides`, float64 ``(B, C, m)``, and bank rows, int64 ``(B, C, m)``.
+
+    Raises:
+        ValueError: If a class has fewer than m rows.
+    """
+    squares, rows = {}, {}
+    for layer, features in features_of(victim, images).items():
+        bank = victim.banks[layer]
+        distances, rows[layer] = nearest_of_each_class(bank, features, m)
+        squares[layer] = as_lengths(bank, distances).square()
+    return squares, rows
+
+
 def attack_in_batches(
     victim: DkNNClassifier,
     images: Tensor,
@@ -123,10 +149,26 @@ def attack_in_batches(
         first = victim.layers[0]
         features = features_of(victim, images)[first]
         rows, _ = nearest_wrong_class(victim.banks[first], features, labels, m)
-        batches = torch.split(torch.arange(len(images), device=images.device), images_at_once(victim, m))
+        by_layer = dict.fromkeys(victim.layers, rows)
         return torch.cat(
-            [
-                attack(images[batch], labels[batch], Guides(victim, rows[batch]))
-                for batch in tqdm(batches, desc="attack", disable=None, leave=False)
-            ]
+            each_batch(victim, by_layer, lambda batch, guides: attack(images[batch], labels[batch], guides))
         )
+
+
+def each_batch(
+    victim: DkNNClassifier, rows: Mapping[str, Tensor], attack: Callable[[Tensor, Guides], Tensor]
+) -> list[Tensor]:
+    """What an attack makes of each batch of images, of which only one's guides are in memory at a time.
+
+    Args:
+        victim: Whose banks hold the guides.
+        rows: Bank rows by layer, int64 ``(n, m)`` or ``(n, C, m)``.
+        attack: Gets positions of images, int64 ``(B,)``, and their guides.
+    """
+    first = next(iter(rows.values()))
+    positions = torch.arange(len(first), device=first.device)
+    batches = torch.split(positions, images_at_once(victim, first[0].numel()))
+    return [
+        attack(batch, Guides(victim, {layer: each[batch] for layer, each in rows.items()}))
+        for batch in tqdm(batches, desc="attack", disable=None, leave=False)
+    ]
