@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
-from lightning_advknn.attacks.gradient_sign import loss_and_gradient
-from lightning_advknn.attacks.guided import Guides, each_batch, nearest_of_each_class_and_layer
+from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer
+from lightning_advknn.attacks.guided import Guides, each_batch
 from lightning_advknn.classifiers import DkNNClassifier
 
 
@@ -70,16 +70,16 @@ def ask(
         # Drawn on the CPU: the same on every device.
         noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(int(seed)))
         start = (images + eps * (2 * noise - 1).to(images)).clamp(lowest, highest)
-        _, rows = nearest_of_each_class_and_layer(victim, images, int(m))
+        _, rows = nearest_in_each_layer(victim, images, int(m))
         cosine = torch.tensor([bank.metric == "cosine" for bank in victim.banks.values()])
         cosine = cosine.to(images.device)[:, None, None]  # (L, 1, 1)
 
         def attack(batch: Tensor, guides: Guides) -> Tensor:
             logits_fn = partial(_logits, guides, cosine, temperature)
-            adversarial, own = start[batch], labels[batch, None].expand(-1, len(rows))  # (B, L)
+            adversarial = start[batch]
             for _ in range(int(steps)):
-                _, gradient = loss_and_gradient(logits_fn, adversarial, own)
-                adversarial = adversarial + step_size * gradient.sign()
+                direction = ascent(logits_fn, adversarial, labels[batch]).sign()
+                adversarial = adversarial + step_size * direction
                 adversarial = adversarial.clamp(lowest[batch], highest[batch])
             return adversarial
 
@@ -87,8 +87,8 @@ def ask(
 
 
 def _logits(guides: Guides, cosine: Tensor, temperature: float, images: Tensor) -> Tensor:
-    """Logits ``(B, C, L)``, for cross-entropies that are summed over layers."""
+    """Logits ``(B, L, C)``."""
     squares = guides.squared_distances(images)  # (B, L, C, m)
     lengths = squares.clamp(min=1e-12).sqrt()  # not the root of 0, which has no gradient
     similarities = torch.where(cosine, 1 - squares / 2, -lengths)
-    return (similarities.mean(3) / temperature).transpose(1, 2)
+    return similarities.mean(3) / temperature

@@ -103,30 +103,6 @@ def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: i
     return rows[images, wrong], rows[images, labels]
 
 
-def nearest_of_each_class_and_layer(
-    victim: DkNNClassifier, images: Tensor, m: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The m training images of every class that are nearest to images in each layer, nearest first.
-
-    Args:
-        victim: Whose banks hold them.
-        images: float32 ``(B, ...)``.
-        m: Of each class.
-
-    Returns:
-        By layer, squared distances as of `Guides`, float64 ``(B, C, m)``, and bank rows, int64 ``(B, C, m)``.
-
-    Raises:
-        ValueError: If a class has fewer than m rows.
-    """
-    squares, rows = {}, {}
-    for layer, features in features_of(victim, images).items():
-        bank = victim.banks[layer]
-        distances, rows[layer] = nearest_of_each_class(bank, features, m)
-        squares[layer] = as_lengths(bank, distances).square()
-    return squares, rows
-
-
 def attack_in_batches(
     victim: DkNNClassifier,
     images: Tensor,

@@ -9,8 +9,9 @@ from torch.optim import RMSprop
 from tqdm import tqdm
 
 from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.class_guides import nearest_in_each_layer, own_and_others
 from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
-from lightning_advknn.attacks.guided import Guides, each_batch, nearest_of_each_class_and_layer
+from lightning_advknn.attacks.guided import Guides, each_batch
 from lightning_advknn.classifiers import DkNNClassifier
 
 
@@ -79,7 +80,7 @@ def kernel_knn(
     # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
-        squares, rows = nearest_of_each_class_and_layer(victim, images, int(m))
+        squares, rows = nearest_in_each_layer(victim, images, int(m))
         widths = bandwidth**2 * squared_widths(squares).to(images.dtype)  # (B, L)
         best, search = Best(images, smallest=True), Bisection(images.new_full((len(images),), weight))
         best.offer(images, victim(images) != labels)
@@ -108,7 +109,7 @@ def kernel_knn(
 
 
 def squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
-    """``eta_m^2 - eta_1^2`` of an image in each layer, ``(B, L)``, or eta_m^2 where they are equal.
+    """``eta_m^2 - eta_1^2`` of an image in each layer, ``(B, L)``, but at least 1e-4 of the largest squared distance.
 
     Args:
         squares: Squared distances to the m nearest of each class by layer, ``(B, C, m)``.
@@ -116,8 +117,9 @@ def squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
     widths = []
     for each in squares.values():
         nearest = each.flatten(1).sort().values[:, : each.shape[2]]  # of all classes
-        spread = nearest[:, -1] - nearest[:, 0]
-        widths.append(torch.where(spread > 0, spread, nearest[:, -1]).clamp(min=1e-12))
+        least = 1e-4 * each.flatten(1).amax(1)
+        least = least.masked_fill(least == 0, 1.0)  # all the same: no kernel tells them apart
+        widths.append(torch.maximum(nearest[:, -1] - nearest[:, 0], least))
     return torch.stack(widths, 1)
 
 
@@ -129,11 +131,7 @@ def kernel_margins(squares: Tensor, widths: Tensor, labels: Tensor) -> Tensor:
         widths: sigma^2 ``(B, L)``.
         labels: Own classes, int64 ``(B,)``.
     """
-    exponents = (-squares / widths[:, :, None, None]).transpose(1, 2)  # (B, C, L, m)
-    _, classes, layers, m = exponents.shape
-    own = labels[:, None] == torch.arange(classes, device=labels.device)
-    sums = [
-        exponents.masked_fill(~counted[:, :, None, None], -torch.inf).flatten(1).logsumexp(1)
-        for counted in (own, ~own)
-    ]
-    return sums[0] - math.log(layers * m) - (sums[1] - math.log((classes - 1) * layers * m))
+    logits = (-squares / widths[:, :, None, None]).logsumexp(3)  # (B, L, C)
+    own, others = (each.logsumexp(1) for each in own_and_others(logits, labels))
+    # Means are over as many times more training images as there are other classes.
+    return own - others + math.log(squares.shape[2] - 1)

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
 from lightning_advknn.attacks.balls import into_ball, unit
-from lightning_advknn.attacks.gradient_sign import loss_and_gradient
-from lightning_advknn.attacks.guided import Guides, each_batch, nearest_of_each_class_and_layer
+from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer
+from lightning_advknn.attacks.guided import Guides, each_batch
 from lightning_advknn.classifiers import DkNNClassifier
 
 
@@ -105,16 +105,14 @@ def _walk(
     eps: float,
 ) -> Tensor:
     """The next iterates ``(steps, B, ...)``, all with the training images that are nearest to the present ones."""
-    _, rows = nearest_of_each_class_and_layer(victim, adversarial, m)
+    _, rows = nearest_in_each_layer(victim, adversarial, m)
 
     def walk(batch: Tensor, guides: Guides) -> Tensor:
         logits_fn = partial(_logits, guides, temperature)
-        now, own = adversarial[batch], labels[batch, None].expand(-1, len(rows))  # (B, L)
-        radius = torch.full((len(batch),), eps, device=images.device)
+        now, radius = adversarial[batch], torch.full((len(batch),), eps, device=images.device)
         path = []
         for _ in range(steps):
-            _, gradient = loss_and_gradient(logits_fn, now, own)
-            moved = now + step_size * unit(gradient) - images[batch]
+            moved = now + step_size * unit(ascent(logits_fn, now, labels[batch])) - images[batch]
             now = (images[batch] + into_ball(moved, radius, "l2")).clamp(0, 1)
             path.append(now)
         return torch.stack(path)
@@ -123,6 +121,5 @@ def _walk(
 
 
 def _logits(guides: Guides, temperature: float, images: Tensor) -> Tensor:
-    """Logarithms of p ``(B, C, L)``, up to a constant, so that cross-entropy is -log p_y."""
-    exponents = -guides.squared_distances(images) / temperature  # (B, L, C, m)
-    return exponents.logsumexp(3).transpose(1, 2)
+    """Logarithms of p, up to a constant, so that cross-entropy is -log p_y, ``(B, L, C)``."""
+    return (-guides.squared_distances(images) / temperature).logsumexp(3)
