@@ -1,10 +1,10 @@
 """Attacks as plain functions: ``attack(logits_fn, images, labels, **settings) -> adversarial``, or on a victim instead."""
 
+from lightning_advknn.attacks.credible import credible
 from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
 from lightning_advknn.attacks.minimum_norm import minimum_norm
 from lightning_advknn.attacks.precision import Precision
 from lightning_advknn.attacks.settings import Attack, AttackSettings, Target
-from lightning_advknn.attacks.vote_ascent import vote_ascent
 
 __all__ = [
     "Attack",
@@ -13,7 +13,7 @@ __all__ = [
     "Precision",
     "Target",
     "bim",
+    "credible",
     "fgsm",
     "minimum_norm",
-    "vote_ascent",
 ]
