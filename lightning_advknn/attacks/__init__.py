@@ -5,6 +5,16 @@ from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
 from lightning_advknn.attacks.minimum_norm import minimum_norm
 from lightning_advknn.attacks.precision import Precision
 from lightning_advknn.attacks.settings import Attack, AttackSettings, Target
+from lightning_advknn.attacks.sitawarin_wagner import (
+    sitawarin_wagner_knn,
+    sitawarin_wagner_l2,
+    sitawarin_wagner_linf,
+)
+from lightning_advknn.attacks.sitawarin_wagner_2020 import sitawarin_wagner_minimum_norm
+from lightning_advknn.attacks.sitawarin_wagner_heuristics import (
+    sitawarin_wagner_baseline,
+    sitawarin_wagner_mean,
+)
 
 __all__ = [
     "Attack",
@@ -16,4 +26,10 @@ __all__ = [
     "credible",
     "fgsm",
     "minimum_norm",
+    "sitawarin_wagner_baseline",
+    "sitawarin_wagner_knn",
+    "sitawarin_wagner_l2",
+    "sitawarin_wagner_linf",
+    "sitawarin_wagner_mean",
+    "sitawarin_wagner_minimum_norm",
 ]
