@@ -11,14 +11,13 @@ from lightning_advknn.attacks.arguments import check_arguments, check_at_least
 from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
 from lightning_advknn.attacks.guided import (
     Guides,
-    as_lengths,
     images_at_once,
     nearest_of_classes,
     nearest_wrong_class,
 )
 from lightning_advknn.attacks.guides import features_of
 from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.functional import count_votes, dknn_prediction
+from lightning_advknn.functional import dknn_prediction
 
 _BEYOND = 1e-5  # how far past the k-th neighbour a guide has to be
 
@@ -128,19 +127,18 @@ class _View(NamedTuple):
     features: Tensor
     """Of the first layer, float32 ``(n, D)``."""
     radii: Tensor
-    """Distance to the k-th neighbour in each layer, float32 ``(n, L)``."""
+    """Distance to about the k-th neighbour in each layer, as a scan has it, float32 ``(n, L)``."""
     fooled: Tensor
     """Whether the victim is, bool ``(n,)``."""
 
 
 def _look(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> _View:
     features = features_of(victim, images)
-    votes, radii = [], []
-    for layer, (distances, rows) in victim.search(features, victim.k).items():
-        bank = victim.banks[layer]
-        votes.append(count_votes(bank.labels[rows], bank.num_classes))
-        radii.append(as_lengths(bank, distances[:, -1]))
-    fooled = dknn_prediction(torch.stack(votes, 1)) != labels
+    radii = []
+    for layer, bank in victim.banks.items():
+        kth = bank.nearby(features[layer], victim.k)[0][:, -1]
+        radii.append((2 - 2 * kth if bank.metric == "cosine" else -kth).clamp(min=0).sqrt())
+    fooled = dknn_prediction(victim.votes(features)) != labels
     return _View(features[victim.layers[0]], torch.stack(radii, 1).float(), fooled)
 
 
