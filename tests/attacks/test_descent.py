@@ -12,6 +12,7 @@ from lightning_advknn.attacks.descent import (
     Box,
     descend,
     last_success,
+    squared_l2,
 )
 
 
