@@ -133,7 +133,8 @@ def plane_knn(device: torch.device) -> Callable[..., DkNNClassifier]:
         features = FeatureNetwork(network, ["pixels"]).eval().to(device)
         images = torch.tensor([row[:2] for row in rows])[:, None, None].float()
         labels = torch.tensor([row[2] for row in rows])
-        banks = build_banks(features, [Batch(images, labels, torch.arange(len(rows)))], 3, "euclidean")
+        batch = Batch(images, labels, torch.arange(len(rows)))
+        banks = build_banks(features, [batch], int(labels.max()) + 1, "euclidean")
         return DkNNClassifier(features, banks, k)
 
     return make

@@ -1,6 +1,7 @@
 """Attacks as plain functions: ``attack(logits_fn, images, labels, **settings) -> adversarial``, or on a victim instead."""
 
 from lightning_advknn.attacks.ask import ask
+from lightning_advknn.attacks.credible import credible
 from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
 from lightning_advknn.attacks.kernel import kernel_knn
 from lightning_advknn.attacks.minimum_norm import minimum_norm
@@ -17,7 +18,6 @@ from lightning_advknn.attacks.sitawarin_wagner_heuristics import (
     sitawarin_wagner_mean,
 )
 from lightning_advknn.attacks.soft_nearest import soft_nearest
-from lightning_advknn.attacks.vote_ascent import vote_ascent
 from lightning_advknn.attacks.wang import qp
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Target",
     "ask",
     "bim",
+    "credible",
     "fgsm",
     "kernel_knn",
     "minimum_norm",
@@ -39,5 +40,4 @@ __all__ = [
     "sitawarin_wagner_mean",
     "sitawarin_wagner_minimum_norm",
     "soft_nearest",
-    "vote_ascent",
 ]

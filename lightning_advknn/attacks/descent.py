@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from lightning_advknn.attacks.balls import into_ball
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import l2_distortion
 
@@ -126,21 +127,10 @@ def last_success(
     for _ in descend(lambda w: loss_fn(box.images(w)), variables, optimizer, steps, check_every):
         adversarial = box.stored(variables)
         if radius < torch.inf:
-            adversarial = onto_l2_ball(images, adversarial, radius)
+            ball = torch.full((len(images),), radius, dtype=images.dtype, device=images.device)
+            adversarial = (images + into_ball(adversarial - images, ball, "l2")).clamp(0, 1)
         best.offer(adversarial, victim(adversarial) != labels)
     return best.adversarial
-
-
-def onto_l2_ball(images: Tensor, adversarial: Tensor, radius: float) -> Tensor:
-    """Adversarials ``(B, ...)``, those further than a radius from their images moved straight back to it."""
-    norms = l2_distortion(images, adversarial)
-    share = (radius / norms.clamp(min=radius)).nan_to_num()  # 0 / 0: nothing to move
-    return (images + per_image(share, images) * (adversarial - images)).clamp(0, 1)
-
-
-def per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Values ``(B,)`` in the dtype of images ``(B, ...)``, to multiply them."""
-    return values.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
 
 
 def squared_l2(images: Tensor, adversarial: Tensor) -> Tensor:

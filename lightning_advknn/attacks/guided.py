@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_advknn.attacks.guides import features_of, nearest_of_each_class
+from lightning_advknn.attacks.guides import features_of, nearest_of_class, nearest_of_each_class
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.search import MemoryBank
 
@@ -82,7 +82,7 @@ def typical_radii(victim: DkNNClassifier) -> Tensor:
 
 
 def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """Bank rows of the class, other than an image's own, whose m nearest rows have the smallest mean distance.
+    """The class, other than an image's own, whose m nearest rows have the smallest mean distance.
 
     Args:
         bank: Of the layer that chooses.
@@ -91,7 +91,7 @@ def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: i
         m: Rows of each class.
 
     Returns:
-        The m nearest rows of that class and of the own one, int64 ``(B, m)``, nearest first.
+        The classes int64 ``(B,)``, and those rows of each image's class, nearest first, int64 ``(B, m)``.
 
     Raises:
         ValueError: If a class has fewer than m rows.
@@ -99,8 +99,16 @@ def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: i
     distances, rows = nearest_of_each_class(bank, features, m)  # (B, C, m)
     own = labels[:, None] == torch.arange(bank.num_classes, device=labels.device)
     wrong = as_lengths(bank, distances).mean(2).masked_fill(own, torch.inf).argmin(1)
-    images = torch.arange(len(labels), device=labels.device)
-    return rows[images, wrong], rows[images, labels]
+    return wrong, rows[torch.arange(len(labels), device=labels.device), wrong]
+
+
+def nearest_of_classes(bank: MemoryBank, features: Tensor, classes: Tensor, m: int) -> Tensor:
+    """The m nearest rows of a class for each image, int64 ``(B,)``: rows int64 ``(B, m)``, nearest first."""
+    rows = torch.empty(len(features), m, dtype=torch.int64, device=features.device)
+    for label in torch.unique(classes).tolist():
+        some = classes == label
+        rows[some] = nearest_of_class(bank, features[some], label, m)[1]
+    return rows
 
 
 def attack_in_batches(
@@ -124,7 +132,7 @@ def attack_in_batches(
         images, labels = images.detach().clone(), labels.clone()
         first = victim.layers[0]
         features = features_of(victim, images)[first]
-        rows, _ = nearest_wrong_class(victim.banks[first], features, labels, m)
+        _, rows = nearest_wrong_class(victim.banks[first], features, labels, m)
         by_layer = dict.fromkeys(victim.layers, rows)
         return torch.cat(
             each_batch(victim, by_layer, lambda batch, guides: attack(images[batch], labels[batch], guides))

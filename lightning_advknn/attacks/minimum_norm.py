@@ -73,43 +73,69 @@ def minimum_norm(
     )  # fmt: skip
     check_norm(norm)
     check_neighbours(victim, neighbours, temperature)
-    others = next(iter(victim.banks.values())).num_classes - 1
     if not classes >= 1:
         raise ValueError(f"Expected `classes` to be at least 1, but got {classes}.")
     if not len(images):
         return images
 
-    def logits_of(adversarial: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([surrogate(part) for part in torch.split(adversarial, batch_size)])
-
-    def by_surrogate(targets: Tensor) -> Look:
-        def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
-            direction = ascend_margin(surrogate, adversarial, targets, labels, batch_size)
-            return logits_of(adversarial).argmax(1) == targets, direction
-
-        return look
-
-    def by_victim(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+    def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
         found = find_neighbours(victim, adversarial, neighbours)
-        targets = found.runner_up(labels, logits_of(adversarial))
-        directions = vote_directions(victim, found, targets, labels, temperature)
+        directions = vote_directions(victim, found, found.runner_up(labels), labels, temperature)
         return found.fooled(labels), ascend_votes(victim, adversarial, directions, batch_size)
 
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
-        likeliest = logits_of(images).scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
-        nearest, size = images, torch.full((len(images),), torch.inf, device=images.device)
-        for targets in likeliest[:, : min(classes, others)].T:
-            near = _descend(images, images, by_surrogate(targets), surrogate_steps, norm, _SURROGATE_SHRINK)
-            reached, fooled = _reach(victim, images, near, labels)
-            distance = length(reached - images, norm)
-            better = (fooled & (distance < size)) | (size.isinf() & ~fooled)
-            nearest = torch.where(per_image(better, images), reached, nearest)
-            size = torch.where(fooled, torch.minimum(size, distance), size)
-        found = _descend(images, nearest, by_victim, steps, norm, _SHRINK)
+        crossed = cross_boundary(
+            victim, images, labels, surrogate, norm, classes, surrogate_steps, batch_size
+        )
+        found = _descend(images, crossed, look, steps, norm, _SHRINK)
         right = victim(images) == labels
         return torch.where(per_image(right, images), _confirm(images, found, labels, victim), images)
+
+
+def cross_boundary(
+    victim: DkNNClassifier,
+    images: Tensor,
+    labels: Tensor,
+    surrogate: LogitsFn,
+    norm: Norm,
+    classes: int,
+    steps: int,
+    batch_size: int,
+) -> Tensor:
+    """The nearest images that fool the victim on the way to, and beyond, the surrogate's boundary with each class.
+
+    Args:
+        victim: kNN or DkNN.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to leave, int64 ``(B,)``.
+        surrogate: Differentiable logits that imitate the victim.
+        norm: What is to be small.
+        classes: Wrong classes to try, likeliest first.
+        steps: To each of them.
+        batch_size: Images differentiated at once.
+
+    Returns:
+        Same shape; where nothing fooled the victim, the farthest that was tried.
+    """
+
+    def towards(targets: Tensor) -> Look:
+        def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+            direction = ascend_margin(surrogate, adversarial, targets, labels, batch_size)
+            return _logits(surrogate, adversarial, batch_size).argmax(1) == targets, direction
+
+        return look
+
+    likeliest = _logits(surrogate, images, batch_size).scatter(1, labels[:, None], -torch.inf)
+    nearest, size = images, torch.full((len(images),), torch.inf, device=images.device)
+    for targets in likeliest.argsort(1, descending=True)[:, :-1][:, :classes].T:  # the last is the label
+        near = _descend(images, images, towards(targets), steps, norm, _SURROGATE_SHRINK)
+        reached, fooled = _reach(victim, images, near, labels)
+        distance = length(reached - images, norm)
+        better = (fooled & (distance < size)) | (size.isinf() & ~fooled)
+        nearest = torch.where(per_image(better, images), reached, nearest)
+        size = torch.where(fooled, torch.minimum(size, distance), size)
+    return nearest
 
 
 def _descend(
@@ -173,3 +199,8 @@ def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNNClassifi
         farther = (images + 1.005 * (found - images)).clamp(0, 1)
         found = torch.where(per_image(fooled, images), found, farther)
     return found
+
+
+def _logits(logits_fn: LogitsFn, images: Tensor, batch_size: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([logits_fn(part) for part in torch.split(images, batch_size)])

@@ -36,22 +36,13 @@ class Neighbours:
     votes: Tensor
     wide_votes: Tensor
 
-    def select(self, images: Tensor) -> "Neighbours":
-        """Those of some of the images, by index or mask."""
-        return Neighbours(
-            {layer: each[images] for layer, each in self.similarities.items()},
-            {layer: each[images] for layer, each in self.rows.items()},
-            self.votes[images],
-            self.wide_votes[images],
-        )
-
     def fooled(self, labels: Tensor) -> Tensor:
         """Whether the victim's class (Eq. 4) is another than labels ``(B,)``."""
         return dknn_prediction(self.votes) != labels
 
-    def runner_up(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """The wrong class nearest to winning, int64 ``(B,)``: by votes, then by those of all n, then by logits ``(B, C)``."""
-        votes = self.votes.sum(1) + 0.1 * self.wide_votes.sum(1) + 1e-3 * logits.softmax(1)
+    def runner_up(self, labels: Tensor) -> Tensor:
+        """The wrong class nearest to winning, int64 ``(B,)``: by votes, with some weight on those of all n."""
+        votes = self.votes.sum(1) + 0.1 * self.wide_votes.sum(1)
         return votes.scatter(1, labels[:, None], -1.0).argmax(1)
 
 

@@ -9,10 +9,15 @@ from tqdm import tqdm
 
 from lightning_advknn.attacks.arguments import check_arguments, check_at_least
 from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
-from lightning_advknn.attacks.guided import Guides, as_lengths, images_at_once, nearest_wrong_class
+from lightning_advknn.attacks.guided import (
+    Guides,
+    images_at_once,
+    nearest_of_classes,
+    nearest_wrong_class,
+)
 from lightning_advknn.attacks.guides import features_of
 from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.functional import count_votes, dknn_prediction
+from lightning_advknn.functional import dknn_prediction
 
 _BEYOND = 1e-5  # how far past the k-th neighbour a guide has to be
 
@@ -31,8 +36,9 @@ def sitawarin_wagner_minimum_norm(
 ) -> Tensor:
     """A small L2 perturbation that takes guides of a wrong class among the k neighbours, and those of the own class out.
 
-    Guides of an iterate are the m / 2 training images of its own class (a_i = -1) and the m / 2 of the nearest wrong one (a_i =
-    +1) that are nearest in the first layer. RMSprop lowers ``||x' - x||^2`` plus c times the sum, over layers l and guides
+    Guides of an iterate are the m / 2 training images of its own class (a_i = -1) and the m / 2 of a wrong one (a_i = +1)
+    that are nearest in the first layer; the wrong class is the one whose m / 2 images nearest to the clean image have the
+    smallest mean distance. RMSprop lowers ``||x' - x||^2`` plus c times the sum, over layers l and guides
     i, of ``relu(a_i (||f_l(x') - f_l(x_i)||^2 - eta_l^2) + 1e-5)``, where eta_l is the iterate's distance to its k-th
     neighbour and features are unit vectors where the victim's metric is cosine. Guides and eta_l are found anew on the
     way. Pixels are a tanh within [0, 1]. A search finds a small c for each image: ten times as much until it succeeds, then
@@ -86,19 +92,28 @@ def sitawarin_wagner_minimum_norm(
         best = Best(images, smallest=True)
         search = Bisection(images.new_full((len(images),), weight))
         halves = torch.full_like(labels, half)
-        start = _look(victim, images, labels, half)
+        start = _look(victim, images, labels)
         best.offer(images, start.fooled)
+        bank = victim.banks[victim.layers[0]]
+        wrong, _ = nearest_wrong_class(bank, start.features, labels, half)
+
+        def around(view: _View) -> Tensor:
+            rows = [nearest_of_classes(bank, view.features, classes, half) for classes in (wrong, labels)]
+            return torch.cat(rows, 1)
+
+        first = around(start)
         for _ in tqdm(range(int(search_steps)), desc="attack", disable=None, leave=False):
             descents = [_Descent(images[rows], search.weights[rows], halves[rows], lr) for rows in batches]
             view, succeeded = start, start.fooled
-            for first in range(0, int(steps), int(refresh_every)):
-                some = min(int(refresh_every), int(steps) - first)
+            for done in range(0, int(steps), int(refresh_every)):
+                guides = around(view) if done else first
+                some = min(int(refresh_every), int(steps) - done)
                 parts = [
-                    descent.run(Guides(victim, view.guides[rows]), view.radii[rows], some)
+                    descent.run(Guides(victim, guides[rows]), view.radii[rows], some)
                     for descent, rows in zip(descents, batches, strict=True)
                 ]
                 adversarial = torch.cat(parts)
-                view = _look(victim, adversarial, labels, half)
+                view = _look(victim, adversarial, labels)
                 best.offer(adversarial, view.fooled)
                 succeeded = succeeded | view.fooled
             search.narrow(succeeded)
@@ -109,25 +124,22 @@ def sitawarin_wagner_minimum_norm(
 class _View(NamedTuple):
     """What surrounds n images."""
 
+    features: Tensor
+    """Of the first layer, float32 ``(n, D)``."""
+    radii: Tensor
+    """Distance to about the k-th neighbour in each layer, as a scan has it, float32 ``(n, L)``."""
     fooled: Tensor
     """Whether the victim is, bool ``(n,)``."""
-    radii: Tensor
-    """Distance to the k-th neighbour in each layer, float32 ``(n, L)``."""
-    guides: Tensor
-    """Bank rows, of the nearest wrong class and then of the own one, each nearest first, int64 ``(n, m)``."""
 
 
-def _look(victim: DkNNClassifier, images: Tensor, labels: Tensor, half: int) -> _View:
+def _look(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> _View:
     features = features_of(victim, images)
-    votes, radii = [], []
-    for layer, (distances, rows) in victim.search(features, victim.k).items():
-        bank = victim.banks[layer]
-        votes.append(count_votes(bank.labels[rows], bank.num_classes))
-        radii.append(as_lengths(bank, distances[:, -1]))
-    fooled = dknn_prediction(torch.stack(votes, 1)) != labels
-    first = victim.layers[0]
-    guides = nearest_wrong_class(victim.banks[first], features[first], labels, half)
-    return _View(fooled, torch.stack(radii, 1).float(), torch.cat(guides, 1))
+    radii = []
+    for layer, bank in victim.banks.items():
+        kth = bank.nearby(features[layer], victim.k)[0][:, -1]
+        radii.append((2 - 2 * kth if bank.metric == "cosine" else -kth).clamp(min=0).sqrt())
+    fooled = dknn_prediction(victim.votes(features)) != labels
+    return _View(features[victim.layers[0]], torch.stack(radii, 1).float(), fooled)
 
 
 class _Descent:

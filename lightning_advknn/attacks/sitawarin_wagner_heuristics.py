@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.arguments import check_arguments, check_at_least
-from lightning_advknn.attacks.descent import Best, Box, last_success, per_image, squared_l2
+from lightning_advknn.attacks.balls import per_image
+from lightning_advknn.attacks.descent import Best, Box, last_success, squared_l2
 from lightning_advknn.attacks.guided import Guides, attack_in_batches
 from lightning_advknn.attacks.guides import features_of
 from lightning_advknn.classifiers import DkNNClassifier

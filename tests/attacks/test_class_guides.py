@@ -258,18 +258,8 @@ def test_kernels_find_the_boundary(pixel_knn, device):
     victim = pixel_knn(columns[:, None, None], torch.arange(42) // 21, 3)
     images = torch.tensor([[0.15, 0.5], [0.45, 0.4], [0.9, 0.3], [0.7, 0.5]], device=device)[:, None, None]
     labels = torch.tensor([0, 0, 1, 0], device=device)
-    found = kernel_knn(
-        victim,
-        images,
-        labels,
-        m=5,
-        bandwidth=4.0,
-        weight=0.1,
-        steps=150,
-        lr=0.02,
-        search_steps=8,
-        check_every=50,
-    )
+    settings = {"m": 5, "bandwidth": 4.0, "weight": 0.02, "steps": 100, "lr": 0.03, "search_steps": 6}
+    found = kernel_knn(victim, images, labels, **settings, check_every=25)
     assert (victim(found) != labels).all()
     assert torch.equal(found[3], images[3])  # wrong already
     for norm, distance in zip(l2_distortion(images, found).tolist(), (0.35, 0.05, 0.4), strict=False):

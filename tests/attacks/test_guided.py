@@ -11,6 +11,7 @@ from lightning_advknn.attacks.guided import (
     as_lengths,
     attack_in_batches,
     images_at_once,
+    nearest_of_classes,
     nearest_wrong_class,
     typical_radii,
 )
@@ -100,7 +101,8 @@ def test_the_nearest_wrong_class_agrees_with_brute_force(device, metric):
     labels = torch.arange(7, device=device) % 4
     for layer in victim.layers:
         bank, features = victim.banks[layer], features_of(victim, images)[layer]
-        wrong, own = nearest_wrong_class(bank, features, labels, 3)
+        wrong, rows = nearest_wrong_class(bank, features, labels, 3)
+        own = nearest_of_classes(bank, features, labels, 3)
         stored, queries = vectors(bank.features, metric), vectors(features, metric)
         chosen = set()
         for image, label in enumerate(labels.tolist()):
@@ -108,7 +110,8 @@ def test_the_nearest_wrong_class_agrees_with_brute_force(device, metric):
             nearest = {c: sorted(range(c, 60, 4), key=distances.__getitem__)[:3] for c in range(4)}
             others = [c for c in range(4) if c != label]
             best = min(others, key=lambda c: distances[nearest[c]].mean())
-            assert wrong[image].tolist() == nearest[best]
+            assert wrong[image].item() == best
+            assert rows[image].tolist() == nearest[best]
             assert own[image].tolist() == nearest[label]
             chosen.add(best)
         assert len(chosen) > 1
@@ -117,15 +120,21 @@ def test_the_nearest_wrong_class_agrees_with_brute_force(device, metric):
 def test_guides_by_hand(hand_dknn, device):
     # From (0, .1), class 0: class 1 is at .92 and 1.00 on average .96, class 2 at 1.27 and 1.35.
     # From (.6, .6), class 2: class 0 is at .85 and .78, class 1 at .57 and .72.
-    points = torch.tensor([[0, 0.1], [0.6, 0.6]], device=device)
+    points, labels = torch.tensor([[0, 0.1], [0.6, 0.6]], device=device), torch.tensor([0, 2], device=device)
     bank = hand_dknn.banks["both"]
-    wrong, own = nearest_wrong_class(bank, points, torch.tensor([0, 2], device=device), 2)
-    assert wrong.tolist() == [[2, 3], [2, 3]]
-    assert own.tolist() == [[0, 1], [4, 5]]
+    wrong, rows = nearest_wrong_class(bank, points, labels, 2)
+    assert wrong.tolist() == [1, 1]
+    assert rows.tolist() == [[2, 3], [2, 3]]
+    assert nearest_of_classes(bank, points, labels, 2).tolist() == [[0, 1], [4, 5]]
     # The nearest of one row each: (1, 0) at .4 from (.6, 0) beats (.2, 1); for class 1, (.1, 0) at .5.
     points = torch.tensor([[0.6, 0.0], [0.6, 0.0]], device=device)
-    wrong, _ = nearest_wrong_class(bank, points, torch.tensor([0, 1], device=device), 1)
-    assert wrong.tolist() == [[3], [1]]
+    wrong, rows = nearest_wrong_class(bank, points, torch.tensor([0, 1], device=device), 1)
+    assert wrong.tolist() == [1, 0]
+    assert rows.tolist() == [[3], [1]]
+    # Rows that tie come in the bank's order: in height, those of each class at y = 0 and 1.
+    heights = torch.tensor([[0.5], [0.4]], device=device)
+    rows = nearest_of_classes(hand_dknn.banks["height"], heights, torch.tensor([1, 2], device=device), 2)
+    assert rows.tolist() == [[2, 3], [4, 5]]
 
 
 def test_too_many_guides(hand_dknn, device):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_advknn.attacks import minimum_norm, vote_ascent
+from lightning_advknn.attacks import credible, minimum_norm
 from lightning_advknn.attacks.balls import heading, into_ball, length, onto_sphere
 from lightning_advknn.attacks.neighbours import Neighbours, find_neighbours, vote_directions
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
@@ -103,17 +103,13 @@ def test_neighbours_by_hand(hand_dknn):
     assert found.wide_votes[0, 0].tolist() == [2, 2, 0]
     labels = torch.tensor([0, 0], device=images.device)
     assert found.fooled(labels).tolist() == [False, True]
-    assert found.runner_up(labels, torch.zeros(2, 3, device=images.device)).tolist() == [1, 2]
+    assert found.runner_up(labels).tolist() == [1, 2]
     assert hand_dknn.queries == 2
-    assert find_neighbours(hand_dknn, images, 4).select(torch.tensor([1])).votes.tolist() == [
-        [[0, 1, 2], [0, 1, 2]]
-    ]
 
 
-def test_logits_break_ties_between_classes_without_votes():
-    votes = torch.tensor([[[3, 0, 0]]])
-    found = Neighbours({}, {}, votes, votes)
-    assert found.runner_up(torch.tensor([0]), torch.tensor([[5.0, 1.0, 2.0]])).tolist() == [2]
+def test_a_wider_circle_tells_classes_without_votes_apart():
+    votes, wide = torch.tensor([[[3, 0, 0]]]), torch.tensor([[[3, 1, 2]]])
+    assert Neighbours({}, {}, votes, wide).runner_up(torch.tensor([0])).tolist() == [2]
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -149,31 +145,29 @@ def test_minimum_norm_gives_the_farthest_where_nothing_fools(device):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("credible", [True, False])
-def test_vote_ascent_fools_whom_the_ball_lets_it(device, norm, credible):
+def test_credible_errors_stay_in_the_ball_and_fool_whom_it_lets_them(device, norm):
     victim = two_columns(device, 3)
     images, labels, distances = queries(device)
-    adversarial = vote_ascent(
-        victim, images, labels, surrogate=rightward, eps=0.27, norm=norm, credible=credible, neighbours=42
-    )
+    adversarial = credible(victim, images, labels, surrogate=rightward, eps=0.27, norm=norm, neighbours=42)
     assert (length(adversarial - images, norm) <= 0.27 + 1e-6).all()
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
     assert ((victim(adversarial) != labels).cpu() == (distances < 0.27)).all()
 
 
 def test_credible_errors_get_the_most_votes(device):
-    # Up to x = .6 the second class has two of three votes, from there on all three.
-    points = torch.tensor([[0.0, 0.5], [0.2, 0.5], [0.8, 0.5], [0.9, 0.5], [1.0, 0.5], [0.4, 0.5]])
+    # Between x = .5 and .55 the second class has two of three votes, from there on all three: (.4, .5) is of the first.
+    points = torch.tensor([[0.0, 0.5], [0.2, 0.5], [0.7, 0.5], [0.8, 0.5], [0.9, 0.5], [0.4, 0.5]])
     victim = pixels_knn(points, torch.tensor([0, 0, 1, 1, 1, 0]), 3, device)
     image, label = torch.tensor([[[[0.3, 0.5]]]], device=device), torch.tensor([0], device=device)
-    settings = {"surrogate": rightward, "eps": 0.55, "neighbours": 6, "step_size": 0.05}
-    first = vote_ascent(victim, image, label, **settings)
-    most = vote_ascent(victim, image, label, credible=True, **settings)
     features = victim.network.features
-    assert victim.votes(features(first))[0, 0].tolist() == [1, 2]
+    nearest = minimum_norm(victim, image, label, surrogate=rightward, neighbours=6)
+    most = credible(victim, image, label, surrogate=rightward, eps=0.45, neighbours=6)
+    assert victim.votes(features(nearest))[0, 0].tolist() == [1, 2]
     assert victim.votes(features(most))[0, 0].tolist() == [0, 3]
 
 
-@pytest.mark.parametrize("attack", [minimum_norm, vote_ascent])
+@pytest.mark.parametrize("attack", [credible, minimum_norm])
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -186,33 +180,23 @@ def test_credible_errors_get_the_most_votes(device):
 )
 def test_bad_settings(device, attack, wrong, message):
     images, labels, _ = queries(device)
-    settings = {"surrogate": rightward, "neighbours": 42} | ({"eps": 0.1} if attack is vote_ascent else {})
+    settings = {"surrogate": rightward, "neighbours": 42} | ({"eps": 0.1} if attack is credible else {})
     with pytest.raises(ValueError, match=message):
         attack(two_columns(device), images, labels, **settings | wrong)
 
 
-def test_bad_settings_of_one_alone(device):
+def test_at_least_one_class_is_tried(device):
     images, labels, _ = queries(device)
-    with pytest.raises(ValueError, match=r"`surrogate_share` to be in \[0, 1\], but got 1.5"):
-        vote_ascent(
-            two_columns(device),
-            images,
-            labels,
-            surrogate=rightward,
-            eps=0.1,
-            neighbours=42,
-            surrogate_share=1.5,
-        )
     with pytest.raises(ValueError, match=r"`classes` to be at least 1, but got 0"):
         minimum_norm(two_columns(device), images, labels, surrogate=rightward, neighbours=42, classes=0)
 
 
-@pytest.mark.parametrize("attack", [minimum_norm, vote_ascent])
+@pytest.mark.parametrize("attack", [credible, minimum_norm])
 def test_no_images_and_no_gradients_outside(device, attack):
     victim = two_columns(device)
     images, labels, _ = queries(device)
     settings = {"surrogate": rightward, "neighbours": 42, "steps": 3} | (
-        {"eps": 0.1} if attack is vote_ascent else {}
+        {"eps": 0.1} if attack is credible else {}
     )
     assert attack(victim, images[:0], labels[:0], **settings).shape == (0, 1, 1, 2)
     with torch.inference_mode():
