@@ -75,7 +75,7 @@ def ask(
         cosine = cosine.to(images.device)[:, None, None]  # (L, 1, 1)
 
         def attack(batch: Tensor, guides: Guides) -> Tensor:
-            logits_fn = partial(_logits, guides, cosine, temperature)
+            logits_fn = partial(similarity_logits, guides, cosine, temperature)
             adversarial = start[batch]
             for _ in range(int(steps)):
                 direction = ascent(logits_fn, adversarial, labels[batch]).sign()
@@ -86,8 +86,15 @@ def ask(
         return torch.cat(each_batch(victim, rows, attack))
 
 
-def _logits(guides: Guides, cosine: Tensor, temperature: float, images: Tensor) -> Tensor:
-    """Logits ``(B, L, C)``."""
+def similarity_logits(guides: Guides, cosine: Tensor, temperature: float, images: Tensor) -> Tensor:
+    """Logits ``(B, L, C)``: mean similarities over T.
+
+    Args:
+        guides: Of the images.
+        cosine: Whether a layer's similarity is the cosine, bool ``(L, 1, 1)``.
+        temperature: T.
+        images: ``(B, ...)``.
+    """
     squares = guides.squared_distances(images)  # (B, L, C, m)
     lengths = squares.clamp(min=1e-12).sqrt()  # not the root of 0, which has no gradient
     similarities = torch.where(cosine, 1 - squares / 2, -lengths)

@@ -27,13 +27,13 @@ def soft_nearest(
 ) -> Tensor:
     """Steps of one L2 length uphill in the soft 1-NN's loss, until the victim is fooled.
 
-    The soft 1-NN's probability of class c is ``p_c = sum_{i in c} softmax_i(-||f(x) - f(x_i)||^2 / T)``. Steps raise
-    ``-log p_y``, summed over layers. So the first success is the smallest on its path to within a step: without eps
-    this is a minimum-norm attack.
+    The soft 1-NN's probability of class c is ``p_c = sum_{i in c} softmax_i(-||f(x) - f(x_i)||^2 / T)``. Steps go along the
+    gradient of ``-log p_y``, summed over layers (`ascent` keeps it from vanishing in float32). The victim is asked after each:
+    without eps, this is a minimum-norm attack, to within a step.
 
     Deviations: of the training images only the m of each class that are nearest to the iterate take part in a layer, found
     anew on the way; the others' weights are smaller. The paper's victim has raw pixels and its T is 1; features here are unit
-    vectors where the victim's metric is cosine, of which a smaller T tells more. The paper takes one step of a given length.
+    vectors where the victim's metric is cosine, of which a smaller T tells more.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_advknn.attacks import ask, guided, kernel_knn, soft_nearest
+from lightning_advknn.attacks.ask import similarity_logits
 from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer, own_and_others
 from lightning_advknn.attacks.guided import Guides
 from lightning_advknn.attacks.kernel import kernel_margins, squared_widths
@@ -118,18 +119,36 @@ def test_ascent_is_the_gradient_of_cross_entropy_and_does_not_vanish(device):
     assert (sharp.abs().amax(1) > 0).all()
 
 
+def ask_logits(victim, layer, point, rows):
+    """Mean similarities over .1, cosines from the vectors' product."""
+    logits = []
+    for each in rows[layer]:
+        if victim.banks[layer].metric == "cosine":
+            similarities = [vector(victim, layer, point) @ vector(victim, layer, ROWS[row]) for row in each]
+        else:
+            similarities = [-math.sqrt(square(victim, layer, point, row)) for row in each]
+        logits.append(np.mean(similarities) / 0.1)
+    return logits
+
+
 def ask_loss(victim, point, label, rows):
-    """Sum over layers of the cross-entropy of mean similarities over .1."""
+    """Sum over layers of the cross-entropy of these logits."""
     total = 0.0
     for layer in ("both", "height"):
-        logits = []
-        for each in rows[layer]:
-            squares = [square(victim, layer, point, row) for row in each]
-            cosine = victim.banks[layer].metric == "cosine"
-            similarities = [1 - s / 2 if cosine else -math.sqrt(s) for s in squares]
-            logits.append(np.mean(similarities) / 0.1)
+        logits = ask_logits(victim, layer, point, rows)
         total += math.log(sum(math.exp(logit) for logit in logits)) - logits[label]
     return total
+
+
+def test_logits_of_ask_are_the_plain_loop(victim, device):
+    images, _ = hand_images(device)
+    _, rows = nearest_in_each_layer(victim, images, 2)
+    cosine = torch.tensor([bank.metric == "cosine" for bank in victim.banks.values()], device=device)
+    found = similarity_logits(Guides(victim, rows), cosine[:, None, None], 0.1, images)
+    for image, point in enumerate(POINTS):
+        for position, layer in enumerate(("both", "height")):
+            expected = ask_logits(victim, layer, point, rows_of(victim, images, image))
+            assert found[image, position].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def soft_loss(victim, point, label, rows, temperature=1.0):

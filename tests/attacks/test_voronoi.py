@@ -41,6 +41,30 @@ def test_three_points_by_hand(device):
     assert lower_bound(rows, labels, query, own, 3).item() == torch.inf
 
 
+@pytest.mark.parametrize("more", [1, 3, 8])
+def test_the_corner_of_a_cube_by_hand(device, monkeypatch, more):
+    # Around 0, unit vectors e_i cut off all that is beyond x_i = .5: from (.9, ..., .9) the cube's corner is nearest.
+    monkeypatch.setattr(voronoi, "_MORE", more)
+    rows = torch.cat([torch.zeros(1, 12), torch.eye(12)]).double().to(device)
+    labels, own = torch.tensor([0] + 12 * [1], device=device), torch.tensor([1], device=device)
+    query = torch.full((1, 12), 0.9, dtype=torch.float64, device=device)
+    found = exact_minimum(rows, labels, query, own)
+    assert found.norms.item() == pytest.approx(0.4 * 12**0.5)
+    torch.testing.assert_close(found.perturbations, torch.full_like(query, -0.4))
+    assert lower_bound(rows, labels, query, own, 1).item() == pytest.approx(0.4)
+
+
+def test_the_smallest_bound_is_not_always_of_the_nearest_cell(device, monkeypatch):
+    # The corner's cell is at .375, and its bound .335 is the smallest; (b cos t, -b sin t) is at (b + sin t) / 2, and so is its
+    # bound.
+    monkeypatch.setattr(voronoi, "_CELLS", 1)
+    rows = points([0, 0], [0, 1], [1, 0.5], [0.62 * 0.99**0.5, -0.062]).to(device)
+    labels, own = torch.tensor([1, 1, 0, 2], device=device), torch.tensor([1], device=device)
+    found = exact_minimum(rows, labels, points([0, 0.5]).to(device), own)
+    assert found.norms.item() == pytest.approx(0.36)
+    assert found.rows.item() == 3
+
+
 def test_features_of_another_scale_by_hand(device):
     # Pixels (0, 0) and (1, 1), the first of which counts double: nearer to (1, 1) where 4x + y >= 2.5.
     rows, labels = points([3, 7], [5, 8]).to(device), torch.tensor([0, 1], device=device)

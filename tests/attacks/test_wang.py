@@ -97,13 +97,15 @@ def test_victims_that_are_no_1nn_on_pixels(hand_dknn, pixel_knn, device):
         qp(several.only("height"), images, labels)
     with pytest.raises(ValueError, match="Expected int64 `labels`"):
         qp(several.only("both"), images, labels.int())
-    # Each of two features is of both pixels, but black and white do not show it.
-    mixing = nn.Linear(2, 2, bias=False)
-    nn.init.constant_(mixing.weight, 0.5)
-    network = FeatureNetwork(nn.Sequential(OrderedDict(flatten=nn.Flatten(), mix=mixing)), ["mix"]).to(device)
     bank = MemoryBank(torch.eye(2, device=device), labels, labels, 2, "euclidean")
-    with pytest.raises(ValueError, match="others of layer 'mix'"):
-        qp(DkNNClassifier(network, {"mix": bank}, 1), images, labels)
+    # Each of two features is of both pixels, but black and white do not show it; one pixel is not looked at.
+    for weight in ([[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 0.0]]):
+        mixing = nn.Linear(2, 2, bias=False)
+        mixing.load_state_dict({"weight": torch.tensor(weight)})
+        network = nn.Sequential(OrderedDict(flatten=nn.Flatten(), mix=mixing))
+        victim = DkNNClassifier(FeatureNetwork(network, ["mix"]).to(device), {"mix": bank}, 1)
+        with pytest.raises(ValueError, match="others of layer 'mix'"):
+            qp(victim, images, labels)
 
 
 def test_no_images_and_no_gradients(corner, device):
