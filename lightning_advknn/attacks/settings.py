@@ -32,7 +32,7 @@ class AttackSettings:
             class of torchattacks, foolbox or the Adversarial Robustness Toolbox (`libraries.LibraryAttack`).
         settings: Its keyword arguments.
         precision: How its gradients are computed.
-        on: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
+        targets: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
             victim. None for all of them.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
@@ -41,7 +41,7 @@ class AttackSettings:
     function: str
     settings: dict[str, Any] = field(default_factory=dict)
     precision: Precision = "float32"
-    on: list[str] | None = None
+    targets: list[str] | None = None
     through: str | None = None
     vary: dict[str, list[Any]] = field(default_factory=dict)
 
