@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import MNIST, SVHN, Digits, FashionMNIST
-from lightning_advknn.experiment import Experiment, Grid, cells
+from lightning_advknn.experiment import Experiment, Grid, cells, settings
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 
@@ -34,6 +34,7 @@ COMMANDS = {
     "cls_weight": "attack.py evaluate",
     "eps": "attack.py evaluate",
     "layers": "attack.py evaluate",
+    "leaderboard": "attack.py leaderboard",
     "lenet": "train.py fit",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
@@ -42,7 +43,7 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "reproduce"},
+    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "reproduce"},
     "fashion_mnist": EVERYWHERE | {"eps"},
     "mnist": EVERYWHERE | FIGURES,
     "svhn": EVERYWHERE,
@@ -220,6 +221,28 @@ def test_attack_configurations_are_experiments(data: str) -> None:
         assert attack.settings == written["attacks"][name]["settings"]
         attack.bind()  # its settings are the attack's own
     assert (experiment.images, experiment.transfer) == (None, {})
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.stem == "leaderboard"], ids=str)
+def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) -> None:
+    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    with at_home(ROOT):
+        experiment = settings.experiment_of(
+            parser.instantiate(parser.parse_args(command(config)[1:])).leaderboard
+        )
+    main = experiment_of(config.with_name("attack.yaml"))
+    assert (experiment.victim, experiment.label_source) == (main.victim, main.label_source)
+    assert experiment.output == f"runs/{config.parent.name}-leaderboard"
+    there = {"origin", *experiment.surrogates, *experiment.joint}
+    for attack in experiment.attacks.values():
+        attack.bind()
+        assert attack.norm in ("l2", "linf")
+        assert attack.on is None or set(attack.on) <= ({"knn", "dknn"} if attack.on_victim else there)
+    # Of each attack with an eps there are several, for a curve.
+    families = [
+        name.partition("@")[0] for name, attack in experiment.attacks.items() if "eps" in attack.settings
+    ]
+    assert min(families.count(name) for name in families) > 1
 
 
 @pytest.mark.parametrize("data", TRANSFER)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ Target = LogitsFn | DkNNClassifier
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 """An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
 
+Norm = Literal["l2", "linf"]
+"""How a perturbation is measured: its Euclidean length, or the largest change of a pixel; both in pixel units of [0, 1]."""
+
+_NORMS: dict[str, Norm] = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf"}
+
 
 @dataclass(frozen=True)
 class AttackSettings:
@@ -33,7 +38,7 @@ class AttackSettings:
         settings: Its keyword arguments.
         precision: How its gradients are computed.
         on: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
-            victim. None for all of them.
+            victim. None for all of them. In YAML it is written ``"on"``: a bare ``on`` means true there.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
     """
@@ -80,6 +85,28 @@ class AttackSettings:
     def on_victim(self) -> bool:
         """Whether it attacks a victim itself, not logits: its first argument is called ``victim``."""
         return next(iter(inspect.signature(self._load()).parameters), None) == "victim"
+
+    @property
+    def norm(self) -> Norm:
+        """What its eps is measured in, or what it makes small without one.
+
+        That is its setting ``norm``, or its function's own, such as ``l2``, ``linf``, ``2`` or ``inf``. Without any it is
+        L2 where the function's name has ``l2`` in it, as foolbox's and torchattacks' have; else Linf with an eps, L2 without.
+
+        Raises:
+            ValueError: If it is another norm.
+        """
+        parameter = inspect.signature(self._load()).parameters.get("norm")
+        own = inspect.Parameter.empty if parameter is None else parameter.default
+        norm = self.settings.get("norm", own)
+        if norm is inspect.Parameter.empty:
+            named = "l2" in self.function.rpartition(".")[2].lower()
+            return "l2" if named or "eps" not in self.settings else "linf"
+        if str(norm) not in _NORMS:
+            raise ValueError(
+                f"Expected the norm of {self.function} to be one of {list(_NORMS)}, but got {norm!r}."
+            )
+        return _NORMS[str(norm)]
 
     def describe(self) -> dict[str, Any]:
         """What its outcome depends on, beside its target."""
