@@ -1,6 +1,7 @@
 """Every YAML under configs/ does what its header says, on tiny files in the official formats."""
 
 import csv
+import json
 import runpy
 import shlex
 import shutil
@@ -36,6 +37,7 @@ COMMANDS = {
     "layers": "attack.py evaluate",
     "leaderboard": "attack.py leaderboard",
     "lenet": "train.py fit",
+    "libraries": "attack.py evaluate",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
     "transfer": "attack.py evaluate",
@@ -43,7 +45,7 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "reproduce"},
+    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "reproduce"},
     "fashion_mnist": EVERYWHERE | {"eps"},
     "mnist": EVERYWHERE | FIGURES,
     "svhn": EVERYWHERE,
@@ -236,13 +238,46 @@ def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) 
     there = {"origin", *experiment.surrogates, *experiment.joint}
     for attack in experiment.attacks.values():
         attack.bind()
-        assert attack.norm in ("l2", "linf")
-        assert attack.on is None or set(attack.on) <= ({"knn", "dknn"} if attack.on_victim else there)
+        assert attack.measure in ("l2", "linf")
+        assert attack.targets is None or set(attack.targets) <= (
+            {"knn", "dknn"} if attack.on_victim else there
+        )
     # Of each attack with an eps there are several, for a curve.
     families = [
         name.partition("@")[0] for name, attack in experiment.attacks.items() if "eps" in attack.settings
     ]
     assert min(families.count(name) for name in families) > 1
+
+
+def test_attacks_of_other_libraries_run_by_configuration_alone(tmp_path: Path) -> None:
+    # The header's command, but for an epoch of training, no surrogate, three images and few steps.
+    folder = tmp_path / "configs" / "digits"
+    shutil.copytree(ROOT / "configs" / "digits", folder)
+    backbone = yaml.safe_load((folder / "backbone.yaml").read_text())
+    backbone["trainer"] |= {"max_epochs": 1, "log_every_n_steps": 1}
+    del backbone["trainer"]["logger"], backbone["trainer"]["callbacks"][1]
+    (folder / "backbone.yaml").write_text(yaml.safe_dump(backbone))
+    written = yaml.safe_load((folder / "libraries.yaml").read_text()) | {"surrogates": {}}
+    written["attacks"]["carlini_wagner"]["settings"]["initial_const"] = 10.0  # one search finds something
+    fewer = {"steps": 10, "max_iter": 3, "num_random_init": 2, "binary_search_steps": 1}
+    written["attacks"]["deepfool"]["settings"]["candidates"] = 3
+    for attack in written["attacks"].values():
+        attack["settings"] |= {name: fewer[name] for name in attack["settings"] if name in fewer}
+    (folder / "libraries.yaml").write_text(yaml.safe_dump(written))
+
+    script, *arguments = command(Path("configs", "digits", "libraries.yaml"))
+    with at_home(tmp_path):
+        assert runpy.run_path(str(ROOT / script))["main"]([*arguments, "--images", "3"]) == 0
+    output = tmp_path / written["output"]
+    described = json.loads((output / "summary.json").read_text())["settings"]["attacks"]
+    libraries = {attack["function"].split(".")[0] for attack in described.values()}
+    assert libraries == {"fgsm", "bim", "art", "torchattacks", "foolbox"}
+    for name, attack in written["attacks"].items():
+        assert described[name]["settings"] == attack["settings"]
+        with (output / "rows" / "origin" / f"{name}.csv").open() as file:
+            linf = [float(row["linf"]) for row in csv.DictReader(file)]
+        assert len(linf) == 3
+        assert 0 < max(linf) <= attack["settings"].get("eps", 1) + 1e-6
 
 
 @pytest.mark.parametrize("data", TRANSFER)

@@ -32,7 +32,7 @@ def invert(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
 
 ATTACKS = {
     "fgsm": {"function": "fgsm", "vary": {"eps": [0.1, 0.3]}},
-    "bim": {"function": "bim", "settings": {"eps": 0.2, "step_size": 0.1, "steps": 3}, "on": ["joint"]},
+    "bim": {"function": "bim", "settings": {"eps": 0.2, "step_size": 0.1, "steps": 3}, "targets": ["joint"]},
     "invert": {"function": f"{__name__}.invert"},
 }
 

@@ -28,3 +28,17 @@ def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), *
             f" but got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     check_images(images)
+
+
+def check_at_least(least: int, **settings: float) -> None:
+    """Raise a ValueError unless settings, by name, are at least this."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+
+
+def check_positive(**settings: float) -> None:
+    """Raise a ValueError unless settings, by name, are above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.attacks.gradient_sign import LogitsFn
-from lightning_advknn.attacks.libraries import load_function
+from lightning_advknn.attacks.libraries import LibraryAttack, load_function
 from lightning_advknn.attacks.precision import Precision
 from lightning_advknn.classifiers import DkNNClassifier
 
@@ -20,9 +21,6 @@ Target = LogitsFn | DkNNClassifier
 
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 """An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
-
-Norm = Literal["l2", "linf"]
-"""How a perturbation is measured: its Euclidean length, or the largest change of a pixel; both in pixel units of [0, 1]."""
 
 _NORMS: dict[str, Norm] = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf"}
 
@@ -34,21 +32,23 @@ class AttackSettings:
     Args:
         function: A function of `lightning_advknn.attacks` by name, or by import path any other
             ``function(logits_fn, images, labels, **settings)`` or ``function(victim, images, labels, **settings)``, or an attack
-            class of torchattacks, foolbox or the Adversarial Robustness Toolbox.
+            class of torchattacks, foolbox or the Adversarial Robustness Toolbox (`libraries.LibraryAttack`).
         settings: Its keyword arguments.
         precision: How its gradients are computed.
-        on: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
-            victim. None for all of them. In YAML it is written ``"on"``: a bare ``on`` means true there.
+        targets: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
+            victim. None for all of them.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
+        norm: What its eps is measured in, where nothing else says so (`measure`).
     """
 
     function: str
     settings: dict[str, Any] = field(default_factory=dict)
     precision: Precision = "float32"
-    on: list[str] | None = None
+    targets: list[str] | None = None
     through: str | None = None
     vary: dict[str, list[Any]] = field(default_factory=dict)
+    norm: Norm | None = None
 
     def bind(self) -> Attack:
         """The attack as a function of its target, images and labels.
@@ -76,9 +76,11 @@ class AttackSettings:
             raise ValueError(
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
-        if not self.on_victim:
+        if isinstance(function, LibraryAttack):
+            function.check(given)
+        elif not self.on_victim:
             # One tiny attack makes the function itself judge its settings before any long work.
-            bound(lambda images: images.flatten(1), torch.full((1, 2), 0.5), torch.zeros(1).long())
+            bound(lambda images: images.flatten(1), torch.full((1, 1, 8, 8), 0.5), torch.zeros(1).long())
         return bound
 
     @property
@@ -87,21 +89,21 @@ class AttackSettings:
         return next(iter(inspect.signature(self._load()).parameters), None) == "victim"
 
     @property
-    def norm(self) -> Norm:
+    def measure(self) -> Norm:
         """What its eps is measured in, or what it makes small without one.
 
-        That is its setting ``norm``, or its function's own, such as ``l2``, ``linf``, ``2`` or ``inf``. Without any it is
-        L2 where the function's name has ``l2`` in it, as foolbox's and torchattacks' have; else Linf with an eps, L2 without.
+        In this order: its `norm`; the setting ``norm``, or its function's own; L2 if the function's name has ``l2`` in it, as
+        foolbox's and torchattacks' have; Linf if it has an eps; L2.
 
         Raises:
             ValueError: If it is another norm.
         """
         parameter = inspect.signature(self._load()).parameters.get("norm")
-        own = inspect.Parameter.empty if parameter is None else parameter.default
-        norm = self.settings.get("norm", own)
-        if norm is inspect.Parameter.empty:
+        own = None if parameter is None or parameter.default is parameter.empty else parameter.default
+        norm = self.norm or self.settings.get("norm", own)
+        if norm is None:
             named = "l2" in self.function.rpartition(".")[2].lower()
-            return "l2" if named or "eps" not in self.settings else "linf"
+            return "l2" if named or self.settings.get("eps") is None else "linf"
         if str(norm) not in _NORMS:
             raise ValueError(
                 f"Expected the norm of {self.function} to be one of {list(_NORMS)}, but got {norm!r}."

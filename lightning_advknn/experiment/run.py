@@ -66,6 +66,8 @@ class ExperimentRun:
         self._trainings |= {name: victims.cli for name, victims in self.transfers.items()}
         self.data: ImageDataModule = self.attacked.data
         self.data.prepare_data()
+        for cli in self._trainings.values():
+            cli.datamodule.share(self.data)
         self._check_settings()
         self._load_given()
 
@@ -86,6 +88,12 @@ class ExperimentRun:
                     f" {cli.datamodule.name} differs. Give both configurations the same `data`."
                 )
             check_data(self.data, cli.model.image_shape, cli.model.num_classes)
+        for name, parts in self.experiment.joint.items():
+            layers = [self._trainings[part].model.layer for part in parts]
+            if not layers or len(set(layers)) < len(layers):
+                raise ValueError(
+                    f"Expected `joint.{name}` to list surrogates of distinct layers, but got layers {layers}."
+                )
         for name in self.experiment.surrogates:
             k = self._trainings[name].model.k
             if not 1 <= k < rows:
@@ -100,13 +108,13 @@ class ExperimentRun:
             ValueError: If it cannot be.
         """
         there = VICTIMS if attack.on_victim else self.methods
-        for given, known in ((attack.on or (), there), (filter(None, [attack.through]), self.methods)):
+        for given, known in ((attack.targets or (), there), (filter(None, [attack.through]), self.methods)):
             for name in given:
                 if name not in known:
                     raise ValueError(
-                        f"Expected {attack.function} to be `on` or `through` some of {list(known)}, but got {name!r}."
+                        f"Expected {attack.function} to have `targets` and `through` among {list(known)}, but got {name!r}."
                     )
-        return there if attack.on is None else attack.on
+        return there if attack.targets is None else attack.targets
 
     def _load_given(self) -> None:
         """Load what is there already, so that a checkpoint that does not fit is refused now."""
@@ -157,7 +165,7 @@ class ExperimentRun:
                 k: v for k, v in asdict(experiment.victim).items() if k not in ("backend", "memory_gib")
             },
             "attacks": {
-                name: attack.describe() | ({} if attack.on is None else {"on": attack.on})
+                name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
                 for name, attack in experiment.attacks.items()
             },
             "label_source": experiment.label_source,

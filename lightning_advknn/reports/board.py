@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.attacks.settings import Norm
+from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.leaderboard_records import CLEAN, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean

@@ -45,13 +45,15 @@ def check_runs(
 
 
 def in_balls(runs: Sequence[AttackRun]) -> Check:
-    """Whether every adversarial of an attack with an eps is within it."""
+    """Whether every adversarial of an attack with an eps is within it, and eps is of the norm that it is taken for."""
     bounded = [(run, run.eps) for run in runs if run.eps is not None]
     beyond = []
     for run, eps in bounded:
         farthest = float(run.distance(run.norm).max())
         if farthest > eps + ROUNDING:
             beyond.append(f"{_name(run)}: {run.norm} {farthest:.6f}")
+        elif run.norm == "linf" and 0 < float(run.l2.max()) <= eps + ROUNDING:
+            beyond.append(f"{_name(run)}: so is its L2; if eps is of L2, its `norm` has to say so")
     return _check("adversarials stay within eps", len(bounded), "attacks with eps", beyond)
 
 

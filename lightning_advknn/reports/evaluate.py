@@ -73,8 +73,9 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
-    last: dict[str, Rows] = {}  # of the last method, which is pictured
+    last: dict[str, Rows] = {}  # on what is pictured
     metrics, credibility = {}, {}
+    pictured = [method for method, attack in run.attacks if attack][-1]
     for method, attack in run.attacks:
         rows = saved_rows(run, method, attack)
         table2 += table2_records(run.data.name, experiment, method, attack, rows)
@@ -82,10 +83,10 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
         if attack is None:
             clean[method] = rows
-        if method == run.methods[-1]:
+        if attack is None or method == pictured:
             last[attack or "clean"] = rows
     table1 = table1_records(run.data.name, experiment, clean)
-    pictures = draw(run, last, output)
+    pictures = draw(run, pictured, last, output)
     run.attacked.free()
     tables: list[Table] = [("table1", TABLE1, table1), ("table2", TABLE2, table2)]
     table3 = _transferred(run)

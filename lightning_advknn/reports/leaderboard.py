@@ -40,7 +40,7 @@ def prepare_leaderboard(experiment: Experiment, results: str | None = None) -> E
             " networks judge."
         )
     for attack in experiment.attacks.values():
-        _ = attack.norm
+        _ = attack.measure
     run = ExperimentRun(experiment)
     settings = json.loads(json.dumps(run.describe()))  # as it reads back
     if results is not None:
@@ -117,7 +117,7 @@ def _attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows)
         f"{family(attack)}, {method}",
         method,
         settings.describe(),
-        settings.norm,
+        settings.measure,
         None if eps is None else float(eps),
         rows["l2"],
         rows["linf"],

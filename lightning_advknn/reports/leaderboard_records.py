@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.settings import Norm
+from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports.robustness import ROUNDING, AttackRun, alarm_threshold, nearest
 from lightning_advknn.reports.tables import Record
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn import functional
-from lightning_advknn.attacks.settings import Norm
+from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.functional import Convention
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.attacks.settings import Norm
+from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports import checks
 from lightning_advknn.reports.leaderboard_records import LEADERBOARD, leaderboard_records
 from lightning_advknn.reports.robustness import AttackRun, Judged, alarm_threshold, judge_rows
@@ -292,7 +292,16 @@ def test_the_threshold_is_the_largest_with_few_false_alarms(n: int) -> None:
     ],
 )
 def test_the_norm_of_an_attack(function: str, settings: dict[str, Any], norm: Norm) -> None:
-    assert AttackSettings(function, settings).norm == norm
+    assert AttackSettings(function, settings).measure == norm
+
+
+def test_an_attack_can_be_told_its_norm() -> None:
+    assert AttackSettings("bim", {"eps": 1.0}, norm="l2").measure == "l2"
+    # It is no setting of the attack, so adversarials that are there stay what they are.
+    assert (
+        AttackSettings("bim", {"eps": 1.0}, norm="l2").describe()
+        == AttackSettings("bim", {"eps": 1.0}).describe()
+    )
 
 
 def by_default_linf(victim: Any, images: Any, labels: Any, *, norm: str = "linf") -> Any: ...
@@ -306,7 +315,7 @@ def without_a_norm(victim: Any, images: Any, labels: Any) -> Any: ...
 
 def test_other_norms_are_refused() -> None:
     with pytest.raises(ValueError, match=r"norm of bim to be one of \['l2', '2', 'linf', 'inf'\], but got 1"):
-        _ = AttackSettings("bim", {"norm": 1}).norm
+        _ = AttackSettings("bim", {"norm": 1}).measure
 
 
 def stepped(run: AttackRun, steps: int, **more: Any) -> AttackRun:
@@ -349,6 +358,7 @@ def rename(run: AttackRun, entry: str) -> AttackRun:
             "bim, s at 0.2: linf 0.200002",
         ),
         (lambda: checks.in_balls([replace(SMALL, norm="l2", eps=1.2)]), "bim, s at 1.2: l2 1.400000"),
+        (lambda: checks.in_balls([replace(SMALL, eps=1.5)]), "bim, s at 1.5: so is its L2"),
         (
             lambda: checks.falls_with_eps([wrongly(LARGE, ".....x"), SMALL]),
             "bim, s on dknn: 66.67 % at 0.1, 83.33 % at 0.2",
