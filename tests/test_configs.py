@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import MNIST, SVHN, Digits, FashionMNIST
-from lightning_advknn.experiment import Experiment, Grid, cells
+from lightning_advknn.experiment import Experiment, Grid, cells, settings
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 
@@ -35,6 +35,7 @@ COMMANDS = {
     "cls_weight": "attack.py evaluate",
     "eps": "attack.py evaluate",
     "layers": "attack.py evaluate",
+    "leaderboard": "attack.py leaderboard",
     "lenet": "train.py fit",
     "libraries": "attack.py evaluate",
     "reproduce": "attack.py reproduce",
@@ -44,7 +45,7 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "libraries", "reproduce"},
+    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "reproduce"},
     "fashion_mnist": EVERYWHERE | {"eps"},
     "mnist": EVERYWHERE | FIGURES,
     "svhn": EVERYWHERE,
@@ -222,6 +223,30 @@ def test_attack_configurations_are_experiments(data: str) -> None:
         assert attack.settings == written["attacks"][name]["settings"]
         attack.bind()  # its settings are the attack's own
     assert (experiment.images, experiment.transfer) == (None, {})
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.stem == "leaderboard"], ids=str)
+def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) -> None:
+    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    with at_home(ROOT):
+        experiment = settings.experiment_of(
+            parser.instantiate(parser.parse_args(command(config)[1:])).leaderboard
+        )
+    main = experiment_of(config.with_name("attack.yaml"))
+    assert (experiment.victim, experiment.label_source) == (main.victim, main.label_source)
+    assert experiment.output == f"runs/{config.parent.name}-leaderboard"
+    there = {"origin", *experiment.surrogates, *experiment.joint}
+    for attack in experiment.attacks.values():
+        attack.bind()
+        assert attack.measure in ("l2", "linf")
+        assert attack.targets is None or set(attack.targets) <= (
+            {"knn", "dknn"} if attack.on_victim else there
+        )
+    # Of each attack with an eps there are several, for a curve.
+    families = [
+        name.partition("@")[0] for name, attack in experiment.attacks.items() if "eps" in attack.settings
+    ]
+    assert min(families.count(name) for name in families) > 1
 
 
 def test_attacks_of_other_libraries_run_by_configuration_alone(tmp_path: Path) -> None:

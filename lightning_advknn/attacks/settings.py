@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.libraries import LibraryAttack, load_function
 from lightning_advknn.attacks.precision import Precision
@@ -20,6 +21,8 @@ Target = LogitsFn | DkNNClassifier
 
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 """An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
+
+_NORMS: dict[str, Norm] = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class AttackSettings:
             victim. None for all of them.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
+        norm: What its eps is measured in, where nothing else says so (`measure`).
     """
 
     function: str
@@ -44,6 +48,7 @@ class AttackSettings:
     targets: list[str] | None = None
     through: str | None = None
     vary: dict[str, list[Any]] = field(default_factory=dict)
+    norm: Norm | None = None
 
     def bind(self) -> Attack:
         """The attack as a function of its target, images and labels.
@@ -82,6 +87,28 @@ class AttackSettings:
     def on_victim(self) -> bool:
         """Whether it attacks a victim itself, not logits: its first argument is called ``victim``."""
         return next(iter(inspect.signature(self._load()).parameters), None) == "victim"
+
+    @property
+    def measure(self) -> Norm:
+        """What its eps is measured in, or what it makes small without one.
+
+        In this order: its `norm`; the setting ``norm``, or its function's own; L2 if the function's name has ``l2`` in it, as
+        foolbox's and torchattacks' have; Linf if it has an eps; L2.
+
+        Raises:
+            ValueError: If it is another norm.
+        """
+        parameter = inspect.signature(self._load()).parameters.get("norm")
+        own = None if parameter is None or parameter.default is parameter.empty else parameter.default
+        norm = self.norm or self.settings.get("norm", own)
+        if norm is None:
+            named = "l2" in self.function.rpartition(".")[2].lower()
+            return "l2" if named or self.settings.get("eps") is None else "linf"
+        if str(norm) not in _NORMS:
+            raise ValueError(
+                f"Expected the norm of {self.function} to be one of {list(_NORMS)}, but got {norm!r}."
+            )
+        return _NORMS[str(norm)]
 
     def describe(self) -> dict[str, Any]:
         """What its outcome depends on, beside its target."""
