@@ -546,7 +546,10 @@ class _Code:
         (["--attacks.fgsm.settings={'eps': .nan}"], "`eps` to be finite and at least 0, but got nan"),
         (["--attacks.fgsm.settings={}"], r"settings of fgsm to be \['eps'\]"),
         (["--attacks.fgsm.settings={'eps': 0.1, 'step': 1}"], "unexpected keyword argument 'step'"),
-        (["--attacks.fgsm.function=pgd"], r"one of \['bim', 'fgsm'\], but got 'pgd'"),
+        (
+            ["--attacks.fgsm.function=pgd"],
+            r"one of \[.*'bim', .*'fgsm', .*\] or an import path, but got 'pgd'",
+        ),
         (["--backbone.checkpoint=missing.ckpt"], "missing.ckpt, but there is none"),
         (["--backbone.config={configs}/surrogate.yaml"], "to train a BackboneModule"),
         (

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import attack
 from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.evaluation import perturb
 from lightning_advknn.experiment import run as stages
 from lightning_advknn.experiment import training
 
@@ -77,11 +78,12 @@ def no_training(*_: object) -> None:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished small leaderboard, with shards of 12 images."""
+    """The folder of a finished small leaderboard, with shards of 12 images, of 5 where a victim is attacked."""
     folder = tmp_path_factory.mktemp("leaderboard") / "digits"
     config = write_config(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "SHARD", 12)
+        patch.setattr(stages, "PIECE", 5)
         assert leaderboard(config, f"--results={folder / 'results'}") == 0
     return folder
 
@@ -90,6 +92,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of a copy of the finished leaderboard."""
     monkeypatch.setattr(stages, "SHARD", 12)
+    monkeypatch.setattr(stages, "PIECE", 5)
     shutil.copytree(done, tmp_path / "copy")
     config = tmp_path / "copy" / "leaderboard.yaml"
     config.write_text(config.read_text().replace(str(done), str(tmp_path / "copy")))
@@ -146,8 +149,8 @@ def test_costs_are_the_attacks_own(done: Path) -> None:
     rows = read(done / "out" / "rows" / "origin" / "clean.csv")
     # `invert` asks about all, all again, and those again that are what it moves away from.
     asked = {
-        "knn": 3.0,
-        "dknn": 2 + np.mean([row["dknn_before"] == row["knn_before"] for row in rows]),
+        victim: 2 + np.mean([row[f"{victim}_before"] == row["label"] for row in rows])
+        for victim in ("knn", "dknn")
     }
     for record in read(done / "out" / "leaderboard.csv"):
         if record["counted"] == "run" and record["attack"] != "clean":
@@ -183,6 +186,39 @@ def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch
     assert times(copy.parent / "cache") == kept
     for folder in ("out", "results"):
         assert (copy.parent / folder / "leaderboard.csv").read_text() == before
+
+
+def test_an_interrupted_attack_on_a_victim_keeps_its_pieces(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copy.parent / "out" / "leaderboard.csv").read_text()
+    # 12, 12 and 6 images: their pieces are of 5, 5, 2, twice, and of 5 and 1, for each of two victims.
+    pieces = [
+        path
+        for path in sorted((copy.parent / "cache" / "adversarial").rglob("*.safetensors"))
+        if "queries" in load_file(path)
+    ]
+    assert len(pieces) == 2 * 8
+    lost, sizes = [pieces[1], pieces[9]], []
+    for path in lost:
+        sizes.append(len(load_file(path)["adversarial"]))
+        path.unlink()
+    made: list[int] = []
+
+    def counted(attack: Any, target: Any, images: Tensor, *rest: Any) -> Tensor:
+        made.append(len(images))
+        return perturb(attack, target, images, *rest)
+
+    monkeypatch.setattr(stages, "perturb", counted)
+    assert leaderboard(copy) == 0
+    assert sorted(made) == sorted(sizes)
+    seconds = 10  # the column of what is measured anew
+
+    def without_seconds(text: str) -> list[list[str]]:
+        return [line[:seconds] + line[seconds + 1 :] for line in csv.reader(text.splitlines())]
+
+    after = (copy.parent / "out" / "leaderboard.csv").read_text()
+    assert without_seconds(after) == without_seconds(before)
 
 
 def test_a_changed_adversarial_is_found_out(copy: Path) -> None:

@@ -28,6 +28,7 @@ from lightning_advknn.search import check_backend
 from lightning_advknn.storage import digest, file_digest, weights_digest
 
 SHARD = 1000  # images attacked or queried between two saves
+PIECE = 100  # the same of attacks on victims, which are the slow ones
 
 
 class ExperimentRun:
@@ -232,7 +233,7 @@ class ExperimentRun:
     def cost(self, method: str, attack: str) -> tuple[float, float]:
         """Seconds of attack and queries of the victim, both for an image."""
         parts = [self._attacked(method, attack, start) for start in range(0, len(self.test), SHARD)]
-        queries = sum(int(part["queries"]) for part in parts if "queries" in part)
+        queries = sum(int(part["queries"].sum()) for part in parts if "queries" in part)
         seconds = self.cache.seconds()[f"attack {method}/{attack}"]
         return seconds / len(self.test), queries / len(self.test)
 
@@ -258,22 +259,32 @@ class ExperimentRun:
         return victims.verdicts(
             "clean" if attack is None else self._adversarial_key(method, attack),
             "clean" if attack is None else f"{method}/{attack}",
-            self._shard_name(start),
+            self._rows_name(self._rows(start), SHARD),
             lambda: self.adversarial(method, attack, start),
         )
 
     def _attacked(self, method: str, attack: str, start: int) -> dict[str, Tensor]:
-        """``adversarial`` float32 and, of an attack on a victim, ``queries``, how many images it asked about."""
-        return self.cache.tensors(
-            f"adversarial/{self._adversarial_key(method, attack)}/{self._shard_name(start)}",
-            f"attack {method}/{attack}",
-            lambda: self._attack(method, attack, start),
-        )
+        """``adversarial`` float32 and, of an attack on a victim, ``queries``, how many images it asked about, by piece."""
+        key, shard = self._adversarial_key(method, attack), self._rows(start)
+        size = PIECE if method in VICTIMS else SHARD
+        pieces = [shard[first : first + size] for first in range(0, len(shard), size)]
+        progress = tqdm(pieces, desc=f"attack {method}/{attack}", disable=None, leave=False)
+        parts = [
+            self.cache.tensors(
+                f"adversarial/{key}/{self._rows_name(piece, size)}",
+                f"attack {method}/{attack}",
+                partial(self._attack, method, attack, piece),
+            )
+            for piece in progress
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _attack(self, method: str, attack: str, start: int) -> dict[str, Tensor]:
-        images, labels, _ = self._shard(start)
+    def _attack(self, method: str, attack: str, rows: range) -> dict[str, Tensor]:
+        images, labels, _ = self._images(rows)
         if self.experiment.label_source == "knn":
-            labels = self._verdicts(self.attacked, ORIGIN, None, start).knn
+            start = rows.start - rows.start % SHARD
+            known = self._verdicts(self.attacked, ORIGIN, None, start).knn
+            labels = known[rows.start - start :][: len(rows)]
         settings = self.experiment.attacks[attack]
         function: Callable[..., Tensor] = self._attacks[attack]
         if settings.through:
@@ -285,7 +296,7 @@ class ExperimentRun:
         victim = self.victim(method)
         before = victim.queries  # DkNN is one and the same for all attacks, and is also asked to judge
         adversarial = perturb(function, victim, images, labels, settings.precision)
-        return {"adversarial": adversarial, "queries": torch.tensor(victim.queries - before)}
+        return {"adversarial": adversarial, "queries": torch.tensor([victim.queries - before])}
 
     def _adversarial_key(self, method: str, attack: str) -> str:
         settings, through = self.experiment.victim, self.experiment.attacks[attack].through
@@ -315,16 +326,22 @@ class ExperimentRun:
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and ids of the test images from `start` on, on the device."""
-        rows = range(start, min(start + SHARD, len(self.test)))
+        return self._images(self._rows(start))
+
+    def _images(self, rows: range) -> tuple[Tensor, Tensor, Tensor]:
         images, labels, ids = self.test.__getitems__(rows)
         return images.to(self.device), labels.to(self.device), ids.to(self.device)
 
-    def _shard_name(self, start: int) -> str:
-        """Name of a shard's file: the same for a part of the test images as for all, where it holds the same images."""
-        stop = start + SHARD
+    def _rows(self, start: int) -> range:
+        """Positions of a shard's test images."""
+        return range(start, min(start + SHARD, len(self.test)))
+
+    def _rows_name(self, rows: range, size: int) -> str:
+        """Name of a file on up to `size` images: the same for a part of the test images as for all, where it holds the same."""
+        stop = rows.start + size
         if len(self.test) < min(stop, len(self.data.split("test"))):
-            stop = len(self.test)
-        return f"{start:06d}-{stop:06d}"
+            stop = rows.stop
+        return f"{rows.start:06d}-{stop:06d}"
 
     def _surrogate(self, name: str) -> Surrogate:
         backbone_key = self.attacked.network_key  # trains the backbone first, if it has to be
