@@ -12,21 +12,34 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightning_advknn.experiment import Grid, experiment_of, experiment_parser
-from lightning_advknn.reports import evaluate, plan, prepare, report_grid, reproduce, show
+from lightning_advknn.reports import (
+    evaluate,
+    leaderboard,
+    plan,
+    prepare,
+    prepare_leaderboard,
+    report_grid,
+    reproduce,
+    show,
+)
 
 
 def make_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subcommands()
-    command = experiment_parser(description="Run one experiment: train what is missing, attack, report.")
-    command.add_argument(
-        "--results",
-        type=str | None,
-        default=None,
-        help="Folder of tables over several seeds, such as results/mnist, to add this seed to.",
-    )
-    commands.add_subcommand("evaluate", command)
+    for name, description in (
+        ("evaluate", "Run one experiment: train what is missing, attack, report."),
+        ("leaderboard", "Run one experiment and rank its attacks against every victim."),
+    ):
+        command = experiment_parser(description=description)
+        command.add_argument(
+            "--results",
+            type=str | None,
+            default=None,
+            help="Folder of tables over several seeds, such as results/mnist, to add this seed to.",
+        )
+        commands.add_subcommand(name, command)
     command = ArgumentParser(
         description="Run a grid of experiments, what is missing of it, and report on all."
     )
@@ -49,9 +62,9 @@ def main(args: list[str] | None = None) -> int:
     options = parser.instantiate(parser.parse_args(args))
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    start = _evaluate if options.subcommand == "evaluate" else _reproduce
+    start = {"evaluate": _evaluate, "leaderboard": _leaderboard, "reproduce": _reproduce}
     try:
-        go_on = start(options[options.subcommand])
+        go_on = start[options.subcommand](options[options.subcommand])
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"attack.py: error: {error}\n")
         return 2
@@ -66,6 +79,11 @@ def main(args: list[str] | None = None) -> int:
 def _evaluate(options: Any) -> Callable[[], None]:
     run = prepare(experiment_of(options), options.results)
     return lambda: evaluate(run, options.results)
+
+
+def _leaderboard(options: Any) -> Callable[[], None]:
+    run = prepare_leaderboard(experiment_of(options), options.results)
+    return lambda: leaderboard(run, options.results)
 
 
 def _reproduce(options: Any) -> Callable[[], None]:

@@ -76,6 +76,8 @@ class DkNNClassifier(nn.Module):
         if missing:
             raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
         self.network, self.k, self.convention = network, k, convention
+        self.queries = 0
+        """Images that it has been asked about so far: what an attack costs its victim."""
         self.knns = nn.ModuleList(KNNClassifier(network, layer, banks[layer], k) for layer in network.layers)
         device = banks[network.layers[0]].labels.device
         empty = torch.empty(0, len(network.layers), dtype=torch.int64, device=device)
@@ -86,10 +88,37 @@ class DkNNClassifier(nn.Module):
         """Names of the voting layers, in the order of votes' second dimension."""
         return self.network.layers
 
+    @property
+    def banks(self) -> dict[str, MemoryBank]:
+        """Each layer's bank by name; row m is the same training image in all of them."""
+        knns = cast(Iterable[KNNClassifier], self.knns)
+        return {knn.layer: knn.bank for knn in knns}
+
+    def only(self, layer: str) -> "DkNNClassifier":
+        """The kNN on one of the layers, as a DkNN of that layer alone; shares its bank.
+
+        Raises:
+            ValueError: If DkNN does not have the layer.
+        """
+        if layer not in self.layers:
+            raise ValueError(f"Expected `layer` to be one of {list(self.layers)}, but got {layer!r}.")
+        network = FeatureNetwork(self.network.network, [layer])
+        one = DkNNClassifier(network, self.banks, self.k, self.convention)
+        position = self.layers.index(layer)
+        one.calibration_votes = self.calibration_votes[:, position : position + 1]
+        return one.train(self.training)
+
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Votes int64 ``(B, L, C)`` for features ``(B, D)`` by layer."""
         knns = cast(Iterable[KNNClassifier], self.knns)
-        return torch.stack([knn.votes(features) for knn in knns], dim=1)
+        votes = torch.stack([knn.votes(features) for knn in knns], dim=1)
+        self.queries += len(votes)
+        return votes
+
+    def search(self, features: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each layer's k nearest rows, as `MemoryBank.search`: distances ``(B, k)`` and bank rows ``(B, k)``."""
+        self.queries += len(next(iter(features.values())))
+        return {layer: self.banks[layer].search(features[layer], k) for layer in self.layers}
 
     def forward(self, images: Tensor) -> Tensor:
         """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4).

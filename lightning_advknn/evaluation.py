@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_advknn import functional
-from lightning_advknn.attacks import Attack, LogitsFn, Precision
+from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
 from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import Convention, check_images
@@ -123,19 +123,20 @@ def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
 
 def perturb(
     attack: Attack,
-    logits_fn: LogitsFn,
+    target: Target,
     images: Tensor,
     labels: Tensor,
     precision: Precision = "float32",
 ) -> Tensor:
-    """Attack images in batches of one size.
+    """Attack images: a logits function in batches of one size, a victim all at once.
 
-    The last batch is filled up, so every image meets the same arithmetic, however many there are.
-    A module given as `logits_fn` is frozen and in evaluation mode meanwhile.
+    The last batch is filled up, so every image meets the same arithmetic, however many there are. Attacks on victims make
+    their own batches, as searching a bank and differentiating a network go well with different ones.
+    A module is frozen and in evaluation mode meanwhile.
 
     Args:
         attack: With its settings bound.
-        logits_fn: What the attack differentiates.
+        target: What the attack is on.
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         labels: Classes to move away from, int64 ``(n,)``.
         precision: How gradients are computed.
@@ -146,11 +147,13 @@ def perturb(
     Raises:
         ValueError: If the attack returns another shape or leaves [0, 1].
     """
-    size = GPU_BATCH if images.is_cuda else CPU_BATCH
+    n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
+    if isinstance(target, DkNNClassifier):
+        size = max(n, 1)
     # Rows of all batches: filled up with the images in turn, from the first one on.
-    rows = torch.arange(-(-len(images) // size) * size, device=images.device) % max(len(images), 1)
+    rows = torch.arange(-(-n // size) * size, device=images.device) % max(n, 1)
     parts = []
-    with prepared(logits_fn, precision) as ready:
+    with prepared(target, precision) as ready:
         for batch in torch.split(rows, size):
             part = images[batch]
             parts.append(attack(ready, part, labels[batch]).detach().to(torch.float32))
@@ -159,7 +162,7 @@ def perturb(
                     f"Expected the attack to return images of shape {tuple(part.shape)}, but got"
                     f" {tuple(parts[-1].shape)}."
                 )
-    adversarial = torch.cat(parts)[: len(images)]
+    adversarial = torch.cat(parts)[:n]
     check_images(adversarial)
     return adversarial
 

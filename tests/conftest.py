@@ -3,6 +3,7 @@
 import os
 import struct
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,19 @@ def hand_dknn(device: torch.device) -> DkNNClassifier:
     labels, ids = torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(10, 16)
     banks = build_banks(features, [Batch(images, labels, ids)], num_classes=3, metric="euclidean")
     return DkNNClassifier(features, banks, k=3).to(device)
+
+
+@pytest.fixture
+def plane_knn(device: torch.device) -> Callable[..., DkNNClassifier]:
+    """Makes a Euclidean kNN on pixels, as a DkNN of one layer, of 1x1x2 images: ``plane_knn(rows (x, y, label), k)``."""
+
+    def make(rows: Sequence[tuple[float, float, int]], k: int) -> DkNNClassifier:
+        network = nn.Sequential(OrderedDict(pixels=nn.Flatten(), logits=nn.Linear(2, 3)))
+        features = FeatureNetwork(network, ["pixels"]).eval().to(device)
+        images = torch.tensor([row[:2] for row in rows])[:, None, None].float()
+        labels = torch.tensor([row[2] for row in rows])
+        batch = Batch(images, labels, torch.arange(len(rows)))
+        banks = build_banks(features, [batch], int(labels.max()) + 1, "euclidean")
+        return DkNNClassifier(features, banks, k)
+
+    return make

@@ -546,7 +546,10 @@ class _Code:
         (["--attacks.fgsm.settings={'eps': .nan}"], "`eps` to be finite and at least 0, but got nan"),
         (["--attacks.fgsm.settings={}"], r"settings of fgsm to be \['eps'\]"),
         (["--attacks.fgsm.settings={'eps': 0.1, 'step': 1}"], "unexpected keyword argument 'step'"),
-        (["--attacks.fgsm.function=pgd"], r"one of \['bim', 'fgsm'\], but got 'pgd'"),
+        (
+            ["--attacks.fgsm.function=pgd"],
+            r"one of \[.*'bim', .*'fgsm', .*\] or an import path, but got 'pgd'",
+        ),
         (["--backbone.checkpoint=missing.ckpt"], "missing.ckpt, but there is none"),
         (["--backbone.config={configs}/surrogate.yaml"], "to train a BackboneModule"),
         (
@@ -704,3 +707,81 @@ def test_files_on_disk_go_through(data: str, tmp_path: Path, request: pytest.Fix
         ["evaluate", f"--config={config}", "--root=nowhere", f"--output={tmp_path / 'other'}"]
     )
     assert missing == 2
+
+
+def test_victims_themselves_are_attacked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    config = yaml.safe_load(copy.read_text())
+    settings = {"surrogate_steps": 5, "steps": 3, "neighbours": 20, "classes": 1}
+    config |= {
+        "joint": {"all": ["dknnb_cl"]},
+        "images": 30,
+        "label_source": "true",
+        "output": str(copy.parent / "victims"),
+        "attacks": {
+            "bim": {
+                "function": "bim",
+                "settings": {"step_size": 0.05, "steps": 3},
+                "vary": {"eps": [0.1, 0.2]},
+                "targets": ["all"],
+            },
+            "least": {"function": "minimum_norm", "through": "all", "settings": settings},
+            "credible": {
+                "function": "credible",
+                "through": "all",
+                "targets": ["dknn"],
+                "settings": settings | {"eps": 3.0},
+            },
+        },
+    }
+    copy.write_text(yaml.safe_dump(config))
+    assert evaluate(copy) == 0
+    rows = copy.parent / "victims" / "rows"
+    found = {str(path.relative_to(rows)) for path in rows.rglob("*.csv")}
+    clean = {f"{method}/clean.csv" for method in ("origin", "dknnb", "dknnb_cl", "all")}
+    assert found == clean | {
+        "all/bim@eps=0.1.csv", "all/bim@eps=0.2.csv", "knn/least.csv", "dknn/least.csv", "dknn/credible.csv"
+    }  # fmt: skip
+    # The nearest errors are errors of the victim that was attacked, nearer than the most credible ones within a ball.
+    means = {}
+    for victim, name in (("knn", "least"), ("dknn", "least"), ("dknn", "credible")):
+        table = read(rows / victim / f"{name}.csv")
+        assert name == "credible" or all(row[f"{victim}_after"] != row["label"] for row in table)
+        for column in ("l2", "dknn_credibility_after"):
+            means[victim, name, column] = np.mean([float(row[column]) for row in table])
+    assert means["dknn", "least", "l2"] < means["dknn", "credible", "l2"] <= 3.0
+    low, high = (means["dknn", name, "dknn_credibility_after"] for name in ("least", "credible"))
+    assert low < high
+    before = times(copy.parent / "cache")
+    assert evaluate(copy) == 0
+    assert times(copy.parent / "cache") == before
+
+
+@pytest.mark.parametrize(
+    ("attack_changes", "joint", "message"),
+    [
+        ({"targets": ["knn"]}, {}, r"among \['origin', 'dknnb', 'dknnb_cl'\], but got 'knn'"),
+        ({"function": "minimum_norm", "through": "all"}, {}, "but got 'all'"),
+        ({"function": "minimum_norm"}, {}, "missing a required .*argument: 'surrogate'"),
+        ({"function": "minimum_norm", "through": "dknnb", "precision": "bfloat16"}, {}, "'bfloat16'"),
+        ({}, {"all": ["relu9"]}, "to list surrogates"),
+        ({}, {"all": ["dknnb", "dknnb_cl"]}, r"distinct layers, but got layers \['relu3', 'relu3'\]"),
+        ({}, {"knn": ["dknnb"]}, "name of each joint surrogate"),
+        ({}, {"dknnb": ["dknnb"]}, "name of each joint surrogate"),
+    ],
+)
+def test_targets_that_do_not_exist(
+    copy: Path,
+    attack_changes: dict[str, Any],
+    joint: dict[str, list[str]],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = yaml.safe_load(copy.read_text())
+    one: dict[str, Any] = {"function": "fgsm", "settings": {"eps": 0.2}} | attack_changes
+    if one["function"] == "minimum_norm":
+        one["settings"] = {}
+    config |= {"attacks": {"one": one}, "joint": joint, "output": str(copy.parent / "wrong")}
+    copy.write_text(yaml.safe_dump(config))
+    assert evaluate(copy) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -1,6 +1,8 @@
 """Every YAML under configs/ does what its header says, on tiny files in the official formats."""
 
 import csv
+import dataclasses
+import json
 import runpy
 import shlex
 import shutil
@@ -19,7 +21,7 @@ from torch import Tensor
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import MNIST, SVHN, Digits, FashionMNIST
-from lightning_advknn.experiment import Experiment, Grid, cells
+from lightning_advknn.experiment import Experiment, Grid, cells, settings
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 
@@ -34,7 +36,9 @@ COMMANDS = {
     "cls_weight": "attack.py evaluate",
     "eps": "attack.py evaluate",
     "layers": "attack.py evaluate",
+    "leaderboard": "attack.py leaderboard",
     "lenet": "train.py fit",
+    "libraries": "attack.py evaluate",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
     "transfer": "attack.py evaluate",
@@ -42,9 +46,9 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "reproduce"},
-    "fashion_mnist": EVERYWHERE | {"eps"},
-    "mnist": EVERYWHERE | FIGURES,
+    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "reproduce"},
+    "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
+    "mnist": EVERYWHERE | FIGURES | {"leaderboard"},
     "svhn": EVERYWHERE,
 }
 
@@ -220,6 +224,66 @@ def test_attack_configurations_are_experiments(data: str) -> None:
         assert attack.settings == written["attacks"][name]["settings"]
         attack.bind()  # its settings are the attack's own
     assert (experiment.images, experiment.transfer) == (None, {})
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.stem == "leaderboard"], ids=str)
+def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) -> None:
+    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    with at_home(ROOT):
+        experiment = settings.experiment_of(
+            parser.instantiate(parser.parse_args(command(config)[1:])).leaderboard
+        )
+    main = experiment_of(config.with_name("attack.yaml"))
+    # A rival's credibility is published in `ge`, and a rival leaves the true label, not the kNN's.
+    assert experiment.victim == dataclasses.replace(main.victim, convention="ge")
+    assert experiment.label_source == "true"
+    assert experiment.output == f"runs/{config.parent.name}-leaderboard"
+    there = {"origin", *experiment.surrogates, *experiment.joint}
+    for attack in experiment.attacks.values():
+        attack.bind()
+        assert attack.measure in ("l2", "linf")
+        assert attack.targets is None or set(attack.targets) <= (
+            {"knn", "dknn"} if attack.on_victim else there
+        )
+    # Of every gradient-sign attack there are several, for a curve.
+    families = [
+        name.partition("@")[0]
+        for name, attack in experiment.attacks.items()
+        if attack.function in ("fgsm", "bim")
+    ]
+    assert families
+    assert min(families.count(name) for name in families) > 1
+
+
+def test_attacks_of_other_libraries_run_by_configuration_alone(tmp_path: Path) -> None:
+    # The header's command, but for an epoch of training, no surrogate, three images and few steps.
+    folder = tmp_path / "configs" / "digits"
+    shutil.copytree(ROOT / "configs" / "digits", folder)
+    backbone = yaml.safe_load((folder / "backbone.yaml").read_text())
+    backbone["trainer"] |= {"max_epochs": 1, "log_every_n_steps": 1}
+    del backbone["trainer"]["logger"], backbone["trainer"]["callbacks"][1]
+    (folder / "backbone.yaml").write_text(yaml.safe_dump(backbone))
+    written = yaml.safe_load((folder / "libraries.yaml").read_text()) | {"surrogates": {}}
+    written["attacks"]["carlini_wagner"]["settings"]["initial_const"] = 10.0  # one search finds something
+    fewer = {"steps": 10, "max_iter": 3, "num_random_init": 2, "binary_search_steps": 1}
+    written["attacks"]["deepfool"]["settings"]["candidates"] = 3
+    for attack in written["attacks"].values():
+        attack["settings"] |= {name: fewer[name] for name in attack["settings"] if name in fewer}
+    (folder / "libraries.yaml").write_text(yaml.safe_dump(written))
+
+    script, *arguments = command(Path("configs", "digits", "libraries.yaml"))
+    with at_home(tmp_path):
+        assert runpy.run_path(str(ROOT / script))["main"]([*arguments, "--images", "3"]) == 0
+    output = tmp_path / written["output"]
+    described = json.loads((output / "summary.json").read_text())["settings"]["attacks"]
+    libraries = {attack["function"].split(".")[0] for attack in described.values()}
+    assert libraries == {"fgsm", "bim", "art", "torchattacks", "foolbox"}
+    for name, attack in written["attacks"].items():
+        assert described[name]["settings"] == attack["settings"]
+        with (output / "rows" / "origin" / f"{name}.csv").open() as file:
+            linf = [float(row["linf"]) for row in csv.DictReader(file)]
+        assert len(linf) == 3
+        assert 0 < max(linf) <= attack["settings"].get("eps", 1) + 1e-6
 
 
 @pytest.mark.parametrize("data", TRANSFER)

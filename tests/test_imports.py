@@ -11,7 +11,7 @@ PACKAGE = "lightning_advknn"
 
 # Each may import only from itself and from those before it.
 ORDER = (
-    "storage", "convolutions", "functional", "attacks", "search", "models", "data", "classifiers", "modules", "evaluation",
+    "storage", "convolutions", "functional", "search", "models", "data", "classifiers", "attacks", "modules", "evaluation",
     "callbacks", "cli", "experiment", "reports",
 )  # fmt: skip
 
@@ -69,11 +69,26 @@ def test_functional_imports_torch_only():
 
 
 @pytest.mark.parametrize(
-    ("distribution", "file"),
-    [("faiss", f"{PACKAGE}/search/faiss_backend.py"), ("wandb", f"{PACKAGE}/callbacks/wandb_panels.py")],
+    ("distribution", "files"),
+    [
+        ("faiss", [f"{PACKAGE}/search/faiss_backend.py"]),
+        ("wandb", [f"{PACKAGE}/callbacks/wandb_panels.py"]),
+        ("art", [f"{PACKAGE}/attacks/libraries.py"]),
+        ("foolbox", [f"{PACKAGE}/attacks/libraries.py"]),
+        ("torchattacks", []),  # what a configuration names, `attacks/libraries.py` calls
+    ],
 )
-def test_each_is_removed_by_editing_one_file(distribution, file):
-    assert importers(distribution) == [file]
+def test_each_is_removed_by_editing_one_file(distribution, files):
+    assert importers(distribution) == files
+
+
+def test_other_libraries_are_imported_only_when_their_attacks_are_named():
+    body = ast.parse((REPOSITORY / PACKAGE / "attacks" / "libraries.py").read_text()).body
+    at_once = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert "from torch import Tensor, nn" in at_once
+    assert not [
+        line for line in at_once if line.split()[1].split(".")[0] in ("art", "foolbox", "torchattacks")
+    ]
 
 
 def test_the_graph_is_read_right():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_advknn.functional import check_images
+from lightning_advknn.attacks.arguments import check_arguments
 
 LogitsFn = Callable[[Tensor], Tensor]
 
@@ -61,7 +61,7 @@ def bim(
     Raises:
         ValueError: If an argument is out of range or the loss is not finite.
     """
-    _check(images, labels, eps=eps, step_size=step_size, steps=steps)
+    check_arguments(images, labels, whole=("steps",), eps=eps, step_size=step_size, steps=steps)
     # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
@@ -99,18 +99,3 @@ def loss_and_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> tu
         loss = F.cross_entropy(logits_fn(leaf), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
-
-
-def _check(images: Tensor, labels: Tensor, **settings: float) -> None:
-    for name, value in settings.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
-    steps = settings.get("steps", 0)
-    if steps != int(steps):
-        raise ValueError(f"Expected `steps` to be a whole number, but got {steps}.")
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"Expected int64 `labels` of shape ({len(images)},), one an image,"
-            f" but got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
-    check_images(images)

@@ -140,6 +140,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.setup()
         return self._splits[name]
 
+    def share(self, other: "ImageDataModule") -> None:
+        """Take over another's splits, if it is made alike, instead of reading the files again."""
+        if type(self) is type(other) and self._made_of() == other._made_of():
+            other.setup()
+            self._splits = other._splits
+            self.fingerprint = other.fingerprint
+
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of every split's images, labels and ids."""
@@ -174,6 +181,16 @@ class ImageDataModule(LightningDataModule, ABC):
     def loader(self, split: str) -> DataLoader[Batch]:
         """All images of a split in order of id, whole on every rank."""
         return DataLoader(self.split(split), batch_size=self.eval_batch_size, collate_fn=_as_batch)
+
+    def _made_of(self) -> dict[str, Any]:
+        """What decides on its splits."""
+        no_matter = ("batch_size", "eval_batch_size", "download")
+        plain = (str, int, float, bool, Path, tuple)
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, plain) and name not in no_matter and name != "fingerprint"
+        }
 
     def _shard(self, name: str) -> DataLoader[Batch]:
         trainer = self.trainer

@@ -1,6 +1,6 @@
 """The stages of an experiment, each saved once under a key of all it depends on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,21 +11,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_advknn import __version__
+from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import find_device
-from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained, check_names
+from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, Trained, check_names
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.experiment.victims import Victims
-from lightning_advknn.models import FeatureNetwork, Surrogate
+from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.modules.checkpoint import check_data
 from lightning_advknn.search import check_backend
 from lightning_advknn.storage import digest, file_digest, weights_digest
 
 SHARD = 1000  # images attacked or queried between two saves
+PIECE = 100  # the same of attacks on victims, which are the slow ones
 
 
 class ExperimentRun:
@@ -64,10 +67,13 @@ class ExperimentRun:
         self._trainings |= {name: victims.cli for name, victims in self.transfers.items()}
         self.data: ImageDataModule = self.attacked.data
         self.data.prepare_data()
+        for cli in self._trainings.values():
+            cli.datamodule.share(self.data)
         self._check_settings()
         self._load_given()
 
     def _check_settings(self) -> None:
+        _ = self.attacks
         rows, victim = len(self.data.split("train")), self.experiment.victim
         if not 1 <= victim.k <= rows:
             raise ValueError(
@@ -83,12 +89,33 @@ class ExperimentRun:
                     f" {cli.datamodule.name} differs. Give both configurations the same `data`."
                 )
             check_data(self.data, cli.model.image_shape, cli.model.num_classes)
+        for name, parts in self.experiment.joint.items():
+            layers = [self._trainings[part].model.layer for part in parts]
+            if not layers or len(set(layers)) < len(layers):
+                raise ValueError(
+                    f"Expected `joint.{name}` to list surrogates of distinct layers, but got layers {layers}."
+                )
         for name in self.experiment.surrogates:
             k = self._trainings[name].model.k
             if not 1 <= k < rows:
                 raise ValueError(
                     f"Expected {name}'s k to be in [1, {rows - 1}] (the bank's rows less the image's own), but got {k}."
                 )
+
+    def _targets(self, attack: AttackSettings) -> Sequence[str]:
+        """What an attack is run on.
+
+        Raises:
+            ValueError: If it cannot be.
+        """
+        there = VICTIMS if attack.on_victim else self.methods
+        for given, known in ((attack.targets or (), there), (filter(None, [attack.through]), self.methods)):
+            for name in given:
+                if name not in known:
+                    raise ValueError(
+                        f"Expected {attack.function} to have `targets` and `through` among {list(known)}, but got {name!r}."
+                    )
+        return there if attack.targets is None else attack.targets
 
     def _load_given(self) -> None:
         """Load what is there already, so that a checkpoint that does not fit is refused now."""
@@ -107,8 +134,20 @@ class ExperimentRun:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What attacks differentiate: ``origin``, then each surrogate by name."""
-        return (ORIGIN, *self.experiment.surrogates)
+        """What attacks on logits differentiate: ``origin``, then each surrogate by name."""
+        return (ORIGIN, *self.experiment.surrogates, *self.experiment.joint)
+
+    @property
+    def attacks(self) -> list[tuple[str, str | None]]:
+        """What is attacked, one of `methods` or a victim (``knn``, ``dknn``), and by what; `methods` also by None, not at all."""
+        targets: dict[str | None, Sequence[str]] = {None: self.methods}
+        targets |= {name: self._targets(attack) for name, attack in self.experiment.attacks.items()}
+        return [
+            (method, name)
+            for method in (*self.methods, *VICTIMS)
+            for name in targets
+            if method in targets[name]
+        ]
 
     @cached_property
     def test(self) -> ImageSplit:
@@ -126,7 +165,10 @@ class ExperimentRun:
             "victim": {
                 k: v for k, v in asdict(experiment.victim).items() if k not in ("backend", "memory_gib")
             },
-            "attacks": {name: asdict(attack) for name, attack in experiment.attacks.items()},
+            "attacks": {
+                name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
+                for name, attack in experiment.attacks.items()
+            },
             "label_source": experiment.label_source,
             "data": {"name": self.data.name, "fingerprint": self.data.fingerprint},
             "version": __version__,
@@ -134,6 +176,8 @@ class ExperimentRun:
         # Only where they say something: all images, given as a number or not, are one experiment.
         if len(self.test) < len(self.data.split("test")):
             settings["images"] = len(self.test)
+        if experiment.joint:
+            settings["joint"] = experiment.joint
         if self.transfers:
             settings["transfer"] = {name: {"layer": each.layer} for name, each in self.transfers.items()}
         return settings
@@ -154,15 +198,23 @@ class ExperimentRun:
         """The trained surrogates by name, on the device, in evaluation mode."""
         return {name: self._surrogate(name) for name in self.experiment.surrogates}
 
-    def logits_fn(self, method: str) -> FeatureNetwork | Surrogate:
-        """What a method's attacks differentiate."""
+    def logits_fn(self, method: str) -> FeatureNetwork | Surrogate | JointSurrogate:
+        """What attacks on a method differentiate."""
+        if method in self.experiment.joint:
+            parts = [self.surrogates[part] for part in self.experiment.joint[method]]
+            return JointSurrogate(self.backbone.network, {part.layer: part.dknnb for part in parts})
         return self.backbone if method == ORIGIN else self.surrogates[method]
+
+    def victim(self, name: str) -> DkNNClassifier:
+        """``dknn``, or ``knn`` as a DkNN of its layer alone."""
+        dknn = self.attacked.dknn
+        return dknn if name == "dknn" else dknn.only(self.attacked.layer)
 
     def rows(self, method: str, attack: str | None, network: str | None = None) -> Rows:
         """One row per test image, columns as in `evaluation.Rows`, on the CPU.
 
         Args:
-            method: One of `methods`.
+            method: What is attacked, as in `attacks`.
             attack: Name of an attack; None leaves the images as they are.
             network: The transfer network whose victims judge; None for the attacked one.
         """
@@ -174,15 +226,16 @@ class ExperimentRun:
 
     def adversarial(self, method: str, attack: str | None, start: int) -> Tensor:
         """The stored float32 adversarials of the `SHARD` test images from `start` on, on the device."""
-        images, _, _ = self._shard(start)
         if attack is None:
-            return images
-        stored = self.cache.tensors(
-            f"adversarial/{self._adversarial_key(method, attack)}/{self._shard_name(start)}",
-            f"attack {method}/{attack}",
-            lambda: {"adversarial": self._attack(method, attack, start)},
-        )
-        return stored["adversarial"].to(self.device)
+            return self._shard(start)[0]
+        return self._attacked(method, attack, start)["adversarial"].to(self.device)
+
+    def cost(self, method: str, attack: str) -> tuple[float, float]:
+        """Seconds of attack and queries of the victim, both for an image."""
+        parts = [self._attacked(method, attack, start) for start in range(0, len(self.test), SHARD)]
+        queries = sum(int(part["queries"].sum()) for part in parts if "queries" in part)
+        seconds = self.cache.seconds()[f"attack {method}/{attack}"]
+        return seconds / len(self.test), queries / len(self.test)
 
     def images_of(self, method: str, attack: str, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clean and adversarial images of some rows, float32 ``(n, channels, H, W)``."""
@@ -197,8 +250,8 @@ class ExperimentRun:
         images, labels, ids = self._shard(start)
         before, after = (self._verdicts(victims, method, name, start) for name in (None, attack))
         adversarial = self.adversarial(method, attack, start)
-        imitates = victims is self.attacked and method != ORIGIN
-        surrogate = self.surrogates[method] if imitates else None
+        imitates = victims is self.attacked and method not in (ORIGIN, *VICTIMS)
+        surrogate = self.logits_fn(method) if imitates else None
         rows = make_rows(ids, labels, images, adversarial, before, after, surrogate)
         return {name: column.cpu() for name, column in rows.items()}
 
@@ -206,42 +259,89 @@ class ExperimentRun:
         return victims.verdicts(
             "clean" if attack is None else self._adversarial_key(method, attack),
             "clean" if attack is None else f"{method}/{attack}",
-            self._shard_name(start),
+            self._rows_name(self._rows(start), SHARD),
             lambda: self.adversarial(method, attack, start),
         )
 
-    def _attack(self, method: str, attack: str, start: int) -> Tensor:
-        images, labels, _ = self._shard(start)
+    def _attacked(self, method: str, attack: str, start: int) -> dict[str, Tensor]:
+        """``adversarial`` float32 and, of an attack on a victim, ``queries``, how many images it asked about, by piece."""
+        key, shard = self._adversarial_key(method, attack), self._rows(start)
+        size = PIECE if method in VICTIMS else SHARD
+        pieces = [shard[first : first + size] for first in range(0, len(shard), size)]
+        progress = tqdm(pieces, desc=f"attack {method}/{attack}", disable=None, leave=False)
+        parts = [
+            self.cache.tensors(
+                f"adversarial/{key}/{self._rows_name(piece, size)}",
+                f"attack {method}/{attack}",
+                partial(self._attack, method, attack, piece),
+            )
+            for piece in progress
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _attack(self, method: str, attack: str, rows: range) -> dict[str, Tensor]:
+        images, labels, _ = self._images(rows)
         if self.experiment.label_source == "knn":
-            labels = self._verdicts(self.attacked, method, None, start).knn
-        precision = self.experiment.attacks[attack].precision
-        return perturb(self._attacks[attack], self.logits_fn(method), images, labels, precision)
+            start = rows.start - rows.start % SHARD
+            known = self._verdicts(self.attacked, ORIGIN, None, start).knn
+            labels = known[rows.start - start :][: len(rows)]
+        settings = self.experiment.attacks[attack]
+        function: Callable[..., Tensor] = self._attacks[attack]
+        if settings.through:
+            function = partial(function, surrogate=self.logits_fn(settings.through))
+        if method not in VICTIMS:
+            return {
+                "adversarial": perturb(function, self.logits_fn(method), images, labels, settings.precision)
+            }
+        victim = self.victim(method)
+        before = victim.queries  # DkNN is one and the same for all attacks, and is also asked to judge
+        adversarial = perturb(function, victim, images, labels, settings.precision)
+        return {"adversarial": adversarial, "queries": torch.tensor([victim.queries - before])}
 
     def _adversarial_key(self, method: str, attack: str) -> str:
-        settings = self.experiment.victim
+        settings, through = self.experiment.victim, self.experiment.attacks[attack].through
         knn = [settings.layer, settings.k, settings.metric]
+        layer: str | list[str] = ORIGIN
+        attacked: str | list[str | int]
+        if method in VICTIMS:
+            layer = [self.attacked.layer] if method == "knn" else list(self.backbone.layers)
+            attacked = ["votes", settings.k, settings.metric]
+        else:
+            target = self.logits_fn(method)
+            attacked = weights_digest(target)
+            if isinstance(target, Surrogate):
+                layer = target.layer
+            elif isinstance(target, JointSurrogate):
+                layer = list(target.backbone.layers)
         return digest(
             {
                 "backbone": self.attacked.network_key,
-                "attacked": weights_digest(self.logits_fn(method)),
-                "attack": asdict(self.experiment.attacks[attack]),
-                "layer": ORIGIN if method == ORIGIN else self.surrogates[method].layer,
+                "attacked": attacked,
+                "attack": self.experiment.attacks[attack].describe(),
+                "layer": layer,
                 "labels": knn if self.experiment.label_source == "knn" else "true",
+                **({"through": weights_digest(self.logits_fn(through))} if through else {}),
             }
         )
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and ids of the test images from `start` on, on the device."""
-        rows = range(start, min(start + SHARD, len(self.test)))
+        return self._images(self._rows(start))
+
+    def _images(self, rows: range) -> tuple[Tensor, Tensor, Tensor]:
         images, labels, ids = self.test.__getitems__(rows)
         return images.to(self.device), labels.to(self.device), ids.to(self.device)
 
-    def _shard_name(self, start: int) -> str:
-        """Name of a shard's file: the same for a part of the test images as for all, where it holds the same images."""
-        stop = start + SHARD
+    def _rows(self, start: int) -> range:
+        """Positions of a shard's test images."""
+        return range(start, min(start + SHARD, len(self.test)))
+
+    def _rows_name(self, rows: range, size: int) -> str:
+        """Name of a file on up to `size` images: the same for a part of the test images as for all, where it holds the same."""
+        stop = rows.start + size
         if len(self.test) < min(stop, len(self.data.split("test"))):
-            stop = len(self.test)
-        return f"{start:06d}-{stop:06d}"
+            stop = rows.stop
+        return f"{rows.start:06d}-{stop:06d}"
 
     def _surrogate(self, name: str) -> Surrogate:
         backbone_key = self.attacked.network_key  # trains the backbone first, if it has to be

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
 from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.attacks.settings import expand, family
 from lightning_advknn.evaluation import LabelSource
 from lightning_advknn.functional import Convention
 from lightning_advknn.search import Backend, Metric
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
+VICTIMS = ("knn", "dknn")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Experiment:
     Args:
         backbone: The attacked network.
         surrogates: DkNNB variants by name.
+        joint: Surrogates of several layers as one, by name: each a list of names among `surrogates`.
         victim: kNN and DkNN.
         attacks: By name.
         transfer: Other networks by name, which judge what was made for the attacked one (Table 3).
@@ -89,6 +92,7 @@ class Experiment:
     surrogates: dict[str, Trained]
     attacks: dict[str, AttackSettings]
     victim: VictimSettings = field(default_factory=VictimSettings)
+    joint: dict[str, list[str]] = field(default_factory=dict)
     transfer: dict[str, Transfer] = field(default_factory=dict)
     images: int | None = None
     label_source: LabelSource = "knn"
@@ -122,23 +126,32 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def experiment_of(options: Any) -> Experiment:
-    """The experiment among a command line's options."""
-    return Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
+    """The experiment among a command line's options, each attack once for every value of what it varies."""
+    experiment = Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
+    return replace(experiment, attacks=expand(experiment.attacks))
 
 
 def check_names(experiment: Experiment) -> None:
     """Raise a ValueError unless names of surrogates, attacks and networks can name files and table cells."""
     if not experiment.attacks:
         raise ValueError("Expected at least one attack in `attacks`, but got none.")
-    taken = (ORIGIN, "dnn", "knn", "dknn", "surrogate")
+    taken = (ORIGIN, "dnn", *VICTIMS, "surrogate")
+    surrogates = (*taken, *experiment.surrogates)
     for kind, names, reserved in (
         ("surrogate", experiment.surrogates, taken),
-        ("attack", experiment.attacks, ("clean",)),
-        ("transfer network", experiment.transfer, (*taken, *experiment.surrogates)),
+        ("joint surrogate", experiment.joint, surrogates),
+        ("attack", map(family, experiment.attacks), ("clean",)),
+        ("transfer network", experiment.transfer, (*surrogates, *experiment.joint)),
     ):
         for name in names:
             if name in reserved or not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(
                     f"Expected the name of each {kind} to have letters, digits, `_` and `-` only and not to be one of"
                     f" {list(reserved)}, which mean something else, but got {name!r}."
+                )
+    for name, parts in experiment.joint.items():
+        for part in parts:
+            if part not in experiment.surrogates:
+                raise ValueError(
+                    f"Expected `joint.{name}` to list surrogates, {list(experiment.surrogates)}, but got {part!r}."
                 )

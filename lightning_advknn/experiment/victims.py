@@ -120,12 +120,14 @@ class Victims:
             found["dnn"].to(self.device),
             found["votes"].to(self.device),
             self.network.layers.index(self.layer),
-            self._calibration_votes,
+            self.calibration_votes,
             self.settings.convention,
         )
 
     @cached_property
-    def _calibration_votes(self) -> Tensor:
+    def calibration_votes(self) -> Tensor:
+        """Votes of the calibration images' own classes, int64 ``(N, L)``, on the device: what credibility compares with."""
+
         def query() -> dict[str, Tensor]:
             self.dknn.calibrate(self.data.loader("calibration"))
             return {"votes": self.dknn.calibration_votes}

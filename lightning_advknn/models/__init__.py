@@ -4,6 +4,6 @@ from lightning_advknn.models.convnet import ConvNet
 from lightning_advknn.models.features import FeatureNetwork
 from lightning_advknn.models.lenet import LeNet5
 from lightning_advknn.models.normalize import Normalize
-from lightning_advknn.models.surrogate import DkNNB, Surrogate
+from lightning_advknn.models.surrogate import DkNNB, JointSurrogate, Surrogate
 
-__all__ = ["ConvNet", "DkNNB", "FeatureNetwork", "LeNet5", "Normalize", "Surrogate"]
+__all__ = ["ConvNet", "DkNNB", "FeatureNetwork", "JointSurrogate", "LeNet5", "Normalize", "Surrogate"]

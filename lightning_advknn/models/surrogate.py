@@ -1,5 +1,9 @@
-"""DkNNB, the paper's differentiable stand-in for a kNN."""
+"""DkNNB, the paper's differentiable stand-in for a kNN, on one layer or several."""
 
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_advknn.models.features import FeatureNetwork
@@ -36,3 +40,26 @@ class Surrogate(nn.Module):
         """Logits of q(x), ``(B, C)``, for images in [0, 1]."""
         logits: Tensor = self.dknnb(self.backbone.features(images)[self.layer])
         return logits
+
+
+class JointSurrogate(nn.Module):
+    """Surrogates of several layers as one logits module: what DkNN's sum over layers (Eq. 4) looks like through them.
+
+    Args:
+        network: The victim's backbone.
+        dknnbs: The trained block of each layer, by the layer's name.
+    """
+
+    def __init__(self, network: nn.Module, dknnbs: Mapping[str, DkNNB]) -> None:
+        super().__init__()
+        self.backbone = FeatureNetwork(network, list(dknnbs))
+        self.dknnbs = nn.ModuleList(dknnbs.values())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` whose softmax is the mean of the layers' q(x), for images in [0, 1]."""
+        features = self.backbone.features(images)
+        log_q = [
+            F.log_softmax(dknnb(features[layer]), dim=1)
+            for layer, dknnb in zip(self.backbone.layers, self.dknnbs, strict=True)
+        ]
+        return torch.stack(log_q).logsumexp(0)  # the mean's factor 1 / L shifts all alike

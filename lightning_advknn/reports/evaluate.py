@@ -5,13 +5,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
-from lightning_advknn.reports.files import write_rows
+from lightning_advknn.reports.files import saved_rows
+from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.pictures import draw
 from lightning_advknn.reports.summary import credibility_of, metrics_of
 from lightning_advknn.reports.tables import (
@@ -19,18 +19,16 @@ from lightning_advknn.reports.tables import (
     TABLE2,
     TABLE3,
     Record,
+    merge_csv,
     print_table1,
     print_table2,
     print_table3,
-    read_csv,
     table1_records,
     table2_records,
     table3_records,
     write_csv,
 )
-from lightning_advknn.storage import atomic_path, check_writable, write_json
-
-EXPERIMENT_FILE = "experiment.json"
+from lightning_advknn.storage import atomic_path, write_json
 
 Table = tuple[str, Sequence[str], list[Record]]
 """Name, columns, records."""
@@ -51,19 +49,10 @@ def prepare(experiment: Experiment, results: str | None = None, replace: bool = 
     """
     run = ExperimentRun(experiment)
     settings = json.loads(json.dumps(run.describe()))  # as it reads back
-    claims = [(Path(experiment.output), settings, "summary.json")]
+    claims = [Claim(Path(experiment.output), settings, ("summary.json", "leaderboard.csv"), own=True)]
     if results is not None:
-        claims.append((Path(results), _without_seed(settings), "table1.csv"))
-    for folder, claim, result in claims:
-        check_writable(folder)
-        if replace and _read_claim(folder) not in (None, claim):
-            _clear(folder)
-        _check_claim(folder, claim, result)
-    _check_foreign(Path(experiment.output))
-    for folder, claim, _ in claims:
-        if _read_claim(folder) != claim:
-            _clear(folder)  # left by a run that came to nothing
-            write_json(folder / EXPERIMENT_FILE, claim)
+        claims.append(Claim(Path(results), without_seed(settings), ("table1.csv",)))
+    take(claims, replace)
     return run
 
 
@@ -84,19 +73,20 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
-    last: dict[str, Rows] = {}  # of the last method, which is pictured
+    last: dict[str, Rows] = {}  # on what is pictured
     metrics, credibility = {}, {}
-    for method, attack in product(run.methods, (None, *experiment.attacks)):
-        rows = _rows(run, method, attack)
+    pictured = [method for method, attack in run.attacks if attack][-1]
+    for method, attack in run.attacks:
+        rows = saved_rows(run, method, attack)
         table2 += table2_records(run.data.name, experiment, method, attack, rows)
         name = f"{method}/{attack or 'clean'}"
         metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
         if attack is None:
             clean[method] = rows
-        if method == run.methods[-1]:
+        if attack is None or method == pictured:
             last[attack or "clean"] = rows
     table1 = table1_records(run.data.name, experiment, clean)
-    pictures = draw(run, last, output)
+    pictures = draw(run, pictured, last, output)
     run.attacked.free()
     tables: list[Table] = [("table1", TABLE1, table1), ("table2", TABLE2, table2)]
     table3 = _transferred(run)
@@ -124,90 +114,15 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
 
 
-def _rows(run: ExperimentRun, method: str, attack: str | None, network: str | None = None) -> Rows:
-    """Rows of one attack through one method, judged by a network's victims, which are also written to a file."""
-    rows = run.rows(method, attack, network)
-    victims = run.transfers[network] if network else run.attacked
-    constants = _constants(run.experiment, method, attack)
-    if network:
-        constants = {"network": network, **constants}
-    folder = Path(run.experiment.output) / "rows" / (network or "") / method
-    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants)
-    return rows
-
-
 def _transferred(run: ExperimentRun) -> list[Record]:
     """Table 3: the transfer networks on what was made for the attacked one."""
     records = []
     for network, victims in run.transfers.items():
-        for method, attack in ((ORIGIN, None), *product(run.methods, run.experiment.attacks)):
-            rows = _rows(run, method, attack, network)
+        for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
+            rows = saved_rows(run, method, attack, network)
             records += table3_records(run.data.name, run.experiment, network, method, attack, rows)
         victims.free()
     return records
-
-
-def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[str, object]:
-    used = experiment.attacks[attack] if attack else None
-    return {
-        "method": method,
-        "attack": attack or "clean",
-        "settings": " ".join(f"{k}={v}" for k, v in used.settings.items()) if used else "",
-        "precision": used.precision if used else "",
-        "label_source": experiment.label_source,
-        "convention": experiment.victim.convention,
-        "seed": experiment.seed,
-    }
-
-
-def _check_claim(folder: Path, settings: dict[str, Any], result: str) -> None:
-    """Raise a ValueError if a folder holds another experiment's results."""
-    # A claim without a result was left by a run that came to nothing.
-    if (folder / result).is_file() and _read_claim(folder) != settings:
-        raise ValueError(
-            f"Expected {folder} to be empty or to hold this experiment's results, but its {EXPERIMENT_FILE} is of"
-            " another experiment. Choose another folder, or delete this one."
-        )
-
-
-def _clear(folder: Path) -> None:
-    """Delete what an experiment left in its folder, and nothing else."""
-    shutil.rmtree(folder / "rows", ignore_errors=True)
-    for pattern in (
-        EXPERIMENT_FILE,
-        "table?.csv",
-        "seed*.json",
-        "summary.json",
-        "neighbours.*",
-        "adversarials.*",
-    ):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def _read_claim(folder: Path) -> Any:
-    """The settings of the experiment whose folder this is; None if it is nobody's."""
-    try:
-        return json.loads((folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _check_foreign(output: Path) -> None:
-    """Raise a ValueError if an output folder holds files, but no experiment."""
-    if any(output.iterdir()) and not (output / EXPERIMENT_FILE).is_file():
-        raise ValueError(
-            f"Expected {output} to be empty or to hold this experiment's results, but it holds other files. Choose"
-            " another folder."
-        )
-
-
-def _without_seed(settings: dict[str, Any]) -> dict[str, Any]:
-    trainings = {
-        name: {key: value for key, value in training.items() if key != "seed_everything"}
-        for name, training in settings["trainings"].items()
-    }
-    return {**settings, "trainings": trainings}
 
 
 def _publish(
@@ -217,8 +132,5 @@ def _publish(
         with atomic_path(results / picture.name) as temporary:
             shutil.copyfile(picture, temporary)
     for name, columns, records in tables:
-        path = results / f"{name}.csv"
-        others = [record for record in read_csv(path) if record["seed"] != str(seed)]
-        merged = sorted([*others, *records], key=lambda record: int(record["seed"] or 0))
-        write_csv(path, columns, merged)
+        merge_csv(results / f"{name}.csv", columns, records, seed)
     write_json(results / f"seed{seed}.json", summary)

@@ -5,7 +5,23 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_advknn.evaluation import Rows
+from lightning_advknn.experiment import Experiment, ExperimentRun
 from lightning_advknn.reports.tables import write_csv
+
+
+def saved_rows(run: ExperimentRun, method: str, attack: str | None, network: str | None = None) -> Rows:
+    """Rows of an experiment, as `ExperimentRun.rows`, which are also written into its output folder.
+
+    The file is ``rows/[<network>/]<method>/<attack>.csv``.
+    """
+    rows = run.rows(method, attack, network)
+    victims = run.transfers[network] if network else run.attacked
+    constants = _constants(run.experiment, method, attack)
+    if network:
+        constants = {"network": network, **constants}
+    folder = Path(run.experiment.output) / "rows" / (network or "") / method
+    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants)
+    return rows
 
 
 def write_rows(path: Path, rows: Rows, layers: tuple[str, ...], settings: dict[str, object]) -> None:
@@ -31,6 +47,19 @@ def write_rows(path: Path, rows: Rows, layers: tuple[str, ...], settings: dict[s
         for values in zip(*columns.values(), strict=True)
     )
     write_csv(path, names, lines)
+
+
+def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[str, object]:
+    used = experiment.attacks[attack] if attack else None
+    return {
+        "method": method,
+        "attack": attack or "clean",
+        "settings": " ".join(f"{k}={v}" for k, v in used.settings.items()) if used else "",
+        "precision": used.precision if used else "",
+        "label_source": experiment.label_source,
+        "convention": experiment.victim.convention,
+        "seed": experiment.seed,
+    }
 
 
 def _counts(votes: Tensor) -> str:

@@ -1,6 +1,6 @@
 """Which pictures an experiment gets: Figures 3 and 6."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lightning_advknn.evaluation import Rows
@@ -10,19 +10,20 @@ from lightning_advknn.reports.figures import Column, adversarials_figure, neighb
 PAIRS, IMAGES, COLUMNS = 2, 5, 8  # samples of Figure 3; rows and attacked columns of Figure 6
 
 
-def draw(run: ExperimentRun, rows: Mapping[str, Rows], folder: Path) -> list[Path]:
-    """Picture what the attacks through the last method do.
+def draw(run: ExperimentRun, method: str, rows: Mapping[str, Rows], folder: Path) -> list[Path]:
+    """Picture what attacks do.
 
     Args:
         run: Whose images.
-        rows: That method's rows by attack, those of ``clean`` images too.
+        method: What was attacked.
+        rows: Its rows by attack, first those of ``clean`` images.
         folder: Where to.
 
     Returns:
         The files: ``neighbours.png`` and ``.pdf`` of the last attack, and ``adversarials.png`` and ``.pdf`` if one attack
         function has several eps.
     """
-    method, attack = run.methods[-1], list(run.experiment.attacks)[-1]
+    attack = list(rows)[-1]
     place = f"{run.data.name}, seed {run.experiment.seed}"
     chosen = telling_rows(rows[attack], PAIRS)
     figure = neighbours_figure(
@@ -34,7 +35,7 @@ def draw(run: ExperimentRun, rows: Mapping[str, Rows], folder: Path) -> list[Pat
         f"{place}: {attack} through {method}",
     )
     files = save_figure(figure, folder / "neighbours")
-    names = growing_attacks(run.experiment)
+    names = growing_attacks(run.experiment, rows)
     if names:
         chosen = telling_rows(rows[names[-1]], IMAGES)
         columns = [Column("clean", run.images_of(method, names[0], chosen)[0], _pick(rows["clean"], chosen))]
@@ -48,14 +49,15 @@ def draw(run: ExperimentRun, rows: Mapping[str, Rows], folder: Path) -> list[Pat
     return files
 
 
-def growing_attacks(experiment: Experiment) -> list[str]:
+def growing_attacks(experiment: Experiment, among: Collection[str]) -> list[str]:
     """Names of attacks by one function with growing eps: the last function that has several; none if there is none.
 
     Of more than `COLUMNS`, as many at even distances.
     """
     by_function: dict[str, dict[float, str]] = {}
     for name, attack in experiment.attacks.items():
-        by_function.setdefault(attack.function, {})[_eps(experiment, name)] = name
+        if name in among and "eps" in attack.settings:  # minimum-norm attacks have none
+            by_function.setdefault(attack.function, {})[_eps(experiment, name)] = name
     growing = [names for names in by_function.values() if len(names) > 1]
     if not growing:
         return []
@@ -76,7 +78,7 @@ def telling_rows(rows: Rows, n: int) -> Sequence[int]:
 
 
 def _eps(experiment: Experiment, attack: str) -> float:
-    return experiment.attacks[attack].settings["eps"]
+    return float(experiment.attacks[attack].settings["eps"])
 
 
 def _pick(rows: Rows, positions: Sequence[int]) -> Rows:

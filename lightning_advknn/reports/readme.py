@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from lightning_advknn.reports.board import NAME, board_table, read_board
 from lightning_advknn.reports.layout import table1, table2
 from lightning_advknn.reports.page import markdown_table
 from lightning_advknn.reports.results import Planned, Results, load
@@ -31,7 +32,7 @@ def render(readme: str, results: Path) -> str:
         ValueError: If a marker is missing.
     """
     plan = {data: {"tables": [Planned(0, _command(data))]} for data in DATA}
-    tables = "\n".join(_section(found) for found in load(plan, results))
+    tables = "\n".join(_section(found) + _leaderboard(found.folder) for found in load(plan, results))
     if (results / REPORT).is_file():
         tables = f"All tables and figures: [report]({results.name}/{REPORT}).\n\n{tables}"
     text, replaced = re.subn(
@@ -66,6 +67,17 @@ def _section(results: Results) -> str:
         f"{table.caption}\n\n{markdown_table(table)}\n\n" for table in (table1([results]), table2(results))
     )
     return f"{heading}{''.join(tables)}{facts}\n"
+
+
+def _leaderboard(folder: Path) -> str:
+    """A brief leaderboard, if there is one."""
+    board = read_board(folder)
+    if board is None:
+        return ""
+    table = board_table(board, "dknn", brief=True)
+    where = f"{folder.parent.name}/{folder.name}/{NAME}"
+    whole = f"[All attacks against every victim]({where}.md), [curves]({where}.png), [numbers]({where}.csv)."
+    return f"\nLeaderboard. {table.caption}\n\n{markdown_table(table)}\n\n{whole}\n"
 
 
 if __name__ == "__main__":

@@ -127,8 +127,9 @@ def _state(cell: Cell, run: ExperimentRun) -> State:
 
 def _work(run: ExperimentRun) -> float:
     """Images times gradients, where a query of the victims takes as long as 25 of them, and an image's training as 500."""
-    attacks = [attack.settings.get("steps", 1) + 25 for attack in run.experiment.attacks.values()]
-    return len(run.test) * (len(run.methods) * sum(attacks) + 25) + 500 * len(run.methods)
+    attacks = run.experiment.attacks
+    gradients = sum(float(attacks[name].settings.get("steps", 1)) + 25 for _, name in run.attacks if name)
+    return len(run.test) * (gradients + 25) + 500 * len(run.methods)
 
 
 def _say(line: str) -> None:

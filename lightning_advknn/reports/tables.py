@@ -142,6 +142,12 @@ def read_csv(path: Path) -> list[Record]:
         return [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
+def merge_csv(path: Path, columns: Sequence[str], records: Iterable[Record], seed: int) -> None:
+    """Put a seed's lines into a table over seeds, in place of those it has there."""
+    others = [record for record in read_csv(path) if record["seed"] != str(seed)]
+    write_csv(path, columns, sorted([*others, *records], key=lambda record: int(str(record["seed"]))))
+
+
 def print_table2(records: Sequence[Record], title: str) -> None:
     """Show accuracies as the paper's Table 2 does: ours, the paper's in brackets, then true L2 and credibility."""
     attacks = list(dict.fromkeys(str(record["attack"]) for record in records))

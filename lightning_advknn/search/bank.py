@@ -2,18 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn.functional import count_votes
+from lightning_advknn.search.bounds import inverse
 from lightning_advknn.search.codes import WIDEST, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
 from lightning_advknn.search.rows import Rows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan
+from lightning_advknn.search.settle import settle
 from lightning_advknn.search.symmetric import candidates_of_all
 
 if TYPE_CHECKING:
@@ -88,6 +92,19 @@ class MemoryBank(nn.Module):
     def __len__(self) -> int:
         return len(self.features)
 
+    def of_class(self, label: int) -> tuple["MemoryBank", Tensor]:
+        """A bank of one class's rows alone, and which rows they are, int64 ``(n,)``.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        rows = (self.labels == label).nonzero().squeeze(1)
+        if not len(rows):
+            there = sorted(set(self.labels.tolist()))
+            raise ValueError(f"Expected the label of a class with rows, one of {there}, but got {label}.")
+        kept = self.features[rows], self.labels[rows], self.ids[rows]
+        return MemoryBank(*kept, self.num_classes, self.metric, self.backend), rows
+
     def check_k(self, k: int, leave_one_out: bool = False) -> None:
         """Raise a ValueError unless the bank has k rows to vote."""
         rows = len(self) - (self._most_of_one if leave_one_out else 0)
@@ -120,6 +137,54 @@ class MemoryBank(nn.Module):
         return count_votes(self.labels[indices], self.num_classes)
 
     @torch.no_grad()
+    def nearby(self, queries: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The n nearest rows or nearly so, most similar first: much cheaper than `search`, for what only seeks a direction.
+
+        Similarities are those of the scan: off by what its precision loses, so neighbours close to the n-th may be missing
+        and close ones may be in another order.
+
+        Args:
+            queries: Raw activations, float32 ``(B, D)``.
+            n: Number of rows.
+
+        Returns:
+            Similarities float64 ``(B, n)``, which are cosines or minus squared distances, and bank rows int64 ``(B, n)``.
+
+        Raises:
+            ValueError: If n exceeds the rows, or the queries have another width or are not finite.
+        """
+        self._check_queries(queries, n, leave_one_out=False)
+        similarities, indices = [], []
+        for chunk in torch.split(queries, self._at_once):
+            found = self._scanner()(chunk, n)
+            middle = ((found.lower + found.upper) / 2).nan_to_num(0.0)  # where arithmetic overflowed
+            middle, order = middle.sort(dim=1, descending=True, stable=True)
+            similarities.append(middle)
+            indices.append(found.indices.gather(1, order))
+        return torch.cat(similarities), torch.cat(indices)
+
+    @torch.no_grad()
+    def combine(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums of bank rows, of unit length where the metric is cosine.
+
+        Args:
+            rows: int64 ``(B, n)``.
+            weights: float64 ``(B, n)``.
+
+        Returns:
+            float32 ``(B, D)``.
+        """
+        if self.metric == "cosine":
+            weights = weights * inverse(self.norms)[rows]
+        weights = weights.to(torch.float32)
+        if isinstance(self.features, Tensor):  # read where they lie
+            return F.embedding_bag(rows, self.features, mode="sum", per_sample_weights=weights)
+        sums = torch.empty(len(rows), self.features.shape[1], device=rows.device)
+        for i, each in enumerate(rows):
+            sums[i] = weights[i] @ self.features[each]
+        return sums
+
+    @torch.no_grad()
     def leave_one_out_votes(self, k: int) -> Tensor:
         """Votes on each of the bank's own rows without itself, int64 ``(M, C)``; as ``votes(features, k, ids)``, but faster.
 
@@ -142,10 +207,8 @@ class MemoryBank(nn.Module):
             votes[rows] = count_votes(self.labels[indices], self.num_classes)
         return votes
 
-    def _nearest(
-        self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
-    ) -> tuple[Tensor, Tensor]:
-        self.check_k(k, leave_one_out=own_ids is not None)
+    def _check_queries(self, queries: Tensor, k: int, leave_one_out: bool) -> None:
+        self.check_k(k, leave_one_out)
         width = self.features.shape[1]
         if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
             raise ValueError(
@@ -156,6 +219,11 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
             )
+
+    def _nearest(
+        self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
+    ) -> tuple[Tensor, Tensor]:
+        self._check_queries(queries, k, leave_one_out=own_ids is not None)
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         at_once = self._at_once
@@ -187,8 +255,12 @@ class MemoryBank(nn.Module):
             left = []
             for some in torch.split(todo, at_once):
                 own = None if own_ids is None else own_ids[some]
-                candidates = found or scan(queries[some], n)
-                best, rows, certain = self._settle(queries[some], candidates, k, own, in_order)
+                candidates = (found or scan(queries[some], n)).by_row()
+                if own is not None:
+                    candidates = candidates.without(self.ids[candidates.indices] == own[:, None])
+                looks = partial(self._bounded, queries[some]), partial(self._exact, queries[some])
+                labels = self.labels[candidates.indices]
+                best, rows, certain = settle(candidates, None if in_order else labels, k, *looks)
                 similarities[some[certain]], indices[some[certain]] = best[certain], rows[certain]
                 left.append(some[~certain])
             todo = torch.cat(left)
@@ -199,50 +271,6 @@ class MemoryBank(nn.Module):
     def _candidates(self, k: int, leave_one_out: bool) -> int:
         low_precision = self._scanner().precision != "float32"
         return min(len(self), (3 * k if low_precision else k) + _MARGIN + leave_one_out)
-
-    def _settle(
-        self, queries: Tensor, found: Candidates, k: int, own_ids: Tensor | None, in_order: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarities and rows of the k best candidates, ``(B, k)``, and whether they are surely the k nearest, ``(B,)``.
-
-        Candidates in doubt are looked at ever more closely: those that seem nearest, then all that could still be,
-        then in float64. Unless the order is asked for, only their labels matter, and none need be looked at where all that are
-        in doubt have the same.
-        """
-        indices, by_row = found.indices.sort(dim=1)  # so that a stable sort breaks ties by bank row
-        lower, upper = found.lower.gather(1, by_row), found.upper.gather(1, by_row)  # (B, n)
-        if own_ids is not None:
-            own = self.ids[indices] == own_ids[:, None]
-            lower, upper = lower.masked_fill(own, -torch.inf), upper.masked_fill(own, -torch.inf)
-        labels = self.labels[indices]
-        complete = found.unseen.isneginf()
-        seen = torch.zeros_like(lower, dtype=torch.bool)  # by `_bounded`
-        for look, only_nearest in ((self._bounded, True), (self._bounded, False), (self._exact, False)):
-            kth = _largest(lower, k)
-            certain = (found.unseen < kth) | complete
-            doubtful = (upper >= kth) & (lower < upper)
-            if not in_order:
-                doubtful &= lower <= _largest(upper, k + 1)
-                lowest = labels.where(doubtful, self.num_classes).amin(1, keepdim=True)
-                one_label = lowest >= labels.where(doubtful, -1).amax(1, keepdim=True)
-                # Of rows without a lower bound, those that do not count look like the others.
-                doubtful &= ~(certain & one_label & (kth > -torch.inf))
-            if not doubtful.any():
-                break
-            if only_nearest:
-                doubtful &= upper >= _largest(upper, k)
-            else:
-                doubtful &= certain  # the others are scanned again
-            if look == self._bounded:
-                doubtful &= ~seen
-                seen |= doubtful
-            pairs = doubtful.nonzero(as_tuple=True)
-            if len(pairs[0]):
-                lower[pairs], upper[pairs] = look(queries, pairs[0], indices[pairs])
-        kth = _largest(lower, k)
-        certain = ((found.unseen < kth) | complete).squeeze(1)
-        order = lower.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return lower.gather(1, order), indices.gather(1, order), certain
 
     def _bounded(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
         return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
@@ -305,10 +333,3 @@ def _check(features: Rows, labels: Tensor, ids: Tensor, num_classes: int, metric
         raise ValueError(
             f"Expected labels in [0, {num_classes - 1}], but got {labels.min()} to {labels.max()}. Check `num_classes`."
         )
-
-
-def _largest(values: Tensor, n: int) -> Tensor:
-    """The n-th largest of each row, ``(B, 1)``; less than any if there are fewer."""
-    if n > values.shape[1]:
-        return torch.full_like(values[:, :1], -torch.inf)
-    return values.topk(n).values[:, -1:]

@@ -47,6 +47,16 @@ class Candidates(NamedTuple):
     unseen: Tensor
     """No other row is more similar than this, float64 ``(B, 1)``."""
 
+    def by_row(self) -> "Candidates":
+        """The same in order of bank row."""
+        indices, order = self.indices.sort(dim=1)
+        return Candidates(self.lower.gather(1, order), self.upper.gather(1, order), indices, self.unseen)
+
+    def without(self, rows: Tensor) -> "Candidates":
+        """With some of them, bool ``(B, n)``, less similar than anything."""
+        lower, upper = (bound.masked_fill(rows, -torch.inf) for bound in (self.lower, self.upper))
+        return Candidates(lower, upper, self.indices, self.unseen)
+
 
 def best_of(total: int, lower: Tensor, upper: Tensor, indices: Tensor) -> Candidates:
     """The best candidates by upper bound of a bank of so many rows, with bounds ``(B, n)`` as in `Candidates`.

@@ -429,3 +429,15 @@ def test_files_that_are_there_are_not_downloaded_again_but_checked(mnist_copy, m
     images.write_bytes(images.read_bytes()[:-1])
     with pytest.raises(ValueError, match="official MD5"):
         MNIST(str(mnist_copy)).prepare_data()
+
+
+def test_splits_are_shared_by_those_that_are_made_alike(monkeypatch):
+    first, alike, other = Digits(), Digits(batch_size=7, eval_batch_size=9), Digits(split_seed=1)
+    expected = Digits(split_seed=1).fingerprint
+    assert first.fingerprint != expected
+    for data in (alike, other):
+        data.share(first)
+    monkeypatch.setattr(alike, "load", lambda train: pytest.fail("read again"))
+    assert alike.split("train") is first.split("train")
+    assert alike.fingerprint == first.fingerprint
+    assert other.fingerprint == expected

@@ -142,14 +142,23 @@ def test_adversarials_stand_in_their_columns_with_their_verdicts() -> None:
             {f"e{n}": ("fgsm", n / 100) for n in range(15)},
             [f"e{n}" for n in range(0, 15, 2)],
         ),
+        # Minimum-norm attacks have no eps.
+        (
+            {"a": ("fgsm", 0.3), "b": ("fgsm", 0.1), "c": ("deepfool", None), "d": ("deepfool", None)},
+            ["b", "a"],
+        ),
     ],
 )
 def test_growing_attacks_are_of_one_function(
-    attacks: dict[str, tuple[str, float]], expected: list[str]
+    attacks: dict[str, tuple[str, float | None]], expected: list[str]
 ) -> None:
-    settings = {name: AttackSettings(function, {"eps": eps}) for name, (function, eps) in attacks.items()}
+    settings = {
+        name: AttackSettings(function, {} if eps is None else {"eps": eps})
+        for name, (function, eps) in attacks.items()
+    }
     experiment = Experiment(backbone=None, surrogates={}, attacks=settings)
-    assert growing_attacks(experiment) == expected
+    assert growing_attacks(experiment, settings) == expected
+    assert growing_attacks(experiment, expected[1:2]) == []  # it alone is no series
 
 
 def test_telling_rows_fool_both_victims_one_a_class_first() -> None:

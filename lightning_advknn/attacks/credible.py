@@ -1,0 +1,94 @@
+"""Our attack on credibility: an error of DkNN that looks like a clean image to it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.attacks.arguments import check_arguments
+from lightning_advknn.attacks.balls import Norm, check_norm, heading, into_ball, per_image
+from lightning_advknn.attacks.gradient_sign import LogitsFn
+from lightning_advknn.attacks.minimum_norm import cross_boundary
+from lightning_advknn.attacks.neighbours import (
+    ascend_votes,
+    check_neighbours,
+    find_neighbours,
+    vote_directions,
+)
+from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.functional import dknn_prediction
+
+_STRIDE = (0.1, 0.01)  # length of a step as a share of eps, first and last
+
+
+def credible(
+    victim: DkNNClassifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    surrogate: LogitsFn,
+    eps: float,
+    norm: Norm = "l2",
+    classes: int = 3,
+    surrogate_steps: int = 40,
+    steps: int = 60,
+    neighbours: int = 300,
+    temperature: float = 0.25,
+    batch_size: int = 64,
+) -> Tensor:
+    """Within a ball, the error that the victim finds most credible.
+
+    Credibility (Eq. 5) grows with the votes of the predicted class and depends on nothing else. So from the nearest error
+    (`cross_boundary`) on, projected gradient steps raise the soft votes (`neighbours`) of the class that won, against those of
+    all others.
+
+    Args:
+        victim: kNN or DkNN.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to leave, int64 ``(B,)``.
+        surrogate: Differentiable logits that imitate the victim.
+        eps: Radius of the ball in pixel units.
+        norm: Of the ball: ``l2`` or ``linf``.
+        classes: Wrong classes to start from, as in `minimum_norm`.
+        surrogate_steps: Steps to each of them without the victim.
+        steps: Steps with it; each asks it once.
+        neighbours: Rows of each layer that soft votes count, more than k.
+        temperature: Of soft votes, see `vote_directions`.
+        batch_size: Images differentiated at once.
+
+    Returns:
+        Adversarial images, same shape and dtype, within the ball and [0, 1]: those that the victim gave most votes to the wrong
+        class that won; where none won, the last.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    check_arguments(
+        images, labels, ("classes", "surrogate_steps", "steps"), eps=eps, classes=classes,
+        surrogate_steps=surrogate_steps, steps=steps,
+    )  # fmt: skip
+    check_norm(norm)
+    check_neighbours(victim, neighbours, temperature)
+    if not len(images):
+        return images
+    with torch.inference_mode(False):
+        images, labels = images.detach().clone(), labels.clone()
+        radius = torch.full((len(images),), eps, dtype=images.dtype, device=images.device)
+        now = cross_boundary(victim, images, labels, surrogate, norm, classes, surrogate_steps, batch_size)
+        now = (images + into_ball(now - images, radius, norm)).clamp(0, 1)
+        best, most = now, torch.full_like(labels, -1)
+        for step in range(int(steps) + 1):
+            found = find_neighbours(victim, now, neighbours)
+            fooled = found.fooled(labels)
+            votes = found.votes.sum(1).amax(1).where(fooled, -1)
+            better = (votes > most) | (most < 0)
+            best, most = torch.where(per_image(better, now), now, best), torch.maximum(most, votes)
+            if step == steps:
+                break
+            rising = torch.where(fooled, dknn_prediction(found.votes), found.runner_up(labels))
+            directions = vote_directions(victim, found, rising, None, temperature)
+            first, last = _STRIDE
+            stride = eps * (last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2)
+            moved = now - images + stride * heading(ascend_votes(victim, now, directions, batch_size), norm)
+            now = (images + into_ball(moved, radius, norm)).clamp(0, 1)
+        return best

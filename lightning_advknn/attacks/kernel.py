@@ -1,0 +1,137 @@
+"""The attack of JTLA on kNN, through kernels (Raghuram et al., arXiv 2007.15147)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import RMSprop
+from tqdm import tqdm
+
+from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.class_guides import nearest_in_each_layer, own_and_others
+from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
+from lightning_advknn.attacks.guided import Guides, each_batch
+from lightning_advknn.classifiers import DkNNClassifier
+
+
+def kernel_knn(
+    victim: DkNNClassifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    m: int = 20,
+    bandwidth: float = 1.0,
+    weight: float = 1.0,
+    search_steps: int = 5,
+    steps: int = 500,
+    lr: float = 0.01,
+    check_every: int = 100,
+) -> Tensor:
+    """For a small L2 perturbation: the mean kernel to training images of the own class against that to all others.
+
+    As Carlini and Wagner's attack, it lowers ``||d||^2 + c (log mean kernel to own class - log mean kernel to others)``, here
+    by RMSprop, where pixels are a tanh within [0, 1], and searches for a small c for each image: ten times as much until
+    it succeeds, then bisection. The kernel is ``exp(-||f(x) - f(x_i)||^2 / sigma^2)``; its means are
+    over training images and layers at once, and features are unit vectors where the victim's metric is cosine.
+
+    Deviations: of the training images only the m of each class that are nearest to the clean image take part in a layer. The
+    paper picks an image's sigma in a layer among multiples, .6 to 4.4, of ``sqrt(eta_k^2 - eta_1^2)``, with eta_k the distance to
+    its k-th neighbour; here it is `bandwidth` times that, for the m-th. A pixel on the edge of [0, 1] starts 5e-5
+    inside, where tanh has a gradient.
+
+    Args:
+        victim: DkNN, or a kNN as a DkNN of one layer.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(B,)``.
+        m: Training images of each class in each layer, at least 2.
+        bandwidth: Of the kernel, above 0.
+        weight: The first c, above 0.
+        search_steps: Values of c, at least 0.
+        steps: Number of steps for each of them, at least 1.
+        lr: RMSprop's, at least 0.
+        check_every: Steps after which the victim is asked, at least 1; it always is after the last.
+
+    Returns:
+        Adversarial images, same shape and dtype, in [0, 1]: each image's nearest success (the image itself, if the victim gets
+        it wrong already), or else its last iterate.
+
+    Raises:
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
+            finite.
+    """
+    check_arguments(
+        images,
+        labels,
+        whole=("m", "search_steps", "steps", "check_every"),
+        m=m,
+        bandwidth=bandwidth,
+        weight=weight,
+        search_steps=search_steps,
+        steps=steps,
+        lr=lr,
+        check_every=check_every,
+    )
+    check_at_least(2, m=m)
+    check_at_least(1, steps=steps, check_every=check_every)
+    check_positive(bandwidth=bandwidth, weight=weight)
+    if not len(images):
+        return images.clone()
+    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    with torch.inference_mode(False), torch.no_grad():
+        images, labels = images.detach().clone(), labels.clone()
+        squares, rows = nearest_in_each_layer(victim, images, int(m))
+        widths = bandwidth**2 * squared_widths(squares).to(images.dtype)  # (B, L)
+        best, search = Best(images, smallest=True), Bisection(images.new_full((len(images),), weight))
+        best.offer(images, victim(images) != labels)
+
+        def attack(batch: Tensor, guides: Guides) -> Tensor:
+            clean, box = images[batch], Box(torch.zeros_like(images[batch]), torch.ones_like(images[batch]))
+
+            def loss_fn(variables: Tensor) -> Tensor:
+                adversarial = box.images(variables)
+                margins = kernel_margins(guides.squared_distances(adversarial), widths[batch], labels[batch])
+                return squared_l2(clean, adversarial) + search.weights[batch] * margins
+
+            variables = box.variables(clean)
+            optimizer = RMSprop([variables], lr=lr)
+            pauses = descend(loss_fn, variables, optimizer, int(steps), int(check_every))
+            return torch.stack([box.stored(variables) for _ in pauses])
+
+        for _ in tqdm(range(int(search_steps)), desc="search", disable=None, leave=False):
+            succeeded = torch.zeros_like(labels, dtype=torch.bool)
+            for tries in torch.cat(each_batch(victim, rows, attack), 1):
+                fooled = victim(tries) != labels
+                best.offer(tries, fooled)
+                succeeded |= fooled
+            search.narrow(succeeded)
+    return best.adversarial
+
+
+def squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
+    """``eta_m^2 - eta_1^2`` of an image in each layer, ``(B, L)``, but at least 1e-4 of the largest squared distance.
+
+    Args:
+        squares: Squared distances to the m nearest of each class by layer, ``(B, C, m)``.
+    """
+    widths = []
+    for each in squares.values():
+        nearest = each.flatten(1).sort().values[:, : each.shape[2]]  # of all classes
+        least = 1e-4 * each.flatten(1).amax(1)
+        least = least.masked_fill(least == 0, 1.0)  # all the same: no kernel tells them apart
+        widths.append(torch.maximum(nearest[:, -1] - nearest[:, 0], least))
+    return torch.stack(widths, 1)
+
+
+def kernel_margins(squares: Tensor, widths: Tensor, labels: Tensor) -> Tensor:
+    """Logarithm of the mean kernel to the own class less that to all others, ``(B,)``.
+
+    Args:
+        squares: Squared distances, ``(B, L, C, m)``.
+        widths: sigma^2 ``(B, L)``.
+        labels: Own classes, int64 ``(B,)``.
+    """
+    logits = (-squares / widths[:, :, None, None]).logsumexp(3)  # (B, L, C)
+    own, others = (each.logsumexp(1) for each in own_and_others(logits, labels))
+    # Means are over as many times more training images as there are other classes.
+    return own - others + math.log(squares.shape[2] - 1)

@@ -1,0 +1,188 @@
+"""Minimum-Norm Adversarial Examples on KNN and KNN-Based Models (Sitawarin and Wagner, arXiv 2003.06559)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import RMSprop
+from tqdm import tqdm
+
+from lightning_advknn.attacks.arguments import check_arguments, check_at_least
+from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
+from lightning_advknn.attacks.guided import (
+    Guides,
+    images_at_once,
+    nearest_of_classes,
+    nearest_wrong_class,
+)
+from lightning_advknn.attacks.guides import features_of
+from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.functional import dknn_prediction
+
+_BEYOND = 1e-5  # how far past the k-th neighbour a guide has to be
+
+
+def sitawarin_wagner_minimum_norm(
+    victim: DkNNClassifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    m: int = 100,
+    weight: float = 1.0,
+    search_steps: int = 5,
+    steps: int = 500,
+    lr: float = 0.01,
+    refresh_every: int = 100,
+) -> Tensor:
+    """A small L2 perturbation that takes guides of a wrong class among the k neighbours, and those of the own class out.
+
+    Guides of an iterate are the m / 2 training images of its own class (a_i = -1) and the m / 2 of a wrong one (a_i = +1)
+    that are nearest in the first layer; the wrong class is the one whose m / 2 images nearest to the clean image have the
+    smallest mean distance. RMSprop lowers ``||x' - x||^2`` plus c times the sum, over layers l and guides
+    i, of ``relu(a_i (||f_l(x') - f_l(x_i)||^2 - eta_l^2) + 1e-5)``, where eta_l is the iterate's distance to its k-th
+    neighbour and features are unit vectors where the victim's metric is cosine. Guides and eta_l are found anew on the
+    way. Pixels are a tanh within [0, 1]. A search finds a small c for each image: ten times as much until it succeeds, then
+    bisection; after a success, m / 2 moves half of the way to (k + 1) // 2.
+
+    Deviations: where c starts and how m shrinks are this function's choice; (k + 1) // 2 guides among the k neighbours are a
+    majority of them. The victim is asked where guides are found anew and at each descent's end, and the nearest success
+    among these iterates is returned. A pixel on the edge of its range starts 1e-4 of half the range inside, where tanh has
+    a gradient.
+
+    Args:
+        victim: DkNN, or a kNN as a DkNN of one layer.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(B,)``.
+        m: Guides to begin with, at least 2.
+        weight: The first c, at least 0.
+        search_steps: Values of c, at least 0.
+        steps: Number of steps for each of them, at least 0.
+        lr: RMSprop's, at least 0.
+        refresh_every: Steps after which guides and eta_l are found anew, at least 1.
+
+    Returns:
+        Adversarial images, same shape and dtype, in [0, 1]: each image's nearest success, or else its last iterate.
+
+    Raises:
+        ValueError: If an argument is out of range, a class has fewer than m / 2 training images, or a feature is not
+            finite.
+    """
+    check_arguments(
+        images,
+        labels,
+        whole=("m", "search_steps", "steps", "refresh_every"),
+        m=m,
+        weight=weight,
+        search_steps=search_steps,
+        steps=steps,
+        lr=lr,
+        refresh_every=refresh_every,
+    )
+    check_at_least(2, m=m)
+    check_at_least(1, refresh_every=refresh_every)
+    if not len(images):
+        return images.clone()
+    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    with torch.inference_mode(False), torch.no_grad():
+        images, labels = images.detach().clone(), labels.clone()
+        half, fewest = int(m) // 2, min(int(m) // 2, (victim.k + 1) // 2)
+        batches = torch.split(
+            torch.arange(len(images), device=images.device), images_at_once(victim, 2 * half)
+        )
+        best = Best(images, smallest=True)
+        search = Bisection(images.new_full((len(images),), weight))
+        halves = torch.full_like(labels, half)
+        start = _look(victim, images, labels)
+        best.offer(images, start.fooled)
+        bank = victim.banks[victim.layers[0]]
+        wrong, _ = nearest_wrong_class(bank, start.features, labels, half)
+
+        def around(view: _View) -> Tensor:
+            rows = [nearest_of_classes(bank, view.features, classes, half) for classes in (wrong, labels)]
+            return torch.cat(rows, 1)
+
+        first = around(start)
+        for _ in tqdm(range(int(search_steps)), desc="attack", disable=None, leave=False):
+            descents = [_Descent(images[rows], search.weights[rows], halves[rows], lr) for rows in batches]
+            view, succeeded = start, start.fooled
+            for done in range(0, int(steps), int(refresh_every)):
+                guides = around(view) if done else first
+                some = min(int(refresh_every), int(steps) - done)
+                parts = [
+                    descent.run(Guides(victim, guides[rows]), view.radii[rows], some)
+                    for descent, rows in zip(descents, batches, strict=True)
+                ]
+                adversarial = torch.cat(parts)
+                view = _look(victim, adversarial, labels)
+                best.offer(adversarial, view.fooled)
+                succeeded = succeeded | view.fooled
+            search.narrow(succeeded)
+            halves = torch.where(succeeded, (halves + fewest) // 2, halves)
+    return best.adversarial
+
+
+class _View(NamedTuple):
+    """What surrounds n images."""
+
+    features: Tensor
+    """Of the first layer, float32 ``(n, D)``."""
+    radii: Tensor
+    """Distance to about the k-th neighbour in each layer, as a scan has it, float32 ``(n, L)``."""
+    fooled: Tensor
+    """Whether the victim is, bool ``(n,)``."""
+
+
+def _look(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> _View:
+    features = features_of(victim, images)
+    radii = []
+    for layer, bank in victim.banks.items():
+        kth = bank.nearby(features[layer], victim.k)[0][:, -1]
+        radii.append((2 - 2 * kth if bank.metric == "cosine" else -kth).clamp(min=0).sqrt())
+    fooled = dknn_prediction(victim.votes(features)) != labels
+    return _View(features[victim.layers[0]], torch.stack(radii, 1).float(), fooled)
+
+
+class _Descent:
+    """RMSprop on a batch of images, with pauses at which guides change.
+
+    Args:
+        images: ``(B, ...)``.
+        weights: c, ``(B,)``.
+        halves: How many guides of either class count, int64 ``(B,)``.
+        lr: RMSprop's.
+    """
+
+    def __init__(self, images: Tensor, weights: Tensor, halves: Tensor, lr: float) -> None:
+        self._images, self._weights, self._halves = images, weights, halves
+        self._box = Box(torch.zeros_like(images), torch.ones_like(images))
+        self._variables = self._box.variables(images)
+        self._optimizer = RMSprop([self._variables], lr=lr)
+
+    def run(self, guides: Guides, radii: Tensor, steps: int) -> Tensor:
+        """Where it is after so many more steps, with these guides and distances ``(B, L)`` to the k-th neighbour."""
+
+        def loss_fn(variables: Tensor) -> Tensor:
+            adversarial = self._box.images(variables)
+            hinges = hinge_loss(guides.squared_distances(adversarial), radii, self._halves)
+            return squared_l2(self._images, adversarial) + self._weights * hinges
+
+        for _ in descend(loss_fn, self._variables, self._optimizer, steps, steps):
+            pass
+        adversarial: Tensor = self._box.stored(self._variables)
+        return adversarial
+
+
+def hinge_loss(squared_distances: Tensor, radii: Tensor, halves: Tensor) -> Tensor:
+    """By how much guides of the wrong class are without, and of the own one within, the k neighbours: ``(B,)``.
+
+    Args:
+        squared_distances: To guides of the wrong class and as many of the own one, ``(B, L, m)``.
+        radii: Distance to the k-th neighbour, ``(B, L)``.
+        halves: How many of either class count, int64 ``(B,)``: the first.
+    """
+    half = squared_distances.shape[2] // 2
+    place = torch.arange(2 * half, device=radii.device)
+    counted = place % half < halves[:, None]  # (B, m)
+    beyond = squared_distances - radii.square()[:, :, None]
+    hinges = (torch.where(place < half, beyond, -beyond) + _BEYOND).relu()
+    return (hinges * counted[:, None]).sum((1, 2))

@@ -1,0 +1,125 @@
+"""The attack through a soft 1-NN of Papernot et al. (Transferability in Machine Learning, arXiv 1605.07277)."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.balls import into_ball, unit
+from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer
+from lightning_advknn.attacks.guided import Guides, each_batch
+from lightning_advknn.classifiers import DkNNClassifier
+
+
+def soft_nearest(
+    victim: DkNNClassifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float | None = None,
+    step_size: float = 0.1,
+    steps: int = 50,
+    m: int = 20,
+    temperature: float = 1.0,
+    refresh_every: int = 10,
+) -> Tensor:
+    """Steps of one L2 length uphill in the soft 1-NN's loss, until the victim is fooled.
+
+    The soft 1-NN's probability of class c is ``p_c = sum_{i in c} softmax_i(-||f(x) - f(x_i)||^2 / T)``. Steps go along the
+    gradient of ``-log p_y``, summed over layers (`ascent` keeps it from vanishing in float32). The victim is asked after each:
+    without eps, this is a minimum-norm attack, to within a step.
+
+    Deviations: of the training images only the m of each class that are nearest to the iterate take part in a layer, found
+    anew on the way; the others' weights are smaller. The paper's victim has raw pixels and its T is 1; features here are unit
+    vectors where the victim's metric is cosine, of which a smaller T tells more.
+
+    Args:
+        victim: DkNN, or a kNN as a DkNN of one layer.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(B,)``.
+        eps: Radius of an L2 ball to stay in, in pixel units, at least 0; None for none.
+        step_size: Length of one step, true L2 in pixel units, at least 0.
+        steps: Number of steps at most, at least 0.
+        m: Training images of each class in each layer, at least 1.
+        temperature: T, above 0.
+        refresh_every: Steps after which these are found anew, at least 1.
+
+    Returns:
+        Adversarial images, same shape and dtype, in [0, 1]: each image's first success (the image itself, if the victim gets
+        it wrong already), or else its last iterate.
+
+    Raises:
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
+            finite.
+    """
+    check_arguments(
+        images,
+        labels,
+        whole=("steps", "m", "refresh_every"),
+        eps=0 if eps is None else eps,
+        step_size=step_size,
+        steps=steps,
+        m=m,
+        temperature=temperature,
+        refresh_every=refresh_every,
+    )
+    check_at_least(1, m=m, refresh_every=refresh_every)
+    check_positive(temperature=temperature)
+    if not len(images):
+        return images.clone()
+    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    with torch.inference_mode(False), torch.no_grad():
+        images, labels = images.detach().clone(), labels.clone()
+        adversarial = images.clone()
+        radius = torch.inf if eps is None else eps
+        walk = partial(_walk, victim, m=int(m), temperature=temperature, step_size=step_size, eps=radius)
+        todo = (victim(images) == labels).nonzero().squeeze(1)
+        pauses = range(0, int(steps), int(refresh_every))
+        for first in tqdm(pauses, desc="attack", disable=None, leave=False):
+            some = min(int(refresh_every), int(steps) - first)
+            path = walk(images[todo], adversarial[todo], labels[todo], some)
+            left = torch.arange(len(todo), device=todo.device)
+            for tries in path:
+                adversarial[todo[left]] = tries[left]
+                left = left[victim(tries[left]) == labels[todo[left]]]
+                if not len(left):
+                    break
+            todo = todo[left]
+            if not len(todo):
+                break
+    return adversarial
+
+
+def _walk(
+    victim: DkNNClassifier,
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    steps: int,
+    *,
+    m: int,
+    temperature: float,
+    step_size: float,
+    eps: float,
+) -> Tensor:
+    """The next iterates ``(steps, B, ...)``, all with the training images that are nearest to the present ones."""
+    _, rows = nearest_in_each_layer(victim, adversarial, m)
+
+    def walk(batch: Tensor, guides: Guides) -> Tensor:
+        logits_fn = partial(_logits, guides, temperature)
+        now, radius = adversarial[batch], torch.full((len(batch),), eps, device=images.device)
+        path = []
+        for _ in range(steps):
+            moved = now + step_size * unit(ascent(logits_fn, now, labels[batch])) - images[batch]
+            now = (images[batch] + into_ball(moved, radius, "l2")).clamp(0, 1)
+            path.append(now)
+        return torch.stack(path)
+
+    return torch.cat(each_batch(victim, rows, walk), 1)
+
+
+def _logits(guides: Guides, temperature: float, images: Tensor) -> Tensor:
+    """Logarithms of p, up to a constant, so that cross-entropy is -log p_y, ``(B, L, C)``."""
+    return (-guides.squared_distances(images) / temperature).logsumexp(3)

@@ -1,0 +1,92 @@
+"""The exact attack on a 1-NN on pixels (Wang et al., arXiv 1906.03972), by quadratic programs."""
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.attacks.arguments import check_arguments
+from lightning_advknn.attacks.guides import features_of
+from lightning_advknn.attacks.voronoi import exact_minimum
+from lightning_advknn.classifiers import DkNNClassifier
+
+_SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the way on from a cell's edge to its training image
+_ROUNDING = 1e-5  # of features in float32, relative
+
+
+def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    """The smallest L2 perturbation of a 1-NN on pixels: to the nearest cell of a training image of another class.
+
+    Deviation: the program's solution is on a cell's edge and may leave [0, 1]. So it is clamped and, where the victim is not
+    fooled then, moved on towards the cell's training image, by 1e-6 of the way at first and at last all of it. Where much
+    was clamped, it is larger than it would have to be.
+
+    Args:
+        victim: A kNN, k = 1, as a DkNN of one layer, whose features are pixels times a factor each plus a constant;
+            Euclidean.
+        images: float32 ``(B, ...)`` in [0, 1].
+        labels: Classes to move away from, int64 ``(B,)``.
+
+    Returns:
+        Adversarial images, same shape and dtype, in [0, 1]; the image itself if the victim gets it wrong already, or knows no
+        other class.
+
+    Raises:
+        ValueError: If an argument is out of range or the victim is another.
+    """
+    check_arguments(images, labels)
+    if victim.k != 1:
+        raise ValueError(f"Expected a victim of k = 1, but got one of k = {victim.k}. Lower its `k`.")
+    scale, shift = pixel_scale(victim, images)
+    if not len(images):
+        return images.clone()
+    with torch.inference_mode(False), torch.no_grad():
+        images, labels = images.detach().clone(), labels.clone()
+        (bank,) = victim.banks.values()
+        features = features_of(victim, images)[victim.layers[0]]
+        found = exact_minimum(bank.features[:], bank.labels, features, labels, scale)
+        pixels = images.flatten(1).double()
+        edges = pixels + found.perturbations
+        centres = (bank.features[found.rows.clamp(min=0)].double() - shift) / scale
+        adversarial = images.clone()
+        # Of images that know no other class, none is left to be fooled.
+        todo = ((victim(images) == labels) & (found.rows >= 0)).nonzero().squeeze(1)
+        for share in _SHARES:
+            tries = edges[todo] + share * (centres[todo] - edges[todo])
+            tries = tries.clamp(0, 1).to(images.dtype).view_as(images[todo])
+            adversarial[todo] = tries
+            todo = todo[victim(tries) == labels[todo]] if len(todo) else todo
+    return adversarial
+
+
+@torch.no_grad()
+def pixel_scale(victim: DkNNClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """How a kNN on pixels makes its features: ``scale * pixels + shift``, both float64 ``(D,)``.
+
+    Args:
+        victim: A kNN as a DkNN of one layer.
+        images: Some of which this must be true, float32 ``(B, ...)``; what else it is asked is black and white.
+
+    Raises:
+        ValueError: If it has several layers or another metric than Euclidean, or its features are others.
+    """
+    metrics = [bank.metric for bank in victim.banks.values()]
+    if metrics != ["euclidean"]:
+        raise ValueError(
+            f"Expected a kNN of one layer whose metric is Euclidean, but got layers {list(victim.layers)} with metrics"
+            f" {metrics}. Attack the kNN on a layer of pixels."
+        )
+    (layer,) = victim.layers
+    ends = images.new_zeros(2, *images.shape[1:])
+    ends[1] = 1
+    shift, highest = victim.network.features(ends)[layer].double()
+    scale, pixels = highest - shift, images.flatten(1).double()
+    affine = len(scale) == pixels.shape[1] and bool((scale != 0).all())
+    if affine and len(images):
+        features = features_of(victim, images)[layer].double()
+        error = (scale * pixels + shift - features).abs()
+        affine = bool((error <= _ROUNDING * (1 + features.abs())).all())
+    if not affine:
+        raise ValueError(
+            f"Expected features that are pixels times a factor each plus a constant, but got others of layer {layer!r}."
+            " Attack the kNN on a layer of pixels."
+        )
+    return scale, shift

@@ -1,0 +1,172 @@
+"""A leaderboard read back from its files, over seeds: ranked, as tables, as a page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning_advknn.attacks.balls import Norm
+from lightning_advknn.reports.layout import Lines, Table
+from lightning_advknn.reports.leaderboard_records import CLEAN, WORST_CASE
+from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
+from lightning_advknn.reports.tables import Record, read_csv
+
+NAME = "leaderboard"  # of its files
+BRIEF = 10  # entries of a brief table
+
+Place = tuple[Norm | None, float | None]
+"""Norm and eps of a record."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A leaderboard.
+
+    Args:
+        records: Lines of its CSV file.
+        content: Of its JSON file: ``settings``, which are the same for all seeds, and ``runs`` by seed.
+    """
+
+    records: Sequence[Record]
+    content: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Name of the data set."""
+        name = self.content["settings"]["data"]["name"]
+        return next((TITLES[key] for key, kind in CLASSES.items() if kind == name), name)
+
+    @property
+    def victims(self) -> dict[str, str]:
+        """Victims that tables are of, with their titles: DkNN, the kNN on the layer under attack, the backbone."""
+        layer = self.content["settings"]["victim"]["layer"]
+        return {
+            "dknn": VICTIMS["dknn"],
+            f"knn/{layer}": f"{VICTIMS['knn']} on {layer}",
+            "dnn": VICTIMS["dnn"],
+        }
+
+    def radii(self, norm: Norm) -> list[float]:
+        """Each eps of this norm that there are records at."""
+        return sorted({eps for _, _, (at, eps) in self._cells if at == norm and eps is not None})
+
+    def value(self, attack: str, victim: str, column: str, place: Place) -> Mean | None:
+        """A number over seeds; None unless all of them have it."""
+        found = [record[column] for record in self._cells.get((attack, victim, place), [])]
+        return Mean(tuple(float(str(value)) for value in found)) if found and None not in found else None
+
+    def places(self, attack: str, victim: str) -> list[Place]:
+        """Where an entry has records, those of what it was run at first."""
+        return [place for name, judge, place in self._cells if (name, judge) == (attack, victim)]
+
+    def main(self, attack: str, victim: str) -> Place:
+        """Where an entry does most: without an eps, else at the largest that it was run at; the worst case, at the largest budget."""
+        places = self.places(attack, victim)
+        counted = {place: self._cells[attack, victim, place][0]["counted"] for place in places}
+        own = [place for place in places if counted[place] == "run"] or [p for p in places if p[0] == "l2"]
+        return max(own, key=lambda place: float("inf") if place[1] is None else place[1])
+
+    def ranked(self, victim: str) -> list[str]:
+        """Entries, the strongest against a victim first: by the median of least true L2, then by what the largest budget leaves."""
+
+        def key(attack: str) -> tuple[float, float]:
+            median = self.value(attack, victim, "min_l2_median", self.main(attack, victim))
+            left = self.value(attack, victim, "accuracy", ("l2", self.radii("l2")[-1]))
+            return median.mean if median else float("inf"), left.mean if left else 100.0
+
+        names = dict.fromkeys(name for name, judge, _ in self._cells if judge == victim)
+        return sorted((name for name in names if name not in (CLEAN, WORST_CASE)), key=key)
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, Place], list[Record]]:
+        cells: dict[tuple[str, str, Place], list[Record]] = {}
+        for record in self.records:
+            norm: Norm | None = (
+                None if record["norm"] is None else "linf" if record["norm"] == "linf" else "l2"
+            )
+            eps = None if record["eps"] is None else float(record["eps"])
+            cells.setdefault((str(record["attack"]), str(record["victim"]), (norm, eps)), []).append(record)
+        return cells
+
+
+def read_board(folder: Path) -> Board | None:
+    """The leaderboard of a results folder; None if it has none.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    path = folder / f"{NAME}.json"
+    if not (folder / f"{NAME}.csv").is_file() or not path.is_file():
+        return None
+    try:
+        return Board(read_csv(folder / f"{NAME}.csv"), json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"Expected {path} to be of a leaderboard, but: {error}. Delete it and make it again."
+        ) from error
+
+
+def board_table(board: Board, victim: str, brief: bool = False) -> Table:
+    """One row an entry, the strongest first, after the worst case.
+
+    Args:
+        board: What to show.
+        victim: Whose numbers.
+        brief: Only the strongest `BRIEF` entries, and fewer columns.
+    """
+    radii, budgets = (
+        _spread(board.radii("linf"), 3 if brief else 6),
+        [1.0, 2.0, 3.0, 4.0, 5.0][: 3 if brief else 5],
+    )
+    places: list[Place] = [("linf", eps) for eps in radii]
+    places += [("l2", budget) for budget in budgets]
+    columns = {
+        "min_l2_median": ("median L2", 2),
+        "min_l2_mean": ("mean L2", 2),
+        "credibility_success_mean": ("credibility", 2),
+        "detected": ("detected", 1),
+        "queries": ("queries", 0),
+        "seconds_per_image": ("seconds", 3),
+    }
+    if brief:
+        columns = {name: columns[name] for name in ("min_l2_median", "credibility_success_mean", "detected")}
+    names = board.ranked(victim)
+    shown = names[:BRIEF] if brief else names
+    rows: list[list[Lines]] = []
+    for name in [WORST_CASE, *shown]:
+        main = board.main(name, victim)
+        values = [(board.value(name, victim, "accuracy", place), 1 if brief else 2) for place in places]
+        values += [
+            (board.value(name, victim, column, main), digits) for column, (_, digits) in columns.items()
+        ]
+        rows.append([(name,), *((_text(*value),) for value in values)])
+    clean = _text(board.value(CLEAN, victim, "accuracy", (None, 0.0)))
+    which = f"the {len(shown)} strongest of {len(names)}" if len(shown) < len(names) else f"all {len(names)}"
+    more = "" if brief else "; queries of the victim and seconds, for an image"
+    return Table(
+        f"{board.title}, {board.victims[victim]}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
+        " budgets of true L2; over images, the least true L2 that fools; at an attack's largest eps, mean credibility of"
+        f" successes and how many % of them are detected at 5 % false alarms{more}.",
+        [
+            "attack",
+            *(f"Linf {eps:g}" for eps in radii),
+            *(f"L2 {budget:g}" for budget in budgets),
+            *(title for title, _ in columns.values()),
+        ],
+        rows,
+    )
+
+
+def _spread(values: Sequence[float], n: int) -> list[float]:
+    """At most n of some values, at even distances from the first to the last."""
+    if len(values) <= n:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (n - 1))] for place in range(n)]
+
+
+def _text(value: Mean | None, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    return f"{value.mean:.{digits}f}" + ("" if value.sd is None else f" ± {value.sd:.{digits}f}")

@@ -1,0 +1,66 @@
+"""Every attack's curve of accuracy against true L2."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lightning_advknn.reports.board import Board
+from lightning_advknn.reports.leaderboard_records import CLEAN, WORST_CASE
+from lightning_advknn.reports.results import Mean
+from lightning_advknn.reports.style import WIDTH, draw_means, for_print, legend_below
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "^", "D", "v", "P", "X")
+NAMED = 2 * len(COLOURS)  # curves that can be told apart
+
+
+@for_print
+def board_figure(board: Board) -> Figure:
+    """Accuracy that each entry leaves within growing budgets of true L2: DkNN's, and that of the kNN on the layer under attack.
+
+    The worst case is black. Of each attack the curve on what it is strongest on against DkNN has a colour, all others are grey.
+    """
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    victims = [victim for victim in board.victims if victim != "dnn"]
+    ranked = board.ranked(victims[0])
+    best: dict[str, str] = {}
+    for name in ranked:
+        best.setdefault(name.partition(",")[0], name)
+    named = list(best.values())[:NAMED]
+    grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
+    # Below the best attack, which is often all but the worst case.
+    black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
+    for axes, victim in zip(figure.subplots(1, 2, sharey=True), victims, strict=True):
+        draw_means(axes, _curve(board, WORST_CASE, victim), **black)
+        for name in [*named, *(other for other in ranked if other not in named)]:
+            style = _style(named.index(name)) | {"label": name} if name in named else grey
+            # Without bands over seeds: there are too many curves.
+            axes.plot(
+                *zip(*((eps, value.mean) for eps, value in _curve(board, name, victim)), strict=True), **style
+            )
+        axes.set(
+            title=board.victims[victim],
+            xlabel=r"budget: true L2, $\Vert x' - x \Vert_2$ (pixels in [0, 1])",
+            xlim=(-0.1, None),  # room for markers
+            ylim=(-1.5, 101),
+        )
+    figure.axes[0].set_ylabel("accuracy within the budget (%)")
+    legend_below(figure, 3)
+    return figure
+
+
+def _curve(board: Board, name: str, victim: str) -> list[tuple[float, Mean]]:
+    budgets = ((eps, board.value(name, victim, "accuracy", ("l2", eps))) for eps in board.radii("l2"))
+    clean = board.value(CLEAN, victim, "accuracy", (None, 0.0))
+    return [(eps, value) for eps, value in ((0.0, clean), *budgets) if value is not None]
+
+
+def _style(position: int) -> dict[str, Any]:
+    second, place = divmod(position, len(COLOURS))
+    return {
+        "color": COLOURS[place],
+        "marker": MARKERS[place],
+        "linestyle": "--" if second else "-",
+        "markerfacecolor": "white" if second else COLOURS[place],
+        "zorder": 4 - position / NAMED,  # the strongest on top
+    }

@@ -1,0 +1,69 @@
+"""A leaderboard for reading: its page in Markdown with its figure, and on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table as Columns
+
+from lightning_advknn.reports.board import NAME, Board, board_table
+from lightning_advknn.reports.board_figure import board_figure
+from lightning_advknn.reports.figures import save_figure
+from lightning_advknn.reports.layout import Lines, Table
+from lightning_advknn.reports.page import Picture, Section, render_markdown
+from lightning_advknn.storage import atomic_path
+
+INTRODUCTION = (
+    "An attack is named with what it is on: the backbone (`origin`), a surrogate, or a victim itself (`knn`, `dknn`). Each"
+    " victim judges the same stored adversarials. At an eps of Linf, accuracy is that under the attack at this eps. Within"
+    " a budget of true L2, an image is lost if any of the attack's stored adversarials within it fools the victim, or if the victim"
+    " is wrong without one; `worst case` counts those of all attacks together: what is left is robust accuracy. Lower is better for"
+    " the attacker. A credibility that 5 % of clean images are below raises an alarm."
+)
+
+
+def write_page(board: Board, folder: Path) -> None:
+    """Write ``leaderboard.md`` and its figure, as PNG and PDF; equal leaderboards give equal files."""
+    save_figure(board_figure(board), folder / NAME)
+    caption = (
+        "Accuracy within a budget of true L2. Black: all attacks together. In colour, of each attack the curve on what it is"
+        " strongest on; all others are grey."
+    )
+    picture = Picture(NAME, caption, f"Line chart. {caption} The tables have its numbers.", png="")
+    sections = [Section("curves", "Accuracy against true L2", [picture])]
+    sections += [
+        Section(victim, title, [board_table(board, victim)]) for victim, title in board.victims.items()
+    ]
+    for seed, run in board.content["runs"].items():
+        made = f"`{run['command']}`, {run['images']} test images, {run['device']}, {run['date']}."
+        sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), made]))
+    text = render_markdown(f"Leaderboard, {board.title}", [INTRODUCTION], sections)
+    with atomic_path(folder / f"{NAME}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def print_board(board: Board, seed: int) -> None:
+    """Show a brief table of DkNN and a seed's checks."""
+    _print(board_table(board, "dknn", brief=True))
+    _print(_checks(board.content["runs"][str(seed)]))
+
+
+def _checks(run: Mapping[str, Any]) -> Table:
+    said = {True: "✓ holds", False: "✗ does not hold", None: "- not looked at"}
+    rows: list[list[Lines]] = [
+        [(check["check"],), (said[check["holds"]],), (check["detail"],)] for check in run["checks"]
+    ]
+    caption = "What no sound evaluation violates; a check that does not hold says where to look."
+    return Table(caption, ["check", "here", "detail"], rows, prose=True)
+
+
+def _print(table: Table) -> None:
+    columns = Columns(title=table.caption, box=None, title_justify="left")
+    for position, name in enumerate(table.header):
+        side: Literal["left", "right"] = "left" if table.prose or position < table.headings else "right"
+        # One word a line: a terminal has few columns.
+        columns.add_column(name if table.prose else name.replace(" ", "\n"), justify=side, overflow="fold")
+    for row in table.rows:
+        columns.add_row(*("\n".join(cell) for cell in row))
+    Console().print(columns)

@@ -1,0 +1,150 @@
+"""``attack.py leaderboard``: every attack beside every other, against every victim."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_advknn.attacks.settings import family
+from lightning_advknn.evaluation import Rows, observe
+from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
+from lightning_advknn.reports.board import NAME, Board, read_board
+from lightning_advknn.reports.board_page import print_board, write_page
+from lightning_advknn.reports.checks import check_runs, same_when_asked_again
+from lightning_advknn.reports.files import saved_rows
+from lightning_advknn.reports.folders import Claim, take, without_seed
+from lightning_advknn.reports.leaderboard_records import CLEAN, LEADERBOARD, leaderboard_records
+from lightning_advknn.reports.robustness import FALSE_ALARMS, AttackRun, alarm_threshold, judge_rows
+from lightning_advknn.reports.tables import Record, merge_csv, read_csv
+from lightning_advknn.storage import check_writable, write_json
+
+ASKED_AGAIN = 100  # images of each run
+
+
+def prepare_leaderboard(experiment: Experiment, results: str | None = None) -> ExperimentRun:
+    """Check an experiment and its folders, before anything long starts.
+
+    Args:
+        experiment: What to run.
+        results: Folder of a leaderboard over several seeds, or None.
+
+    Raises:
+        ValueError: If anything in the experiment cannot work, or a folder holds something else.
+        OSError: If a file is missing or a folder cannot be written.
+        ImportError: If the search backend or an attack's library is not installed.
+    """
+    if experiment.transfer:
+        raise ValueError(
+            f"Expected no `transfer` in a leaderboard, but got {list(experiment.transfer)}. `attack.py evaluate` has other"
+            " networks judge."
+        )
+    for attack in experiment.attacks.values():
+        _ = attack.measure
+    run = ExperimentRun(experiment)
+    settings = json.loads(json.dumps(run.describe()))  # as it reads back
+    if results is not None:
+        check_writable(Path(results))
+        board = read_board(Path(results))
+        if board and board.content["settings"] != without_seed(settings):
+            raise ValueError(
+                f"Expected {results} to have no leaderboard or this experiment's, but {NAME}.json is of another"
+                " experiment. Choose another folder, or delete its leaderboard."
+            )
+    take([Claim(Path(experiment.output), settings, ("summary.json", f"{NAME}.csv"), own=True)])
+    return run
+
+
+def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
+    """Run a prepared experiment and leave a leaderboard in its output folder.
+
+    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``leaderboard.csv`` (columns `LEADERBOARD`),
+    ``leaderboard.json`` (settings; by seed: checks, thresholds of credibility, wall time by stage, command, versions, device,
+    date), the same for reading as ``leaderboard.md``, and as PNG and PDF curves of accuracy against true L2.
+
+    Args:
+        run: From `prepare_leaderboard`.
+        results: Folder whose leaderboard over several seeds gets this seed's lines.
+    """
+    experiment, output = run.experiment, Path(run.experiment.output)
+    run.train()
+    clean = _attack_run(run, ORIGIN, None, saved_rows(run, ORIGIN, None))
+    runs: list[AttackRun] = []
+    compared: dict[str, tuple[int, int]] = {}
+    for method, attack in run.attacks:
+        if attack is not None:
+            rows = saved_rows(run, method, attack)
+            runs.append(_attack_run(run, method, attack, rows))
+            compared[f"{attack}, {method}"] = _ask_again(run, method, attack, rows)
+    run.attacked.free()
+    records = leaderboard_records(runs, clean, experiment.seed)
+    checks = [*check_runs(runs, clean), same_when_asked_again(compared)]
+    summary = {
+        "command": shlex.join(["python", *sys.argv]),
+        **provenance(run.device),
+        "images": len(run.test),
+        "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
+        "false_alarms": FALSE_ALARMS,
+        "thresholds": {
+            victim: alarm_threshold(judged.credibility)
+            for victim, judged in clean.victims.items()
+            if judged.credibility is not None
+        },
+        "checks": [check._asdict() for check in checks],
+    }
+    content = {"settings": without_seed(run.describe()), "runs": {str(experiment.seed): summary}}
+    board = _publish(output, experiment.seed, records, content)
+    if results is not None:
+        _publish(Path(results), experiment.seed, records, content)
+    print_board(board, experiment.seed)
+    sys.stdout.write(f"The leaderboard is in {output}\n")
+
+
+def _attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) -> AttackRun:
+    experiment, victims = run.experiment, run.attacked
+    judged = judge_rows(
+        rows, victims.network.layers, victims.calibration_votes.cpu(), experiment.victim.convention
+    )
+    if attack is None:
+        wrong = judged["dnn"].wrong
+        return AttackRun(CLEAN, "", {}, None, 0.0, rows["l2"], rows["linf"], judged, wrong, ~wrong)
+    settings = experiment.attacks[attack]
+    eps = settings.settings.get("eps")
+    seconds, queries = run.cost(method, attack)
+    own = {ORIGIN: "dnn", "knn": "knn", "dknn": "dknn"}.get(method, "surrogate")
+    labels = rows["knn_before"] if experiment.label_source == "knn" else rows["label"]
+    return AttackRun(
+        f"{family(attack)}, {method}",
+        method,
+        settings.describe(),
+        settings.measure,
+        None if eps is None else float(eps),
+        rows["l2"],
+        rows["linf"],
+        judged,
+        rows[f"{own}_after"] != rows["label"],
+        labels == rows["label"],
+        seconds,
+        queries,
+    )
+
+
+def _ask_again(run: ExperimentRun, method: str, attack: str, rows: Rows) -> tuple[int, int]:
+    """How many stored adversarials the victims were asked about again, and of how many they said something else."""
+    images = run.adversarial(method, attack, 0)[:ASKED_AGAIN]
+    classes, votes = observe(run.attacked.dknn, images)
+    other = (votes.cpu() != rows["votes_after"][: len(images)]).flatten(1).any(1)
+    other |= classes.cpu() != rows["dnn_after"][: len(images)]
+    return len(images), int(other.sum())
+
+
+def _publish(folder: Path, seed: int, records: list[Record], content: dict[str, Any]) -> Board:
+    """Put a seed into a folder's leaderboard over seeds."""
+    before = read_board(folder)
+    runs = {**(before.content["runs"] if before else {}), **content["runs"]}
+    ordered = dict(sorted(runs.items(), key=lambda run: int(run[0])))
+    merge_csv(folder / f"{NAME}.csv", LEADERBOARD, records, seed)
+    write_json(folder / f"{NAME}.json", {**content, "runs": ordered})
+    board = Board(read_csv(folder / f"{NAME}.csv"), {**content, "runs": ordered})
+    write_page(board, folder)
+    return board

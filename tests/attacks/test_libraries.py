@@ -1,0 +1,408 @@
+"""Attacks by import path: other libraries' as they are by themselves, and one's own."""
+
+import json
+import random
+import sys
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchattacks
+from art.attacks.evasion import ProjectedGradientDescent
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.evaluation import perturb
+from lightning_advknn.models import DkNNB, Surrogate
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # foolbox 3.3.4 imports a name that scipy moved
+    import foolbox
+
+SETTINGS = {
+    "torchattacks.MIFGSM": {"eps": 0.2, "alpha": 0.05, "steps": 5},
+    "torchattacks.PGD": {"eps": 0.2, "alpha": 0.05, "steps": 3},
+    "foolbox.attacks.LinfPGD": {"eps": 0.2, "steps": 3},
+    "foolbox.attacks.L2DeepFoolAttack": {"steps": 10},
+    "foolbox.attacks.L2CarliniWagnerAttack": {
+        "steps": 20,
+        "stepsize": 0.1,
+        "initial_const": 1.0,
+        "binary_search_steps": 3,
+    },
+    "art.attacks.evasion.ProjectedGradientDescent": {
+        "eps": 0.2,
+        "eps_step": 0.05,
+        "max_iter": 3,
+        "num_random_init": 3,
+    },
+}
+RANDOM = ("torchattacks.PGD", "foolbox.attacks.LinfPGD", "art.attacks.evasion.ProjectedGradientDescent")
+each_attack = pytest.mark.parametrize("path", SETTINGS)
+each_random = pytest.mark.parametrize("path", RANDOM)
+
+
+def convnet(device):
+    """A small random network, frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(2, 6, 3, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(72, 5),
+        )
+    return network.to(device).eval().requires_grad_(False)
+
+
+def batch(device, size=8):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(size, 2, 11, 11, generator=generator)
+    images[:, 0, :3], images[:, 1, -3:] = 0, 1  # pixels that clipping to [0, 1] touches
+    images = images.to(device)
+    # Classes of the network, so that attacks have something to do.
+    return images, convnet(device)(images).argmax(1)
+
+
+def attack(path, **changes):
+    return AttackSettings(path, {**SETTINGS.get(path, {}), **changes}).bind()
+
+
+def direct(path, network, images, labels, seed):
+    """The library's attack as its own documentation calls it."""
+    library, settings = path.split(".")[0], dict(SETTINGS[path])
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - ART draws from it
+    if library == "torchattacks":
+        return getattr(torchattacks, path.split(".")[-1])(network, **settings)(images, labels)
+    if library == "foolbox":
+        eps = settings.pop("eps", None)
+        model = foolbox.PyTorchModel(network, bounds=(0, 1), device=images.device)
+        return getattr(foolbox.attacks, path.split(".")[-1])(**settings)(model, images, labels, epsilons=eps)[
+            1
+        ]
+    classifier = PyTorchClassifier(
+        network, nn.CrossEntropyLoss(), input_shape=(2, 11, 11), nb_classes=5, clip_values=(0, 1)
+    )
+    theirs = ProjectedGradientDescent(classifier, **settings, verbose=False)
+    return torch.from_numpy(theirs.generate(images.cpu().numpy(), labels.cpu().numpy())).to(images.device)
+
+
+def random_state():
+    """Of every global generator."""
+    numpys = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), numpys[1].tolist(), numpys[2:], random.getstate()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a module of one's own, in a folder on the path as that of a script is; returns an attack's import path."""
+
+    def write(name, code):
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        return f"{name}.attack"
+
+    return write
+
+
+@each_attack
+@pytest.mark.parametrize("seed", [0, 3])
+def test_it_is_the_librarys_own(device, path, seed):
+    network, (images, labels) = convnet(device), batch(device)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # ART 1.20 makes arrays of tensors as NumPy 1 did
+        expected = direct(path, network, images, labels, seed)
+    found = attack(path, seed=seed)(network, images, labels)
+    assert torch.equal(found, expected.clamp(0, 1))
+    assert (found != images).flatten(1).any(1).all()
+    assert found.dtype == torch.float32
+
+
+@each_attack
+def test_it_attacks_through_a_surrogate(device, path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        dknnb = DkNNB(72, 5).to(device).requires_grad_(False)
+    surrogate = Surrogate(convnet(device), "3", dknnb).eval()
+    images, _ = batch(device)
+    labels = surrogate(images).argmax(1)
+    found = perturb(attack(path), surrogate, images, labels)
+    # The same network, as plain layers.
+    expected = perturb(attack(path), nn.Sequential(*convnet(device)[:5], dknnb), images, labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (surrogate(found).argmax(1) != labels).any()
+
+
+@each_random
+def test_random_numbers_are_of_the_seed_alone(device, path):
+    network, (images, labels) = convnet(device), batch(device)
+    before = random_state()
+    first = attack(path)(network, images, labels)
+    assert random_state() == before
+    torch.rand(1), np.random.rand(1)  # noqa: NPY002
+    assert torch.equal(attack(path, seed=0)(network, images, labels), first)
+    assert not torch.equal(attack(path, seed=1)(network, images, labels), first)
+
+
+def test_a_seed_that_an_attack_has_itself_is_the_same():
+    # torchattacks' Square draws from the time where its own seed is None.
+    network, (images, labels) = convnet("cpu"), batch("cpu")
+    square = [
+        attack("torchattacks.Square", n_queries=20, eps=0.05, seed=seed)(network, images, labels)
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(square[0], square[1])
+    assert not torch.equal(square[0], square[2])
+
+
+@each_attack
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(device, path, mode):
+    network, (images, labels) = convnet(device), batch(device)
+    expected = attack(path)(network, images, labels)
+    with mode():
+        found = attack(path)(network, images + 0, labels + 0)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(found, expected)
+    assert attack(path)(network, images[:0], labels[:0]).shape == (0, 2, 11, 11)
+
+
+@each_attack
+@pytest.mark.parametrize("precision", ["float32", "winograd", "bfloat16"])
+def test_a_network_is_attacked_at_a_precision_and_left_as_it_was(device, path, precision):
+    network, (images, labels) = convnet(device).train().requires_grad_(True), batch(device)
+    network[3].eval()
+    kept, state = images.clone(), {name: value.clone() for name, value in network.state_dict().items()}
+    patched = []
+    network[0].register_forward_pre_hook(lambda module, _: patched.append("forward" in vars(module)))
+    found = perturb(attack(path), network, images, labels, precision)
+    assert all(patched)
+    exact = perturb(attack(path), convnet(device), images, labels)
+    assert (found - exact).abs().mean() < (1e-3 if precision != "bfloat16" else 0.02)
+    assert torch.equal(images, kept)
+    assert [module.training for module in network] == [True, True, True, False, True, True]
+    assert network.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+class Linear(nn.Module):
+    """Two classes with logits f(x) and -f(x) for f(x) = w.x + b, so that the nearest other class is |f(x)| / ||w|| away."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.bias = bias
+
+    def margin(self, images):
+        return images.flatten(1) @ self.weight + self.bias
+
+    def forward(self, images):
+        return torch.stack([self.margin(images), -self.margin(images)], 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [
+        ("foolbox.attacks.L2DeepFoolAttack", {"overshoot": 0.002}),
+        ("torchattacks.DeepFool", {"overshoot": 0.002}),
+        ("art.attacks.evasion.DeepFool", {"epsilon": 0.002, "batch_size": 6}),
+        (
+            "foolbox.attacks.L2CarliniWagnerAttack",
+            {
+                "initial_const": 1e-4,
+                "confidence": 0,
+                "steps": 200,
+                "stepsize": 0.02,
+                "binary_search_steps": 9,
+            },
+        ),
+    ],
+)
+def test_smallest_perturbations_of_a_linear_model(device, path, settings):
+    generator = torch.Generator().manual_seed(2)
+    images = 0.35 + 0.3 * torch.rand(6, 1, 5, 5, generator=generator)  # the nearest other class is in [0, 1]
+    model = Linear(torch.randn(25, generator=generator), -0.1).to(device)
+    images = images.to(device)
+    labels = (model.margin(images) < 0).long()
+    smallest = model.margin(images).abs() / model.weight.norm()
+    assert smallest.min() > 0.02
+    adversarial = AttackSettings(path, settings).bind()(model, images, labels)
+    assert (model(adversarial).argmax(1) != labels).all()
+    distances = (adversarial - images).flatten(1).norm(dim=1)
+    assert (distances >= smallest * (1 - 1e-5)).all()
+    assert (distances <= smallest * 1.01).all()
+
+
+def test_eps_bounds_a_smallest_perturbation(device):
+    network, (images, labels) = convnet(device), batch(device)
+    path = "foolbox.attacks.L2DeepFoolAttack"
+    unbounded = (attack(path)(network, images, labels) - images).flatten(1).norm(dim=1)
+    eps = unbounded.median().item()
+    bounded = (attack(path, eps=eps)(network, images, labels) - images).flatten(1).norm(dim=1)
+    torch.testing.assert_close(bounded, unbounded.clamp(max=eps), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_stays_where_foolbox_finds_nothing(device):
+    network, (images, labels) = convnet(device), batch(device)
+    path, settings = "foolbox.attacks.L2CarliniWagnerAttack", {"steps": 1, "binary_search_steps": 1}
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(**settings)(model, images, labels, epsilons=None)[1]
+    assert not theirs.any()  # black
+    assert torch.equal(AttackSettings(path, settings).bind()(network, images, labels), images)
+
+
+def test_labels_are_what_it_moves_away_from(device):
+    # Those that are given, not the network's own predictions, which some libraries take by default.
+    network, (images, _) = convnet(device), batch(device)
+    labels = (network(images).argmax(1) + 1) % 5
+    for path in ("torchattacks.PGD", "foolbox.attacks.LinfPGD", *RANDOM[2:]):
+        before, after = (
+            F.cross_entropy(network(each), labels) for each in (images, attack(path)(network, images, labels))
+        )
+        assert after > before
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "message"),
+    [
+        (
+            "torchattacks.MIFGSM",
+            {"step_size": 1},
+            r"among \['seed', 'eps', 'alpha', 'steps', 'decay'\], but got",
+        ),
+        ("torchattacks.MIFGSM", {"eps": "8/255"}, "eps is the text '8/255', not a number such as 0.03"),
+        ("torchattacks.MIFGSM", {"seed": -1}, "Seed must be between 0 and"),
+        ("torchattacks.MIFGSM", {"seed": None}, "'seed': None"),
+        ("foolbox.attacks.LinfPGD", {"steps": 3}, "eps is missing"),
+        ("foolbox.attacks.LinfPGD", {"eps": -0.1}, "eps is -0.1, not a finite number of at least 0"),
+        (
+            "foolbox.attacks.L2DeepFoolAttack",
+            {"step": 3},
+            r"\['seed', 'eps', 'steps', 'candidates', .*'step'",
+        ),
+        ("foolbox.attacks.Attack", {"eps": 0.1}, "abstract"),
+        (RANDOM[2], {"eps": -1.0}, r"'eps': -1.0}: The perturbation size `eps` has to be nonnegative"),
+        (RANDOM[2], {"steps": 3}, r"'num_random_init', .*unexpected keyword argument 'steps'"),
+        (RANDOM[2], {"targeted": True}, "`targeted` must be false"),
+        ("torchattacks.MIFSGM", {}, "one of .*'MIFGSM'.*, but it is not there"),
+        (
+            "torch.nn.Linear",
+            {},
+            r"torch.nn.Linear to be a function, or a class that extends one of \['torcha",
+        ),
+        ("art.attacks.poisoning.PoisoningAttackBackdoor", {}, "to be a function, or a class that extends"),
+    ],
+)
+def test_settings_are_judged_before_anything_runs(path, settings, message):
+    before = random_state()
+    with pytest.raises(ValueError, match=message):
+        AttackSettings(path, settings).bind()
+    assert random_state() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "missing", "remedy"),
+    [
+        ("torchattacks.MIFGSM", "torchattacks", "pip install torchattacks`"),
+        ("foolbox.attacks.LinfPGD", "foolbox", "pip install foolbox`"),
+        (RANDOM[2], "art", "pip install adversarial-robustness-toolbox`"),
+        ("no_such_package.attack", "no_such_package", "Install no_such_package, or put it beside the script"),
+    ],
+)
+def test_a_library_that_is_not_there(monkeypatch, path, missing, remedy):
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden(missing), *sys.meta_path])
+    with pytest.raises(ImportError, match=f"Expected {path} to be importable.*No module.*{remedy}"):
+        AttackSettings(path, {"eps": 0.1}).bind()
+
+
+class Hidden:
+    """A finder that does not find one package."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+EXTENDED = """
+import torchattacks
+
+class attack(torchattacks.attack.Attack):
+    def __init__(self, model, add=0.0):
+        super().__init__("own", model)
+        self.add = add
+
+    def forward(self, images, labels):
+        return images.ceil() + self.add
+"""
+
+
+def test_a_class_of_ones_own_that_extends_a_librarys(own):
+    images, labels = batch("cpu")
+    path = own("extended", EXTENDED)
+    rounded = attack(path, add=5e-7)(convnet("cpu"), images, labels)
+    assert torch.equal(rounded, (images.ceil() + 5e-7).clamp(max=1))
+    for value in (1e-5, -1.5, float("nan")):
+        before = random_state()
+        with pytest.raises(ValueError, match=r"Expected extended.attack to return finite images in \[0, 1\]"):
+            attack(path, add=value)(convnet("cpu"), images, labels)
+        assert random_state() == before
+
+
+def test_a_function_of_ones_own(own, hand_dknn):
+    path = own(
+        "mine",
+        "def attack(logits_fn, images, labels, *, brightness):\n"
+        "    if brightness < 0: raise ValueError('dark')\n"
+        "    assert logits_fn(images).shape[0] == images.shape[0] == labels.shape[0]\n"
+        "    return (images + brightness).clamp(max=1)\n",
+    )
+    images, labels = batch("cpu")
+    settings = AttackSettings(path, {"brightness": 0.25})
+    assert torch.equal(perturb(settings.bind(), convnet("cpu"), images, labels), (images + 0.25).clamp(max=1))
+    assert not settings.on_victim
+    for wrong, message in (
+        ({}, r"Expected the settings of mine.attack to be \['brightness'\]"),
+        ({"brightness": -1}, "dark"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AttackSettings(path, wrong).bind()
+
+
+def test_an_attack_of_ones_own_on_a_victim(own, hand_dknn):
+    # It asks the victim for classes, of which there are three, and puts them where pixels were.
+    path = own(
+        "on_victim",
+        "def attack(victim, images, labels, *, surrogate):\n"
+        "    classes = victim(images)\n"
+        "    return (classes / 2)[:, None, None, None].expand_as(images)\n",
+    )
+    settings = AttackSettings(path, through="dknnb")
+    assert settings.on_victim
+    images = torch.tensor([[0.05, 0.1], [0.95, 0.9]]).to(next(hand_dknn.buffers()).device)[:, None, None]
+    labels = torch.zeros(2, dtype=torch.int64, device=images.device)
+    expected = torch.tensor([0.0, 1.0], device=images.device)[:, None, None, None].expand_as(images)
+    adversarial = perturb(partial(settings.bind(), surrogate=None), hand_dknn, images, labels)
+    assert torch.equal(adversarial, expected)
+
+
+@each_attack
+def test_a_description_is_json(path):
+    settings = AttackSettings(path, SETTINGS[path])
+    settings.bind()
+    described = settings.describe()
+    assert json.loads(json.dumps(described)) == described
+    assert described["settings"] == SETTINGS[path]
+    assert described["function"] == path

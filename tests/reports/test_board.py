@@ -1,0 +1,242 @@
+"""A leaderboard's files are read back over seeds, ranked, and shown as they are."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+
+from lightning_advknn.reports.board import Board, board_table, read_board
+from lightning_advknn.reports.board_figure import NAMED, board_figure
+from lightning_advknn.reports.board_page import print_board, write_page
+from lightning_advknn.reports.leaderboard_records import LEADERBOARD
+from lightning_advknn.reports.page import markdown_table
+from lightning_advknn.reports.readme import render
+from lightning_advknn.reports.tables import write_csv
+
+VICTIMS = ("dnn", "knn/relu2", "knn/relu3", "dknn")
+
+
+def line(
+    attack: str, victim: str, norm: str | None, eps: float | None, seed: int, **more: Any
+) -> dict[str, Any]:
+    counted = "nearest" if norm == "l2" and eps is not None else "run"
+    return {
+        "attack": attack,
+        "victim": victim,
+        "norm": norm,
+        "eps": eps,
+        "seed": seed,
+        "n": 100,
+        "counted": counted,
+        **more,
+    }
+
+
+def lines(attack: str, seed: int, strength: float, ball: bool) -> list[dict[str, Any]]:
+    """A whole entry, which leaves 100 - strength * budget % against DkNN, 1 point less against the others per seed."""
+    found = []
+    for victim in VICTIMS:
+        entry: dict[str, Any] = {
+            "min_l2_median": round(50 / strength + seed, 4),
+            "queries": 0.0 if ball else 120.4,
+            "seconds_per_image": 0.25,
+        }
+        if victim != "dnn":
+            entry |= {"credibility_success_mean": 0.2 + 0.1 * seed, "detected": 40.0}
+
+        def left(budget: float, victim: str = victim) -> float:
+            return round(max(100 - strength * budget - seed - (victim != "dknn"), 0), 4)
+
+        if ball:
+            found += [
+                line(attack, victim, "linf", eps, seed, accuracy=left(10 * eps), **entry)
+                for eps in (0.1, 0.2, 0.3, 0.4)
+            ]
+        elif attack != "worst case":
+            found.append(line(attack, victim, "l2", None, seed, accuracy=0.0, **entry))
+        found += [
+            line(attack, victim, "l2", half / 2, seed, accuracy=left(half / 2), **entry)
+            for half in range(1, 11)
+        ]
+    return found
+
+
+def write_board(folder: Path, entries: dict[str, tuple[float, bool]], seeds: tuple[int, ...] = (0,)) -> Board:
+    """Write a leaderboard's files: entries with their strength, and whether they are at eps of Linf."""
+    records = []
+    for seed in seeds:
+        records += [line("clean", victim, None, 0, seed, accuracy=98.0 + seed) for victim in VICTIMS]
+        for attack, (strength, ball) in entries.items():
+            records += lines(attack, seed, strength, ball)
+        records += lines("worst case", seed, 50.0, False)
+    check = {"check": "it is sound", "holds": True, "detail": "2 things"}
+    run = {
+        "command": "python attack.py leaderboard",
+        "device": "2 CPU cores",
+        "date": "2026-11-23",
+        "images": 100,
+        "checks": [check, {**check, "holds": False}, {**check, "holds": None}],
+    }
+    write_csv(folder / "leaderboard.csv", LEADERBOARD, records)
+    settings = {"data": {"name": "FashionMNIST"}, "victim": {"layer": "relu3"}}
+    content = {"settings": settings, "runs": {str(seed): run for seed in seeds}}
+    (folder / "leaderboard.json").write_text(json.dumps(content))
+    board = read_board(folder)
+    assert board is not None
+    return board
+
+
+ENTRIES = {"fgsm, origin": (10.0, True), "bim, origin": (20.0, True), "least, dknn": (40.0, False)}
+
+
+def test_values_are_over_seeds(tmp_path: Path) -> None:
+    board = write_board(tmp_path, ENTRIES, (0, 1))
+    value = board.value("bim, origin", "knn/relu3", "accuracy", ("l2", 2.0))
+    assert value is not None
+    assert value.values == (59.0, 58.0)
+    assert board.value("least, dknn", "dknn", "min_l2_median", ("l2", None)).values == (1.25, 2.25)  # type: ignore[union-attr]
+    assert board.value("least, dknn", "dknn", "accuracy", ("linf", 0.1)) is None
+    assert board.value("least, dknn", "dnn", "detected", ("l2", None)) is None
+    assert (board.title, board.radii("linf")) == ("Fashion-MNIST", [0.1, 0.2, 0.3, 0.4])
+    assert board.main("bim, origin", "dknn") == ("linf", 0.4)
+    assert board.main("least, dknn", "dknn") == ("l2", None)
+    assert board.main("worst case", "dknn") == ("l2", 5.0)
+
+
+def test_the_strongest_come_first(tmp_path: Path) -> None:
+    never = {"never, origin": (9.0, True), "hardly, origin": (9.5, True)}
+    board = write_board(tmp_path, {**never, **ENTRIES})
+    records = [
+        {**record, "min_l2_median": None}
+        if str(record["attack"]).partition(",")[0] in ("never", "hardly")
+        else record
+        for record in board.records
+    ]
+    names = ["least, dknn", "bim, origin", "fgsm, origin", "hardly, origin", "never, origin"]
+    assert Board(records, board.content).ranked("dknn") == names
+
+
+def test_a_table_by_hand(tmp_path: Path) -> None:
+    board = write_board(tmp_path, ENTRIES, (0, 1))
+    table = board_table(board, "dknn")
+    assert list(table.header) == [
+        "attack",
+        *("Linf 0.1", "Linf 0.2", "Linf 0.3", "Linf 0.4"),
+        *("L2 1", "L2 2", "L2 3", "L2 4", "L2 5"),
+        *("median L2", "mean L2", "credibility", "detected", "queries", "seconds"),
+    ]
+    rows = [[cell[0] for cell in row] for row in table.rows]
+    assert [row[0] for row in rows] == ["worst case", "least, dknn", "bim, origin", "fgsm, origin"]
+    # Seeds differ by 1 (standard deviation .71), credibilities by .1 (.07).
+    assert rows[2] == [
+        "bim, origin",
+        *("79.50 ± 0.71", "59.50 ± 0.71", "39.50 ± 0.71", "19.50 ± 0.71"),
+        *("79.50 ± 0.71", "59.50 ± 0.71", "39.50 ± 0.71", "19.50 ± 0.71", "0.00 ± 0.00"),
+        *("3.00 ± 0.71", "-", "0.25 ± 0.07", "40.0 ± 0.0", "0 ± 0", "0.250 ± 0.000"),
+    ]
+    assert rows[1][1:5] == ["-"] * 4
+    assert rows[1][-2:] == ["120 ± 0", "0.250 ± 0.000"]
+    assert "98.50 ± 0.71 on clean images" in table.caption
+    assert "all 3 attacks" in table.caption
+    assert "5 % false alarms" in table.caption
+
+
+def test_a_brief_table_has_the_strongest(tmp_path: Path) -> None:
+    entries = {f"attack{position}, origin": (5.0 + position, True) for position in range(12)}
+    table = board_table(write_board(tmp_path, entries), "dknn", brief=True)
+    assert [row[0][0] for row in table.rows] == [
+        "worst case",
+        *(f"attack{n}, origin" for n in range(11, 1, -1)),
+    ]
+    assert list(table.header) == [
+        "attack",
+        *("Linf 0.1", "Linf 0.3", "Linf 0.4"),
+        *("L2 1", "L2 2", "L2 3"),
+        *("median L2", "credibility", "detected"),
+    ]
+    assert "the 10 strongest of 12 attacks" in table.caption
+
+
+def drawn(axes: Axes) -> dict[str, list[tuple[float, float]]]:
+    return {str(line.get_label()): list(zip(*map(list, line.get_data()), strict=True)) for line in axes.lines}
+
+
+def test_the_figure_has_every_curve(tmp_path: Path) -> None:
+    entries = {
+        f"a{position}, {on}": (5.0 + position + (on == "dknnb_cl"), True)
+        for position in range(15)
+        for on in ("origin", "dknnb_cl")
+    }
+    figure = board_figure(write_board(tmp_path, entries))
+    dknn, knn = figure.axes
+    assert (dknn.get_title(), knn.get_title()) == ("DkNN", "kNN on relu3")
+    assert len(dknn.lines) == len(knn.lines) == 31
+    assert drawn(dknn)["worst case of all"] == [
+        (0, 98.0),
+        *((half / 2, max(100.0 - 25 * half, 0)) for half in range(1, 11)),
+    ]
+    assert drawn(knn)["a14, dknnb_cl"][:3] == [(0, 98.0), (0.5, 89.0), (1.0, 79.0)]
+    # Of each attack the curve that is strongest, from the strongest attack on; the others are grey.
+    named = [str(line.get_label()) for line in dknn.lines if line.get_color() != "0.65"]
+    assert named == [
+        "worst case of all",
+        *(f"a{position}, dknnb_cl" for position in range(14, 14 - NAMED, -1)),
+    ]
+    looks = [(line.get_color(), line.get_linestyle()) for line in dknn.lines if line.get_label() in named]
+    assert len(set(looks)) == len(looks)
+    (worst,) = (line for line in dknn.lines if line.get_color() == "black")
+    assert worst.get_label() == "worst case of all"
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*named, "other attacks"]
+    assert min(text.get_fontsize() for text in legend.get_texts()) >= 7
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert (
+        min(axes.get_window_extent().height for axes in figure.axes) > 150
+    )  # points at 100 dpi: the curves keep their room
+
+
+def test_the_page_has_tables_checks_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    board = write_board(tmp_path, ENTRIES, (0, 1))
+    write_page(board, tmp_path)
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert page.startswith("# Leaderboard, Fashion-MNIST\n")
+    for victim, title in (("dknn", "DkNN"), ("knn/relu3", "kNN on relu3"), ("dnn", "DNN")):
+        assert f"## {title}\n" in page
+        assert markdown_table(board_table(board, victim)) in page
+    for mark in ("✓ holds", "✗ does not hold", "- not looked at"):
+        assert page.count(f"| it is sound | {mark} | 2 things |") == 2
+    assert "](leaderboard.png)" in page
+    assert "`python attack.py leaderboard`, 100 test images, 2 CPU cores, 2026-11-23." in page
+    assert (tmp_path / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "leaderboard.pdf").read_bytes().startswith(b"%PDF")
+    print_board(write_board(tmp_path, ENTRIES), 0)
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("worst", "least", "bim", "fgsm", "median"))
+    assert said.count("it is sound") == 3
+
+
+def test_no_or_a_damaged_leaderboard(tmp_path: Path) -> None:
+    assert read_board(tmp_path) is None
+    write_board(tmp_path, ENTRIES)
+    (tmp_path / "leaderboard.json").write_text("{")
+    with pytest.raises(ValueError, match=r"leaderboard.json to be of a leaderboard, but.*Delete it"):
+        read_board(tmp_path)
+
+
+def test_the_readme_has_a_brief_leaderboard(tmp_path: Path, folders: ModuleType) -> None:
+    results = tmp_path / "results"
+    folders.write_results(results / "mnist", folders.settings(), lambda *_: 50.0)
+    (results / "fashion_mnist").mkdir()
+    board = write_board(results / "fashion_mnist", ENTRIES)
+    text = render("<!-- results --><!-- /results -->", results)
+    mnist, fashion = text.split("### Fashion-MNIST")
+    assert "Leaderboard" not in mnist
+    assert markdown_table(board_table(board, "dknn", brief=True)) in fashion
+    assert "](results/fashion_mnist/leaderboard.md)" in fashion
+    assert "Leaderboard" not in fashion.split("### SVHN")[1]

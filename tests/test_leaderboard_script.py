@@ -1,0 +1,288 @@
+"""`attack.py leaderboard` from the command line's arguments to files and exit codes."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import attack
+from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.evaluation import perturb
+from lightning_advknn.experiment import run as stages
+from lightning_advknn.experiment import training
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LAYERS = ("relu1", "relu2", "relu3", "logits")
+IMAGES = 30
+
+
+def invert(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    """An attack that asks its victim twice and goes far."""
+    victim(images)
+    victim(images[labels == victim(images)])
+    return 1 - images
+
+
+ATTACKS = {
+    "fgsm": {"function": "fgsm", "vary": {"eps": [0.1, 0.3]}},
+    "bim": {"function": "bim", "settings": {"eps": 0.2, "step_size": 0.1, "steps": 3}, "targets": ["joint"]},
+    "invert": {"function": f"{__name__}.invert"},
+}
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A small copy of the digits' leaderboard."""
+    folder.mkdir(parents=True)
+    for source in (CONFIGS / "digits").glob("*.yaml"):
+        shutil.copy(source, folder)
+    for name in ("backbone", "surrogate"):
+        config = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        config["trainer"] |= {"max_epochs": 1, "log_every_n_steps": 1}
+        del config["trainer"]["logger"]
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    config = yaml.safe_load((folder / "leaderboard.yaml").read_text())
+    config["surrogates"] = {
+        name: {"config": "surrogate.yaml", "overrides": {"layer": name}} for name in ("relu3", "logits")
+    }
+    config["joint"] = {"joint": ["relu3", "logits"]}
+    config |= {"attacks": ATTACKS, "images": IMAGES}
+    config |= {"output": str(folder / "out"), "cache": str(folder / "cache")} | changes
+    (folder / "leaderboard.yaml").write_text(yaml.safe_dump(config))
+    return folder / "leaderboard.yaml"
+
+
+def leaderboard(config: Path, *options: str) -> int:
+    return attack.main(["leaderboard", f"--config={config}", *options])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def no_training(*_: object) -> None:
+    raise AssertionError("trained")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished small leaderboard, with shards of 12 images, of 5 where a victim is attacked."""
+    folder = tmp_path_factory.mktemp("leaderboard") / "digits"
+    config = write_config(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "SHARD", 12)
+        patch.setattr(stages, "PIECE", 5)
+        assert leaderboard(config, f"--results={folder / 'results'}") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of a copy of the finished leaderboard."""
+    monkeypatch.setattr(stages, "SHARD", 12)
+    monkeypatch.setattr(stages, "PIECE", 5)
+    shutil.copytree(done, tmp_path / "copy")
+    config = tmp_path / "copy" / "leaderboard.yaml"
+    config.write_text(config.read_text().replace(str(done), str(tmp_path / "copy")))
+    return config
+
+
+def wrong(rows: list[dict[str, str]], victim: str) -> np.ndarray:
+    """Which images a victim gets wrong after an attack, from the rows' votes."""
+    labels = np.array([int(row["label"]) for row in rows])
+    if victim == "dnn":
+        return np.array([int(row["dnn_after"]) for row in rows]) != labels
+    layers = LAYERS if victim == "dknn" else [victim.removeprefix("knn/")]
+    votes = sum(
+        np.array([row[f"votes_after_{layer}"].split() for row in rows]).astype(int) for layer in layers
+    )
+    return votes.argmax(1) != labels
+
+
+def test_records_are_what_the_rows_say(done: Path) -> None:
+    records = read(done / "out" / "leaderboard.csv")
+    wanted = "attack,victim,norm,eps,accuracy,l2_mean,min_l2_mean,min_l2_median,credibility_success_mean,n,seconds_per_image,seed"
+    assert ",".join(records[0]).startswith(wanted)
+    methods = ("origin", "relu3", "logits", "joint")
+    on = [*(f"fgsm, {method}" for method in methods), "bim, joint", "invert, knn", "invert, dknn"]
+    assert sorted({record["attack"] for record in records}) == sorted([*on, "clean", "worst case"])
+    rows = {path: read(path) for path in (done / "out" / "rows").rglob("*.csv")}
+    assert len(rows) == 1 + 2 * 4 + 1 + 2
+    for victim in ("dnn", *(f"knn/{layer}" for layer in LAYERS), "dknn"):
+        found = {(r["attack"], r["norm"], r["eps"]): r for r in records if r["victim"] == victim}
+        assert {record["n"] for record in found.values()} == {str(IMAGES)}
+        survive: dict[str, np.ndarray] = {}
+        for path, lines in rows.items():
+            name, _, eps = path.stem.partition("@eps=")
+            norm = "l2" if name == "invert" else "linf"
+            key = (
+                ("clean", "", "0")
+                if name == "clean"
+                else (f"{name}, {path.parent.name}", norm, {"bim": "0.2", "invert": ""}.get(name, eps))
+            )
+            fooled = wrong(lines, victim)
+            assert float(found[key]["accuracy"]) == pytest.approx(100 * (1 - fooled.mean()), abs=1e-3)
+            l2 = np.array([float(row["l2"]) for row in lines])
+            assert float(found[key]["l2_mean"]) == pytest.approx(l2.mean(), abs=1e-3)
+            for at in ("0.1", "0.2", "0.3"):
+                linf = np.array([float(row["linf"]) for row in lines])
+                lost = fooled & (linf <= float(at) + 1e-6)
+                survive[at] = survive.get(at, np.full(IMAGES, True)) & ~lost
+        for at, left in survive.items():
+            accuracy = float(found["worst case", "linf", at]["accuracy"])
+            assert accuracy == pytest.approx(100 * left.mean(), abs=1e-3)
+
+
+def test_costs_are_the_attacks_own(done: Path) -> None:
+    rows = read(done / "out" / "rows" / "origin" / "clean.csv")
+    # `invert` asks about all, all again, and those again that are what it moves away from.
+    asked = {
+        victim: 2 + np.mean([row[f"{victim}_before"] == row["label"] for row in rows])
+        for victim in ("knn", "dknn")
+    }
+    for record in read(done / "out" / "leaderboard.csv"):
+        if record["counted"] == "run" and record["attack"] != "clean":
+            expected = asked[record["method"]] if record["attack"].startswith("invert") else 0
+            assert float(record["queries"]) == pytest.approx(expected, abs=5e-3)
+            assert float(record["seconds_per_image"]) > 0
+
+
+def test_files_say_how_they_were_made_and_what_was_checked(done: Path) -> None:
+    for folder in ("out", "results"):
+        content = json.loads((done / folder / "leaderboard.json").read_text())
+        assert content["settings"]["victim"]["layer"] == "relu3"
+        assert set(content["settings"]["attacks"]) == {"fgsm@eps=0.1", "fgsm@eps=0.3", "bim", "invert"}
+        summary = content["runs"]["0"]
+        assert {"command", "versions", "device", "date", "seconds"} <= summary.keys()
+        assert summary["images"] == IMAGES
+        assert set(summary["thresholds"]) == {"dknn", *(f"knn/{layer}" for layer in LAYERS)}
+        checks = {check["check"]: check for check in summary["checks"]}
+        assert len(checks) == 6
+        assert checks["adversarials stay within eps"]["holds"] is True
+        again = checks["stored adversarials, queried again, get the same votes"]
+        assert (again["holds"], again["detail"]) == (True, f"{11 * 12} images")
+        assert checks["no distance is below its lower bound"]["holds"] is None
+        for name in ("leaderboard.png", "leaderboard.pdf", "leaderboard.md"):
+            assert (done / folder / name).stat().st_size > 1000
+
+
+def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    monkeypatch.setattr(stages, "perturb", no_training)
+    kept, before = times(copy.parent / "cache"), (copy.parent / "out" / "leaderboard.csv").read_text()
+    assert leaderboard(copy, f"--results={copy.parent / 'results'}") == 0
+    assert times(copy.parent / "cache") == kept
+    for folder in ("out", "results"):
+        assert (copy.parent / folder / "leaderboard.csv").read_text() == before
+
+
+def test_an_interrupted_attack_on_a_victim_keeps_its_pieces(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copy.parent / "out" / "leaderboard.csv").read_text()
+    # 12, 12 and 6 images: their pieces are of 5, 5, 2, twice, and of 5 and 1, for each of two victims.
+    pieces = [
+        path
+        for path in sorted((copy.parent / "cache" / "adversarial").rglob("*.safetensors"))
+        if "queries" in load_file(path)
+    ]
+    assert len(pieces) == 2 * 8
+    lost, sizes = [pieces[1], pieces[9]], []
+    for path in lost:
+        sizes.append(len(load_file(path)["adversarial"]))
+        path.unlink()
+    made: list[int] = []
+
+    def counted(attack: Any, target: Any, images: Tensor, *rest: Any) -> Tensor:
+        made.append(len(images))
+        return perturb(attack, target, images, *rest)
+
+    monkeypatch.setattr(stages, "perturb", counted)
+    assert leaderboard(copy) == 0
+    assert sorted(made) == sorted(sizes)
+    seconds = 10  # the column of what is measured anew
+
+    def without_seconds(text: str) -> list[list[str]]:
+        return [line[:seconds] + line[seconds + 1 :] for line in csv.reader(text.splitlines())]
+
+    after = (copy.parent / "out" / "leaderboard.csv").read_text()
+    assert without_seconds(after) == without_seconds(before)
+
+
+def test_a_changed_adversarial_is_found_out(copy: Path) -> None:
+    for path in (copy.parent / "cache" / "adversarial").rglob("000000-*.safetensors"):
+        tensors = load_file(path)
+        if "queries" not in tensors:
+            text = path.read_bytes()
+            metadata = json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["__metadata__"]
+            save_file({"adversarial": tensors["adversarial"].flip(0).contiguous()}, path, metadata)
+    assert leaderboard(copy) == 0
+    content = json.loads((copy.parent / "out" / "leaderboard.json").read_text())
+    check = content["runs"]["0"]["checks"][-1]
+    assert check["holds"] is False
+    assert "fgsm@eps=0.1, origin: " in check["detail"]
+    assert "invert" not in check["detail"]
+
+
+def test_seeds_are_collected(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = copy.parent / "results"
+    first = read(results / "leaderboard.csv")
+    one = copy.parent / "one"
+    assert leaderboard(copy, "--seed=1", f"--output={one}", f"--results={results}") == 0
+    both = read(results / "leaderboard.csv")
+    assert both == first + read(one / "leaderboard.csv")
+    assert [record["seed"] for record in both] == ["0"] * len(first) + ["1"] * len(first)
+    assert list(json.loads((results / "leaderboard.json").read_text())["runs"]) == ["0", "1"]
+    assert "±" in (results / "leaderboard.md").read_text()
+    # Another experiment belongs neither into these tables nor into a folder with others' results.
+    capsys.readouterr()
+    fewer = ("--images=20", f"--results={results}")
+    assert leaderboard(copy, *fewer, f"--output={copy.parent / 'fewer'}") == 2
+    assert "leaderboard.json is of another experiment" in capsys.readouterr().err
+    assert leaderboard(copy, "--images=20") == 2
+    assert "experiment.json is of another experiment" in capsys.readouterr().err.replace("\n", " ")
+    assert read(results / "leaderboard.csv") == both
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"transfer": {"net": {"backbone": {"config": "lenet.yaml"}, "layer": "relu2"}}},
+            r"Expected no `transfer` in a leaderboard, but got \['net'\]",
+        ),
+        (
+            {"attacks": {"far": {"function": f"{__name__}.invert", "settings": {"norm": 1}}}},
+            "norm of .*invert to be one of",
+        ),
+        (
+            {"attacks": {"fgsm": {"function": "fgsm", "vary": {"eps": [-0.1]}}}},
+            "`eps` to be finite and at least 0",
+        ),
+        ({"attacks": {}}, "at least one attack"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_long(
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    assert leaderboard(write_config(tmp_path / "digits", **changes)) == 2
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(message, error), error
+    assert not list((tmp_path / "digits").rglob("leaderboard.csv"))
