@@ -1,5 +1,6 @@
 """A leaderboard's files are read back over seeds, ranked, and shown as they are."""
 
+import base64
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +11,10 @@ from matplotlib.axes import Axes
 
 from lightning_advknn.reports.board import Board, board_table, read_board
 from lightning_advknn.reports.board_figure import NAMED, board_figure
-from lightning_advknn.reports.board_page import print_board, write_page
+from lightning_advknn.reports.board_page import leaderboards_section, print_board, write_page
+from lightning_advknn.reports.layout import Table
 from lightning_advknn.reports.leaderboard_records import LEADERBOARD
-from lightning_advknn.reports.page import markdown_table
+from lightning_advknn.reports.page import Picture, markdown_table
 from lightning_advknn.reports.readme import render
 from lightning_advknn.reports.tables import write_csv
 
@@ -219,6 +221,32 @@ def test_the_page_has_tables_checks_and_figure(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert all(name in said for name in ("worst", "least", "bim", "fgsm", "median"))
     assert said.count("it is sound") == 3
+
+
+def test_the_report_has_every_leaderboard_in_brief(tmp_path: Path) -> None:
+    results, output = tmp_path / "results", tmp_path / "report"
+    output.mkdir()
+    assert leaderboards_section(results, output).blocks == ["None has run."]
+    boards = []
+    for place, strength in (("fashion_mnist", 50.0), ("fashion_mnist/pixels", 20.0)):
+        (results / place).mkdir(parents=True)
+        boards.append(write_board(results / place, {"bim, origin": (strength, False)}))
+    blocks = leaderboards_section(results, output).blocks
+    assert [block for block in blocks if isinstance(block, Table)] == [
+        board_table(board, "dknn", brief=True) for board in boards
+    ]
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    assert [picture.name for picture in pictures] == [
+        "fashion_mnist-leaderboard",
+        "fashion_mnist-pixels-leaderboard",
+    ]
+    for picture in pictures:
+        assert base64.b64decode(picture.png) == (output / f"{picture.name}.png").read_bytes()
+        assert (output / f"{picture.name}.pdf").is_file()
+    said = " ".join(block for block in blocks if isinstance(block, str))
+    assert "`fashion_mnist/leaderboard.csv`" in said
+    assert "`fashion_mnist/pixels/leaderboard.csv`" in said
+    assert said.count("`python attack.py leaderboard`, 100 test images") == 2
 
 
 def test_no_or_a_damaged_leaderboard(tmp_path: Path) -> None:
