@@ -20,7 +20,7 @@ INTRODUCTION = (
     " victim judges the same stored adversarials. At an eps of Linf, accuracy is that under the attack at this eps. Within"
     " a budget of true L2, an image is lost if any of the attack's stored adversarials within it fools the victim, or if the victim"
     " is wrong without one; `worst case` counts those of all attacks together: what is left is robust accuracy. Lower is better for"
-    " the attacker. A credibility that 5 % of clean images are below raises an alarm."
+    " the attacker. A credibility that 5 % of these images are below, while they are clean, raises an alarm."
 )
 
 
