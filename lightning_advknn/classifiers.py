@@ -120,6 +120,7 @@ class DkNNClassifier(nn.Module):
         self.queries += len(next(iter(features.values())))
         return {layer: self.banks[layer].search(features[layer], k) for layer in self.layers}
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4).
 

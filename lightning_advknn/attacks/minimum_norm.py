@@ -116,7 +116,7 @@ def cross_boundary(
         batch_size: Images differentiated at once.
 
     Returns:
-        Same shape; where nothing fooled the victim, the farthest that was tried.
+        Same shape; where nothing fooled the victim, one beyond all that were tried.
     """
 
     def towards(targets: Tensor) -> Look:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, TypeGuard
 
 import torch
@@ -13,7 +14,7 @@ from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution
 Precision = Literal["float32", "winograd", "bfloat16"]
 """``float32`` computes what the network itself does. So does ``winograd``, also in float32, but convolutions of small maps
 with fewer multiplications, at an error of some 5e-5 of a gradient (`CookToomConvolution`): the choice for CPUs without
-bfloat16 units. ``bfloat16`` is autocast, at an error of some 5e-2: the choice for what has such units."""
+bfloat16 units; what needs no gradients is computed as ever. ``bfloat16`` is autocast, at an error of some 5e-2: the choice for what has such units."""
 
 
 @contextmanager
@@ -69,8 +70,20 @@ def _convolution(conv: nn.Conv2d, precision: Precision) -> Callable[[Tensor], Te
     if precision == "float32":
         return DirectConvolution(conv, torch.float32, torch.preserve_format)
     if precision == "winograd":
-        return CookToomConvolution(conv)
+        usual = vars(conv).get("forward") or partial(type(conv).forward, conv)
+        return _Differentiated(CookToomConvolution(conv), usual)
     return DirectConvolution(conv, torch.bfloat16, torch.channels_last)
+
+
+class _Differentiated:
+    """A convolution for gradients; without them the usual one, as what a victim says of an image is not to depend on this."""
+
+    def __init__(self, fast: CookToomConvolution, usual: Callable[[Tensor], Tensor]) -> None:
+        self.fast, self.usual = fast, usual
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, O, H', W')``."""
+        return self.fast(images) if torch.is_grad_enabled() else self.usual(images)
 
 
 def _autocast(logits_fn: LogitsFn) -> LogitsFn:

@@ -123,6 +123,7 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     places: list[Place] = [("linf", eps) for eps in radii]
     places += [("l2", budget) for budget in budgets]
     columns = {
+        "fooled": ("fooled", 1),
         "min_l2_median": ("median L2", 2),
         "min_l2_mean": ("mean L2", 2),
         "credibility_success_mean": ("credibility", 2),
@@ -144,11 +145,13 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
         rows.append([(name,), *((_text(*value),) for value in values)])
     clean = _text(board.value(CLEAN, victim, "accuracy", (None, 0.0)))
     which = f"the {len(shown)} strongest of {len(names)}" if len(shown) < len(names) else f"all {len(names)}"
+    fooled = "" if brief else "the % that are fooled at any distance and "
+    convention = board.content["settings"]["victim"]["convention"]
     more = "" if brief else "; queries of the victim and seconds, for an image"
     return Table(
         f"{board.title}, {board.victims[victim]}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
-        " budgets of true L2; over images, the least true L2 that fools; at an attack's largest eps, mean credibility of"
-        f" successes and how many % of them are detected at 5 % false alarms{more}.",
+        f" budgets of true L2; over images, {fooled}the least true L2 that fools; at an attack's largest eps, mean credibility"
+        f" (`{convention}`) of successes and how many % of them are detected at 5 % false alarms{more}.",
         [
             "attack",
             *(f"Linf {eps:g}" for eps in radii),

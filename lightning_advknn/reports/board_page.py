@@ -1,5 +1,6 @@
 """A leaderboard for reading: its page in Markdown with its figure, and on the terminal."""
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -7,11 +8,11 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table as Columns
 
-from lightning_advknn.reports.board import NAME, Board, board_table
+from lightning_advknn.reports.board import NAME, Board, board_table, read_board
 from lightning_advknn.reports.board_figure import board_figure
 from lightning_advknn.reports.figures import save_figure
 from lightning_advknn.reports.layout import Lines, Table
-from lightning_advknn.reports.page import Picture, Section, render_markdown
+from lightning_advknn.reports.page import Block, Picture, Section, render_markdown
 from lightning_advknn.storage import atomic_path
 
 INTRODUCTION = (
@@ -19,28 +20,55 @@ INTRODUCTION = (
     " victim judges the same stored adversarials. At an eps of Linf, accuracy is that under the attack at this eps. Within"
     " a budget of true L2, an image is lost if any of the attack's stored adversarials within it fools the victim, or if the victim"
     " is wrong without one; `worst case` counts those of all attacks together: what is left is robust accuracy. Lower is better for"
-    " the attacker. A credibility that 5 % of clean images are below raises an alarm."
+    " the attacker. A credibility that 5 % of these images are below, while they are clean, raises an alarm."
 )
 
 
 def write_page(board: Board, folder: Path) -> None:
     """Write ``leaderboard.md`` and its figure, as PNG and PDF; equal leaderboards give equal files."""
-    save_figure(board_figure(board), folder / NAME)
-    caption = (
-        "Accuracy within a budget of true L2. Black: all attacks together. In colour, of each attack the curve on what it is"
-        " strongest on; all others are grey."
-    )
-    picture = Picture(NAME, caption, f"Line chart. {caption} The tables have its numbers.", png="")
-    sections = [Section("curves", "Accuracy against true L2", [picture])]
+    sections = [Section("curves", "Accuracy against true L2", [_picture(board, folder, NAME)])]
     sections += [
         Section(victim, title, [board_table(board, victim)]) for victim, title in board.victims.items()
     ]
     for seed, run in board.content["runs"].items():
-        made = f"`{run['command']}`, {run['images']} test images, {run['device']}, {run['date']}."
-        sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), made]))
+        sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), _made(run)]))
     text = render_markdown(f"Leaderboard, {board.title}", [INTRODUCTION], sections)
     with atomic_path(folder / f"{NAME}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def leaderboards_section(results: Path, output: Path) -> Section:
+    """The leaderboards of a results folder in brief, with their figures.
+
+    Args:
+        results: Searched with its subfolders.
+        output: Where figures are written.
+    """
+    blocks: list[Block] = []
+    for path in sorted(results.glob(f"**/{NAME}.json")):
+        board, place = read_board(path.parent), path.parent.relative_to(results)
+        if board is not None:
+            made = [_made(run) for run in board.content["runs"].values()]
+            whole = f"`{(place / NAME).as_posix()}.csv` has all numbers, `.md` every victim and checks."
+            table = board_table(board, "dknn", brief=True)
+            blocks += [whole, table, _picture(board, output, "-".join([*place.parts, NAME])), *made]
+    if blocks:
+        blocks.insert(0, INTRODUCTION)
+    return Section("leaderboards", "Leaderboards: all attacks side by side", blocks or ["None has run."])
+
+
+def _picture(board: Board, folder: Path, name: str) -> Picture:
+    save_figure(board_figure(board), folder / name)
+    caption = (
+        f"{board.title}: accuracy within a budget of true L2. Black: all attacks together. In colour, of each attack the curve on"
+        " what it is strongest on; all others are grey."
+    )
+    png = base64.b64encode((folder / f"{name}.png").read_bytes()).decode("ascii")
+    return Picture(name, caption, f"Line chart. {caption} The tables have its numbers.", png)
+
+
+def _made(run: Mapping[str, Any]) -> str:
+    return f"`{run['command']}`, {run['images']} test images, {run['device']}, {run['date']}."
 
 
 def print_board(board: Board, seed: int) -> None:

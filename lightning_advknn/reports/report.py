@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_advknn.reports import findings
+from lightning_advknn.reports.board_page import leaderboards_section
 from lightning_advknn.reports.credibility import distributions, filter_sentence
 from lightning_advknn.reports.differences import DEVIATIONS, differences_table, subset_sentences
 from lightning_advknn.reports.exhibits import Exhibits
@@ -55,6 +56,7 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
         section("lambda", "Lambda, which the paper leaves out", "cls_weight", make.weights),
         section("eps", "Which eps", "eps", make.eps),
         *(section(f"part-{part}", f"Part {part}", part, make.table2) for part in others),
+        leaderboards_section(results, output),
         _differences(found),
         _provenance(found),
         _missing(found),

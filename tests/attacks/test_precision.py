@@ -10,8 +10,10 @@ from torch import nn
 from lightning_advknn.attacks import AttackSettings, bim
 from lightning_advknn.attacks.gradient_sign import loss_and_gradient
 from lightning_advknn.attacks.precision import prepared
+from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.models import ConvNet, DkNNB, FeatureNetwork, Surrogate
+from lightning_advknn.search import MemoryBank
 
 PRECISIONS = ("float32", "winograd", "bfloat16")
 each_precision = pytest.mark.parametrize("precision", PRECISIONS)
@@ -81,6 +83,35 @@ def test_a_network_is_restored_after_an_error():
     assert [module.training for module in network.layers] == [True, True, True, True, False]
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert "forward" not in vars(network.layers[0])
+
+
+def test_without_gradients_winograd_is_the_network_itself(device):
+    images, _ = batch(device)
+    network = convnet(device)
+    with torch.no_grad():
+        logits = network(images)
+    with prepared(network, "winograd") as logits_fn:
+        with torch.no_grad():
+            assert torch.equal(logits_fn(images), logits)
+        assert not torch.equal(logits_fn(images), logits)
+
+
+def test_a_victim_says_of_an_image_what_it_says_without_an_attack(device):
+    network = FeatureNetwork(convnet(device), ["relu1", "logits"])
+    images, _ = batch(device)
+    bank = MemoryBank(
+        network.features(images)["relu1"].detach(),
+        torch.arange(len(images), device=device) % 10,
+        torch.arange(len(images), device=device),
+        10,
+    )
+    seen = []
+    victim = DkNNClassifier(FeatureNetwork(network.network, ["relu1"]), {"relu1": bank}, k=1)
+    network.network.relu1.register_forward_hook(lambda *args: seen.append(args[-1].detach().clone()))
+    victim(images)
+    with prepared(victim, "winograd") as ready:
+        ready(images)
+    assert torch.equal(*seen)
 
 
 @each_precision

@@ -1,5 +1,6 @@
 """A leaderboard's files are read back over seeds, ranked, and shown as they are."""
 
+import base64
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +11,10 @@ from matplotlib.axes import Axes
 
 from lightning_advknn.reports.board import Board, board_table, read_board
 from lightning_advknn.reports.board_figure import NAMED, board_figure
-from lightning_advknn.reports.board_page import print_board, write_page
+from lightning_advknn.reports.board_page import leaderboards_section, print_board, write_page
+from lightning_advknn.reports.layout import Table
 from lightning_advknn.reports.leaderboard_records import LEADERBOARD
-from lightning_advknn.reports.page import markdown_table
+from lightning_advknn.reports.page import Picture, markdown_table
 from lightning_advknn.reports.readme import render
 from lightning_advknn.reports.tables import write_csv
 
@@ -40,6 +42,7 @@ def lines(attack: str, seed: int, strength: float, ball: bool) -> list[dict[str,
     found = []
     for victim in VICTIMS:
         entry: dict[str, Any] = {
+            "fooled": 97.0 + seed,
             "min_l2_median": round(50 / strength + seed, 4),
             "queries": 0.0 if ball else 120.4,
             "seconds_per_image": 0.25,
@@ -81,7 +84,7 @@ def write_board(folder: Path, entries: dict[str, tuple[float, bool]], seeds: tup
         "checks": [check, {**check, "holds": False}, {**check, "holds": None}],
     }
     write_csv(folder / "leaderboard.csv", LEADERBOARD, records)
-    settings = {"data": {"name": "FashionMNIST"}, "victim": {"layer": "relu3"}}
+    settings = {"data": {"name": "FashionMNIST"}, "victim": {"layer": "relu3", "convention": "ge"}}
     content = {"settings": settings, "runs": {str(seed): run for seed in seeds}}
     (folder / "leaderboard.json").write_text(json.dumps(content))
     board = read_board(folder)
@@ -126,7 +129,7 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
         "attack",
         *("Linf 0.1", "Linf 0.2", "Linf 0.3", "Linf 0.4"),
         *("L2 1", "L2 2", "L2 3", "L2 4", "L2 5"),
-        *("median L2", "mean L2", "credibility", "detected", "queries", "seconds"),
+        *("fooled", "median L2", "mean L2", "credibility", "detected", "queries", "seconds"),
     ]
     rows = [[cell[0] for cell in row] for row in table.rows]
     assert [row[0] for row in rows] == ["worst case", "least, dknn", "bim, origin", "fgsm, origin"]
@@ -135,12 +138,13 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
         "bim, origin",
         *("79.50 ± 0.71", "59.50 ± 0.71", "39.50 ± 0.71", "19.50 ± 0.71"),
         *("79.50 ± 0.71", "59.50 ± 0.71", "39.50 ± 0.71", "19.50 ± 0.71", "0.00 ± 0.00"),
-        *("3.00 ± 0.71", "-", "0.25 ± 0.07", "40.0 ± 0.0", "0 ± 0", "0.250 ± 0.000"),
+        *("97.5 ± 0.7", "3.00 ± 0.71", "-", "0.25 ± 0.07", "40.0 ± 0.0", "0 ± 0", "0.250 ± 0.000"),
     ]
     assert rows[1][1:5] == ["-"] * 4
     assert rows[1][-2:] == ["120 ± 0", "0.250 ± 0.000"]
     assert "98.50 ± 0.71 on clean images" in table.caption
     assert "all 3 attacks" in table.caption
+    assert "mean credibility (`ge`)" in table.caption
     assert "5 % false alarms" in table.caption
 
 
@@ -219,6 +223,32 @@ def test_the_page_has_tables_checks_and_figure(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert all(name in said for name in ("worst", "least", "bim", "fgsm", "median"))
     assert said.count("it is sound") == 3
+
+
+def test_the_report_has_every_leaderboard_in_brief(tmp_path: Path) -> None:
+    results, output = tmp_path / "results", tmp_path / "report"
+    output.mkdir()
+    assert leaderboards_section(results, output).blocks == ["None has run."]
+    boards = []
+    for place, strength in (("fashion_mnist", 50.0), ("fashion_mnist/pixels", 20.0)):
+        (results / place).mkdir(parents=True)
+        boards.append(write_board(results / place, {"bim, origin": (strength, False)}))
+    blocks = leaderboards_section(results, output).blocks
+    assert [block for block in blocks if isinstance(block, Table)] == [
+        board_table(board, "dknn", brief=True) for board in boards
+    ]
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    assert [picture.name for picture in pictures] == [
+        "fashion_mnist-leaderboard",
+        "fashion_mnist-pixels-leaderboard",
+    ]
+    for picture in pictures:
+        assert base64.b64decode(picture.png) == (output / f"{picture.name}.png").read_bytes()
+        assert (output / f"{picture.name}.pdf").is_file()
+    said = " ".join(block for block in blocks if isinstance(block, str))
+    assert "`fashion_mnist/leaderboard.csv`" in said
+    assert "`fashion_mnist/pixels/leaderboard.csv`" in said
+    assert said.count("`python attack.py leaderboard`, 100 test images") == 2
 
 
 def test_no_or_a_damaged_leaderboard(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+from lightning_advknn import attacks
 from lightning_advknn.reports.readme import render
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,3 +59,9 @@ def test_the_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall("```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})  # noqa: S102
     assert capsys.readouterr().out.count("tensor([") == 2
+
+
+def test_every_attack_is_in_the_table_of_attacks() -> None:
+    section = (REPOSITORY / "README.md").read_text().split("\n## Attacks\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"^\|([^|]*)\|", section, re.MULTILINE))))
+    assert named - {"function"} == {name for name in attacks.__all__ if name.islower()}
