@@ -18,7 +18,7 @@ NAMED = 2 * len(COLOURS)  # curves that can be told apart
 def board_figure(board: Board) -> Figure:
     """Accuracy that each entry leaves within growing budgets of true L2: DkNN's, and that of the kNN on the layer under attack.
 
-    The worst case is black, the lower bound dotted. Of each attack the curve on what it is strongest on against DkNN has a colour, all others are grey.
+    The worst case is black, the lower bound dotted red. Of each attack the curve on what it is strongest on against DkNN has a colour, all others are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]
@@ -30,7 +30,7 @@ def board_figure(board: Board) -> Figure:
     grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
     # Below the best attack, which is often all but the worst case.
     black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
-    dotted = {"color": "black", "linestyle": ":", "zorder": 5, "label": "lower bound of any attack"}
+    dotted = {"color": "red", "linestyle": ":", "zorder": 5, "label": "lower bound of any attack"}
     for axes, victim in zip(figure.subplots(1, 2, sharey=True), victims, strict=True):
         draw_means(axes, _curve(board, WORST_CASE, victim), **black)
         if board.places(BOUND, victim):

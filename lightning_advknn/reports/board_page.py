@@ -27,7 +27,7 @@ def write_page(board: Board, folder: Path) -> None:
     """Write ``leaderboard.md`` and its figure, as PNG and PDF; equal leaderboards give equal files."""
     save_figure(board_figure(board), folder / NAME)
     caption = (
-        "Accuracy within a budget of true L2. Black: all attacks together. Dotted: below it no attack can go, where this is known."
+        "Accuracy within a budget of true L2. Black: all attacks together. Dotted red: below it no attack can go, where this is known."
         " In colour, of each attack the curve on what it is strongest on; all others are grey."
     )
     picture = Picture(NAME, caption, f"Line chart. {caption} The tables have its numbers.", png="")
