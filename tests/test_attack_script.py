@@ -258,6 +258,19 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
 
     assert redone("ge", "--victim.convention=ge") == set()
     assert redone("faiss", "--victim.backend=faiss") == set()
+    # Votes are by layer; what is trained, and what its gradient makes for the kNN's label, is not.
+    assert redone("own", "--victim.layers=[relu1,relu2,relu3,logits]") == set()
+    assert redone("two", "--victim.layers=[normalize,relu3]") == {"calibration", "observations"}
+    summary = json.loads((copy.parent / "two" / "summary.json").read_text())
+    assert summary["settings"]["victim"]["layers"] == ["normalize", "relu3"]
+    for method in ("origin", "dknnb"):
+        two, four = (read(copy.parent / name / "rows" / method / "bim.csv") for name in ("two", "out"))
+        assert {name for name in two[0] if name.startswith("votes_after_")} == {
+            "votes_after_normalize",
+            "votes_after_relu3",
+        }
+        same = ("l2", "dnn_after", "knn_after", "votes_after_relu3", "knn_credibility_after")
+        assert [[row[name] for name in same] for row in two] == [[row[name] for name in same] for row in four]
     assert redone("true", "--label_source=true") == {"adversarial", "observations"}
     content = yaml.safe_load(copy.read_text())
     content["attacks"]["bim"]["precision"] = "winograd"
@@ -542,6 +555,16 @@ class _Code:
         (["--images=548"], r"`images` to be in \[1, 547\].*but got 548"),
         (["--images=many"], "images"),
         (["--victim.layer=relu9"], "one of .*relu1.*relu2.*relu3.*logits.*but got 'relu9'"),
+        (
+            ["--victim.layers=[relu3,relu9]"],
+            r"`victim.layers`: Expected distinct `layers`.*relu9.*layers are \['normalize',",
+        ),
+        (["--victim.layers=[relu3,relu3]"], "`victim.layers`: Expected distinct `layers`"),
+        (["--victim.layers=[]"], "`victim.layers`: Expected distinct `layers`"),
+        (
+            ["--victim.layers=[relu1,logits]"],
+            r"`victim.layer` to be one of \['relu1', 'logits'\], but got 'relu3'",
+        ),
         (["--attacks.fgsm.settings={'eps': -0.1}"], "`eps` to be finite and at least 0, but got -0.1"),
         (["--attacks.fgsm.settings={'eps': .nan}"], "`eps` to be finite and at least 0, but got nan"),
         (["--attacks.fgsm.settings={}"], r"settings of fgsm to be \['eps'\]"),

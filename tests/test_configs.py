@@ -39,6 +39,7 @@ COMMANDS = {
     "leaderboard": "attack.py leaderboard",
     "lenet": "train.py fit",
     "libraries": "attack.py evaluate",
+    "pixels": "attack.py leaderboard",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
     "transfer": "attack.py evaluate",
@@ -46,9 +47,9 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "reproduce"},
+    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
-    "mnist": EVERYWHERE | FIGURES | {"leaderboard"},
+    "mnist": EVERYWHERE | FIGURES | {"leaderboard", "pixels"},
     "svhn": EVERYWHERE,
 }
 
@@ -226,7 +227,9 @@ def test_attack_configurations_are_experiments(data: str) -> None:
     assert (experiment.images, experiment.transfer) == (None, {})
 
 
-@pytest.mark.parametrize("config", [config for config in CONFIGS if config.stem == "leaderboard"], ids=str)
+@pytest.mark.parametrize(
+    "config", [config for config in CONFIGS if COMMANDS.get(config.stem) == "attack.py leaderboard"], ids=str
+)
 def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) -> None:
     parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
     with at_home(ROOT):
@@ -235,9 +238,11 @@ def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) 
         )
     main = experiment_of(config.with_name("attack.yaml"))
     # A rival's credibility is published in `ge`, and a rival leaves the true label, not the kNN's.
-    assert experiment.victim == dataclasses.replace(main.victim, convention="ge")
+    pixels = {"layer": "normalize", "layers": ["normalize"], "k": 1, "metric": "euclidean"}
+    changes = {"convention": "ge", **(pixels if config.stem == "pixels" else {})}
+    assert experiment.victim == dataclasses.replace(main.victim, **changes)
     assert experiment.label_source == "true"
-    assert experiment.output == f"runs/{config.parent.name}-leaderboard"
+    assert experiment.output == f"runs/{config.parent.name}-{config.stem}"
     there = {"origin", *experiment.surrogates, *experiment.joint}
     for attack in experiment.attacks.values():
         attack.bind()

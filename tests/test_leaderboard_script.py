@@ -4,20 +4,27 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import attack
+from lightning_advknn.attacks.voronoi import exact_minimum
 from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.data import Digits
 from lightning_advknn.evaluation import perturb
+from lightning_advknn.experiment import VictimSettings, training, victims
 from lightning_advknn.experiment import run as stages
-from lightning_advknn.experiment import training
+from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.victims import Victims
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = ("relu1", "relu2", "relu3", "logits")
@@ -286,3 +293,128 @@ def test_bad_input_is_refused_before_anything_long(
     error = capsys.readouterr().err.replace("\n", " ")
     assert re.search(message, error), error
     assert not list((tmp_path / "digits").rglob("leaderboard.csv"))
+
+
+PIXELS = {
+    "victim": {"layer": "normalize", "layers": ["normalize"], "k": 1, "metric": "euclidean"},
+    "surrogates": {},
+    "joint": {},
+    "attacks": {"qp": {"function": "qp", "targets": ["knn"]}},
+    "images": 12,
+}
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished small leaderboard of the 1-NN on pixels, in pieces of 5 images."""
+    folder = tmp_path_factory.mktemp("pixels") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "PIECE", 5)
+        assert leaderboard(write_config(folder, **PIXELS)) == 0
+    return folder
+
+
+@pytest.fixture
+def pixels_copy(pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of a copy of it."""
+    monkeypatch.setattr(stages, "PIECE", 5)
+    shutil.copytree(pixels, tmp_path / "copy")
+    config = tmp_path / "copy" / "leaderboard.yaml"
+    config.write_text(config.read_text().replace(str(pixels), str(tmp_path / "copy")))
+    return config
+
+
+def bound_check(folder: Path) -> dict[str, Any]:
+    """The check of bounds, of its leaderboard."""
+    checks = json.loads((folder / "out" / "leaderboard.json").read_text())["runs"]["0"]["checks"]
+    (check,) = (each for each in checks if "lower bound" in each["check"])
+    return dict(check)
+
+
+def test_bounds_of_the_knn_on_pixels(pixels: Path) -> None:
+    assert bound_check(pixels)["holds"] is True
+    assert bound_check(pixels)["detail"] == "2 victims with bounds"
+    records = read(pixels / "out" / "leaderboard.csv")
+    found = [record for record in records if record["attack"] == "lower bound"]
+    assert {record["victim"] for record in found} == {"knn/normalize", "dknn"}
+    # Between the largest bisector distance of the nearest cell, by a loop over images, and what the attack reaches.
+    data = Digits()
+    train, test = data.split("train"), data.split("test")
+    rows, classes = train.images.flatten(1).double().numpy() / 255, train.labels.numpy()
+    least = []
+    for query, label in zip(
+        test.images[:12].flatten(1).double().numpy() / 255, test.labels[:12], strict=True
+    ):
+        squares = ((rows - query) ** 2).sum(1)
+        own, wrong = rows[classes == int(label)], rows[classes != int(label)]
+        lengths = np.sqrt((wrong**2).sum(1)[:, None] + (own**2).sum(1) - 2 * wrong @ own.T)
+        gaps = squares[classes != int(label)][:, None] - squares[classes == int(label)]
+        least.append(max((gaps / (2 * lengths)).max(1).min(), 0))
+    (attacked,) = (r for r in records if (r["victim"], r["attack"], r["eps"]) == ("dknn", "qp, knn", ""))
+    for record in found:
+        for column, low in (("min_l2_mean", np.mean(least)), ("min_l2_median", np.median(least))):
+            assert 0.5 < low - 1e-4 <= float(record[column]) <= float(attacked[column]) + 1e-4
+
+
+def test_an_adversarial_below_the_bound_is_found_out(pixels_copy: Path) -> None:
+    folder = pixels_copy.parent
+    (path,) = (folder / "cache" / "adversarial").rglob("000005-*.safetensors")
+    text, tensors = path.read_bytes(), load_file(path)
+    metadata = json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["__metadata__"]
+    clean = Digits().split("test").images[5:10].float() / 255
+    # Half of the way, with the verdicts that are kept of the whole.
+    save_file(tensors | {"adversarial": (clean + tensors["adversarial"]) / 2}, path, metadata)
+    assert leaderboard(pixels_copy) == 0
+    check = bound_check(folder)
+    assert check["holds"] is False
+    assert re.search(r"knn/normalize: \d images, the first of qp, knn at", check["detail"])
+
+
+def test_interrupted_bounds_keep_their_pieces(pixels_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pixels_copy.parent
+    pieces = sorted((folder / "cache" / "bounds").rglob("*.safetensors"))
+    assert [path.stem for path in pieces] == ["000000-000005", "000005-000010", "000010-000012"]
+    kept = load_file(pieces[1])["bounds"]
+    pieces[1].unlink()
+    made: list[int] = []
+
+    def counted(*known: Any) -> Any:
+        made.append(len(known[2]))
+        return exact_minimum(*known)
+
+    monkeypatch.setattr(victims, "exact_minimum", counted)
+    before = (folder / "out" / "leaderboard.csv").read_text()
+    assert leaderboard(pixels_copy) == 0
+    assert made == [5]
+    assert (load_file(pieces[1])["bounds"] == kept).all()
+    assert (folder / "out" / "leaderboard.csv").read_text() == before
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_bounds_by_hand(plane_knn: Callable[..., DkNNClassifier], tmp_path: Path, k: int) -> None:
+    # Two points, or two copies of each: the class changes at x = .5.
+    rows = [(0.2, 0.5, 0), (0.8, 0.5, 1)] * (1 if k == 1 else 2)
+    knn = plane_knn(rows, k)
+    images = torch.tensor([[0.3, 0.9], [0.3, 0.9], [0.6, 0.2]])[:, None, None].to(
+        knn.calibration_votes.device
+    )
+    known = SimpleNamespace(
+        dknn=knn,
+        settings=VictimSettings("pixels", k=k, metric="euclidean"),
+        network_key="network",
+        cache=StageCache(tmp_path),
+        _stage=str,
+    )
+
+    def bounds(images: Tensor, labels: list[int]) -> list[float]:
+        scale = torch.ones(2, dtype=torch.float64, device=images.device)
+        given: Any = known  # of the victims it needs no more
+        found = Victims.bounds(given, "pixels", scale, "all", images, torch.tensor(labels).to(images.device))
+        assert found.dtype == torch.float64
+        return found.tolist()
+
+    # The second is wrong as it is.
+    assert bounds(images, [0, 1, 1]) == pytest.approx([0.2, 0, 0.1], abs=1e-6)
+    assert bounds(images * 0, [1, 1, 1]) == pytest.approx([0.2, 0, 0.1], abs=1e-6)  # kept
+    known.network_key = "another"
+    assert bounds(images, [0, 0, 0]) == pytest.approx([0.2, 0.2, 0], abs=1e-6)

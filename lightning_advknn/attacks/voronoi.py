@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+ALGORITHM = "wang-2019/1"  # another wherever results change: stored ones go by it
 _SCREEN = 64  # own rows at least, the nearest, by which others are put in order
 _BLOCK = 512  # others compared with all own rows at once
 _CELLS = 16  # programs solved at once

@@ -35,7 +35,14 @@ def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
     check_arguments(images, labels)
     if victim.k != 1:
         raise ValueError(f"Expected a victim of k = 1, but got one of k = {victim.k}. Lower its `k`.")
-    scale, shift = pixel_scale(victim, images)
+    scaling = pixel_scale(victim, images)
+    if scaling is None:
+        metrics = [bank.metric for bank in victim.banks.values()]
+        raise ValueError(
+            "Expected a Euclidean kNN of one layer whose features are pixels times a factor each plus a constant, but got"
+            f" layers {list(victim.layers)} with metrics {metrics}. Attack the kNN on a layer of pixels."
+        )
+    scale, shift = scaling
     if not len(images):
         return images.clone()
     with torch.inference_mode(False), torch.no_grad():
@@ -58,35 +65,27 @@ def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pixel_scale(victim: DkNNClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_scale(victim: DkNNClassifier, images: Tensor) -> tuple[Tensor, Tensor] | None:
     """How a kNN on pixels makes its features: ``scale * pixels + shift``, both float64 ``(D,)``.
 
-    Args:
-        victim: A kNN as a DkNN of one layer.
-        images: Some of which this must be true, float32 ``(B, ...)``; what else it is asked is black and white.
+    None if the victim is none: if it has several layers, another metric than Euclidean, or other features.
 
-    Raises:
-        ValueError: If it has several layers or another metric than Euclidean, or its features are others.
+    Args:
+        victim: kNN, as a DkNN of one layer, or DkNN.
+        images: Some of which this must be true, float32 ``(B, ...)``; what else it is asked is black and white.
     """
-    metrics = [bank.metric for bank in victim.banks.values()]
-    if metrics != ["euclidean"]:
-        raise ValueError(
-            f"Expected a kNN of one layer whose metric is Euclidean, but got layers {list(victim.layers)} with metrics"
-            f" {metrics}. Attack the kNN on a layer of pixels."
-        )
+    if [bank.metric for bank in victim.banks.values()] != ["euclidean"]:
+        return None
     (layer,) = victim.layers
     ends = images.new_zeros(2, *images.shape[1:])
     ends[1] = 1
     shift, highest = victim.network.features(ends)[layer].double()
     scale, pixels = highest - shift, images.flatten(1).double()
-    affine = len(scale) == pixels.shape[1] and bool((scale != 0).all())
-    if affine and len(images):
+    if len(scale) != pixels.shape[1] or not scale.all():
+        return None
+    if len(images):
         features = features_of(victim, images)[layer].double()
         error = (scale * pixels + shift - features).abs()
-        affine = bool((error <= _ROUNDING * (1 + features.abs())).all())
-    if not affine:
-        raise ValueError(
-            f"Expected features that are pixels times a factor each plus a constant, but got others of layer {layer!r}."
-            " Attack the kNN on a layer of pixels."
-        )
+        if not (error <= _ROUNDING * (1 + features.abs())).all():
+            return None
     return scale, shift

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lightning_advknn import __version__
 from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.attacks.wang import pixel_scale
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
@@ -163,7 +164,9 @@ class ExperimentRun:
             "trainings": {name: training_settings(cli) for name, cli in self._trainings.items()},
             "checkpoints": {name: file_digest(Path(path)) for name, path in given.items() if path},
             "victim": {
-                k: v for k, v in asdict(experiment.victim).items() if k not in ("backend", "memory_gib")
+                k: v
+                for k, v in asdict(experiment.victim).items()
+                if k not in ("backend", "memory_gib") and (k, v) != ("layers", None)
             },
             "attacks": {
                 name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
@@ -190,7 +193,7 @@ class ExperimentRun:
 
     @property
     def backbone(self) -> FeatureNetwork:
-        """The attacked network with its layers, trained, on the device, in evaluation mode."""
+        """The attacked network with the layers that vote, trained, on the device, in evaluation mode."""
         return self.attacked.network
 
     @cached_property
@@ -236,6 +239,30 @@ class ExperimentRun:
         queries = sum(int(part["queries"].sum()) for part in parts if "queries" in part)
         seconds = self.cache.seconds()[f"attack {method}/{attack}"]
         return seconds / len(self.test), queries / len(self.test)
+
+    def bounds(self) -> dict[str, Tensor]:
+        """How far from each test image all that fools a kNN on pixels is at least, as `Victims.bounds`, by victim.
+
+        That is ``knn/<layer>``, and also ``dknn`` where the layer votes alone.
+        """
+        found = {}
+        starts = range(0, len(self.test), PIECE)
+        pieces = [range(start, min(start + PIECE, len(self.test))) for start in starts]
+        for layer in self.attacked.layers:
+            scaling = pixel_scale(self.attacked.dknn.only(layer), self._shard(0)[0])
+            if scaling is None:
+                continue
+            progress = tqdm(pieces, desc=f"bound knn/{layer}", disable=None, leave=False)
+            parts = [
+                self.attacked.bounds(
+                    layer, scaling[0], self._rows_name(piece, PIECE), *self._images(piece)[:2]
+                )
+                for piece in progress
+            ]
+            found[f"knn/{layer}"] = torch.cat(parts)
+            if len(self.attacked.layers) == 1:
+                found["dknn"] = found[f"knn/{layer}"]
+        return found
 
     def images_of(self, method: str, attack: str, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clean and adversarial images of some rows, float32 ``(n, channels, H, W)``."""

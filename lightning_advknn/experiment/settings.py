@@ -35,10 +35,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class VictimSettings:
-    """The kNN and DkNN under attack; DkNN votes with the backbone configuration's layers.
+    """The kNN and DkNN under attack.
 
     Args:
-        layer: Layer of the kNN.
+        layer: Layer of the kNN, one of those that vote.
+        layers: Layers that vote in DkNN; None for the backbone configuration's.
         k: Neighbours that vote.
         metric: Their distance.
         backend: What scans the bank; no vote depends on it.
@@ -48,6 +49,7 @@ class VictimSettings:
     """
 
     layer: str = "relu3"
+    layers: list[str] | None = None
     k: int = 75
     metric: Metric = "cosine"
     backend: Backend = "auto"

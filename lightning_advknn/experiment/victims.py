@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn import __version__
+from lightning_advknn.attacks.guides import features_of
+from lightning_advknn.attacks.voronoi import ALGORITHM, exact_minimum, lower_bound
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.evaluation import Verdicts, decide, observe
@@ -17,6 +19,7 @@ from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule
+from lightning_advknn.modules.checkpoint import check_network
 from lightning_advknn.storage import digest, weights_digest
 
 
@@ -51,11 +54,17 @@ class Victims:
         self.cli = instantiate(trained, BackboneModule, experiment.seed, experiment.root, device)
         self.data: ImageDataModule = self.cli.datamodule
         module: Any = self.cli.model
-        if layer not in module.network.layers:
+        self.layers: tuple[str, ...] = module.network.layers
+        if name == ORIGIN and self.settings.layers is not None:
+            try:
+                network = FeatureNetwork(module.network.network, self.settings.layers)
+                check_network(network, module.image_shape, module.num_classes)
+            except ValueError as error:
+                raise ValueError(f"`victim.layers`: {error}") from error
+            self.layers = network.layers
+        if layer not in self.layers:
             given = "victim.layer" if name == ORIGIN else f"transfer.{name}.layer"
-            raise ValueError(
-                f"Expected `{given}` to be one of {list(module.network.layers)}, but got {layer!r}."
-            )
+            raise ValueError(f"Expected `{given}` to be one of {list(self.layers)}, but got {layer!r}.")
 
     @property
     def checkpoint(self) -> Path:
@@ -67,10 +76,9 @@ class Victims:
 
     @cached_property
     def network(self) -> FeatureNetwork:
-        """The trained backbone with its layers, on the device, in evaluation mode."""
+        """The trained backbone with the layers that vote, on the device, in evaluation mode."""
         module = load_or_fit(self.cli, self.trained, self.checkpoint, self.seed, self.cache, self.name)
-        network: FeatureNetwork = module.network
-        return network.to(self.device).eval()
+        return FeatureNetwork(module.network.network, self.layers).to(self.device).eval()
 
     @cached_property
     def network_key(self) -> str:
@@ -80,7 +88,7 @@ class Victims:
 
     @cached_property
     def dknn(self) -> DkNNClassifier:
-        """DkNN on all layers of the backbone."""
+        """DkNN on all layers that vote."""
         settings = self.settings
         make = partial(
             build_banks,
@@ -134,6 +142,32 @@ class Victims:
 
         stage = self._stage("query calibration")
         return self.cache.tensors(f"calibration/{self._key}", stage, query)["votes"].to(self.device)
+
+    def bounds(self, layer: str, scale: Tensor, shard: str, images: Tensor, labels: Tensor) -> Tensor:
+        """How far from images all that fools the kNN on a layer of pixels is at least.
+
+        For k = 1 that is the exact minimum but for the range of pixels, else a lower bound (`attacks.voronoi`).
+
+        Args:
+            layer: One that votes; Euclidean.
+            scale: Of its features, as `pixel_scale`.
+            shard: Which of the test images, as a file's name.
+            images: These, float32 ``(n, channels, H, W)`` on the device.
+            labels: Their classes, int64 ``(n,)``.
+
+        Returns:
+            True L2, float64 ``(n,)``, on the CPU; 0 where the kNN gets the image itself wrong.
+        """
+        knn, k = self.dknn.only(layer), self.settings.k
+
+        def find() -> dict[str, Tensor]:
+            bank = knn.banks[layer]
+            known = (bank.features[:], bank.labels, features_of(knn, images)[layer], labels)
+            norms = exact_minimum(*known, scale).norms if k == 1 else lower_bound(*known, k, scale)
+            return {"bounds": norms.masked_fill(knn(images) != labels, 0)}
+
+        key = digest([self.network_key, layer, k, self.settings.metric, ALGORITHM])
+        return self.cache.tensors(f"bounds/{key}/{shard}", self._stage(f"bound knn/{layer}"), find)["bounds"]
 
     @cached_property
     def _key(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports.layout import Lines, Table
-from lightning_advknn.reports.leaderboard_records import CLEAN, WORST_CASE
+from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
 from lightning_advknn.reports.tables import Record, read_csv
 
@@ -77,7 +77,7 @@ class Board:
             return median.mean if median else float("inf"), left.mean if left else 100.0
 
         names = dict.fromkeys(name for name, judge, _ in self._cells if judge == victim)
-        return sorted((name for name in names if name not in (CLEAN, WORST_CASE)), key=key)
+        return sorted((name for name in names if name not in (CLEAN, WORST_CASE, BOUND)), key=key)
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str, Place], list[Record]]:
@@ -109,7 +109,7 @@ def read_board(folder: Path) -> Board | None:
 
 
 def board_table(board: Board, victim: str, brief: bool = False) -> Table:
-    """One row an entry, the strongest first, after the worst case.
+    """One row an entry, the strongest first, after the worst case and, where it is known, the lower bound.
 
     Args:
         board: What to show.
@@ -136,7 +136,8 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     names = board.ranked(victim)
     shown = names[:BRIEF] if brief else names
     rows: list[list[Lines]] = []
-    for name in [WORST_CASE, *shown]:
+    bounded = bool(board.places(BOUND, victim))
+    for name in [WORST_CASE, *[BOUND] * bounded, *shown]:
         main = board.main(name, victim)
         values = [(board.value(name, victim, "accuracy", place), 1 if brief else 2) for place in places]
         values += [
@@ -148,6 +149,7 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     fooled = "" if brief else "the % that are fooled at any distance and "
     convention = board.content["settings"]["victim"]["convention"]
     more = "" if brief else "; queries of the victim and seconds, for an image"
+    more += f"; of `{BOUND}`, what no attack at all can go below" if bounded else ""
     return Table(
         f"{board.title}, {board.victims[victim]}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
         f" budgets of true L2; over images, {fooled}the least true L2 that fools; at an attack's largest eps, mean credibility"

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_advknn.reports.board import Board
-from lightning_advknn.reports.leaderboard_records import CLEAN, WORST_CASE
+from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
 from lightning_advknn.reports.results import Mean
 from lightning_advknn.reports.style import WIDTH, draw_means, for_print, legend_below
 
@@ -18,7 +18,7 @@ NAMED = 2 * len(COLOURS)  # curves that can be told apart
 def board_figure(board: Board) -> Figure:
     """Accuracy that each entry leaves within growing budgets of true L2: DkNN's, and that of the kNN on the layer under attack.
 
-    The worst case is black. Of each attack the curve on what it is strongest on against DkNN has a colour, all others are grey.
+    The worst case is black, the lower bound dotted red. Of each attack the curve on what it is strongest on against DkNN has a colour, all others are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]
@@ -30,8 +30,11 @@ def board_figure(board: Board) -> Figure:
     grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
     # Below the best attack, which is often all but the worst case.
     black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
+    dotted = {"color": "red", "linestyle": ":", "zorder": 5, "label": "lower bound of any attack"}
     for axes, victim in zip(figure.subplots(1, 2, sharey=True), victims, strict=True):
         draw_means(axes, _curve(board, WORST_CASE, victim), **black)
+        if board.places(BOUND, victim):
+            draw_means(axes, _curve(board, BOUND, victim), **dotted)
         for name in [*named, *(other for other in ranked if other not in named)]:
             style = _style(named.index(name)) | {"label": name} if name in named else grey
             # Without bands over seeds: there are too many curves.

@@ -76,9 +76,10 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
             rows = saved_rows(run, method, attack)
             runs.append(_attack_run(run, method, attack, rows))
             compared[f"{attack}, {method}"] = _ask_again(run, method, attack, rows)
+    bounds = run.bounds()
     run.attacked.free()
-    records = leaderboard_records(runs, clean, experiment.seed)
-    checks = [*check_runs(runs, clean), same_when_asked_again(compared)]
+    records = leaderboard_records(runs, clean, experiment.seed, bounds)
+    checks = [*check_runs(runs, clean, bounds), same_when_asked_again(compared)]
     summary = {
         "command": shlex.join(["python", *sys.argv]),
         **provenance(run.device),

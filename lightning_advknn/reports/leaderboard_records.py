@@ -11,6 +11,9 @@ an image's adversarials a record is about, its column ``counted`` says:
 - ``nearest``: the nearest in the record's norm that fools, of all the entry's runs and the clean image, if it is within eps. The accuracy
   is the share of images without one: what is left within a budget of eps. Of these the entry ``worst case`` has
   those of all entries together.
+- ``bound``: none. The entry ``lower bound`` says of a victim, where it is known, how far from each image all that fools it is at
+  least, be it by an attack that no one has thought of; 0 of an image that the victim gets wrong. Its accuracy at an
+  eps of L2 is the share of images whose bound exceeds it: no attack leaves less. Its least true L2 are the bounds.
 """
 
 import math
@@ -49,11 +52,13 @@ LEADERBOARD = (
 BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
 """Eps that entries have records at, beside those that attacks were run at."""
 
-CLEAN, WORST_CASE = "clean", "worst case"  # entries
+CLEAN, WORST_CASE, BOUND = "clean", "worst case", "lower bound"  # entries that are no attacks
 
 
-def leaderboard_records(runs: Sequence[AttackRun], clean: AttackRun, seed: int) -> list[Record]:
-    """All records, of columns `LEADERBOARD`: clean images first, then entries as they come, then the worst case.
+def leaderboard_records(
+    runs: Sequence[AttackRun], clean: AttackRun, seed: int, bounds: Mapping[str, Tensor] | None = None
+) -> list[Record]:
+    """All records, of columns `LEADERBOARD`: clean images first, then entries as they come, the worst case, the lower bound.
 
     ``accuracy``, ``fooled`` and ``detected`` are in %. Over the images that have an adversarial which counts (see above):
     ``l2_mean`` is mean true L2, ``linf`` the largest change of a pixel, ``credibility_mean`` mean credibility; over those of
@@ -67,6 +72,7 @@ def leaderboard_records(runs: Sequence[AttackRun], clean: AttackRun, seed: int) 
         runs: Of all entries, on the same images.
         clean: The same images as they are.
         seed: Of training.
+        bounds: By victim, as in `checks.check_runs`.
     """
     radii: dict[Norm, list[float]] = {}
     for norm, budgets in BUDGETS.items():
@@ -84,7 +90,9 @@ def leaderboard_records(runs: Sequence[AttackRun], clean: AttackRun, seed: int) 
         for own in entries.values():
             records += make.of_entry(own, radii)
         records += make.of_worst_case(runs, radii)
-    order = [clean.entry, *entries, WORST_CASE]
+        if bounds and victim in bounds:
+            records += make.of_bound(bounds[victim], radii["l2"])
+    order = [clean.entry, *entries, WORST_CASE, BOUND]
     return sorted(records, key=lambda record: order.index(str(record["attack"])))
 
 
@@ -121,6 +129,12 @@ class _Records:
         places = [(norm, eps) for norm in radii for eps in radii[norm]]
         return [entry | self._within(runs, *place) for place in places]
 
+    def of_bound(self, bound: Tensor, radii: Sequence[float]) -> list[Record]:
+        """What all attacks that there can be leave at least at each eps of L2."""
+        entry: Record = {"attack": BOUND, "victim": self.victim, "norm": "l2", "counted": "bound"}
+        entry |= {**_spread(bound), "n": len(bound), "seed": self.seed}
+        return [entry | {"eps": eps, "accuracy": _share(bound > eps + ROUNDING)} for eps in radii]
+
     def _all_of(self, runs: Sequence[AttackRun]) -> Record:
         _, index = nearest(runs, self.victim, runs[0].norm)
         return self._numbers(runs, index, torch.ones_like(index, dtype=torch.bool)) | {"counted": "run"}
@@ -156,11 +170,14 @@ class _Records:
     def _least(self, runs: Sequence[AttackRun]) -> Record:
         """Least true L2 that fools, of a whole entry."""
         distance, _ = nearest([self.clean, *runs], self.victim, "l2")
-        return {
-            "fooled": _share(distance.isfinite()),
-            "min_l2_mean": _mean(distance),
-            "min_l2_median": _rounded(statistics.median(distance.tolist())),
-        }
+        return {"fooled": _share(distance.isfinite()), **_spread(distance)}
+
+
+def _spread(distances: Tensor) -> Record:
+    return {
+        "min_l2_mean": _mean(distances),
+        "min_l2_median": _rounded(statistics.median(distances.tolist())),
+    }
 
 
 def _cost(runs: Sequence[AttackRun]) -> Record:

@@ -80,7 +80,7 @@ _ATTACKS: dict[str, dict[str, dict[str, float]]] = {
     "MNIST": {"fgsm": {"eps": 0.25}, "bim": {"eps": 0.25, "step_size": 0.01, "steps": 100}},
     "SVHN": {"fgsm": {"eps": 0.05}, "bim": {"eps": 0.05, "step_size": 0.005, "steps": 20}},
 }
-_VICTIM = {"layer": "relu3", "k": 75, "metric": "cosine"}
+_VICTIM = {"layer": "relu3", "layers": None, "k": 75, "metric": "cosine"}
 
 
 def table1(data: str, classifier: str, victim: Mapping[str, Any]) -> float | None:
@@ -165,4 +165,4 @@ def _are_papers(
 
 
 def _is_papers(victim: Mapping[str, Any]) -> bool:
-    return all(victim[name] == value for name, value in _VICTIM.items())
+    return all(victim.get(name) == value for name, value in _VICTIM.items())

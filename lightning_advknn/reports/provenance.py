@@ -35,7 +35,7 @@ def settings_table(found: Sequence[Results]) -> Table:
         if results.runs:
             settings, victim = results.settings, results.victim
             who = (
-                f"k {victim['k']}, {victim['metric']}, kNN on {victim['layer']}, DkNN on {', '.join(results.layers)}",
+                f"k {victim['k']}, {victim['metric']}, kNN on {victim['layer']}, DkNN on {', '.join(victim.get('layers', results.layers))}",
                 f"credibility convention {victim['convention']}",
             )
             attacks = [

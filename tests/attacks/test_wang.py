@@ -86,13 +86,13 @@ def test_victims_that_are_no_1nn_on_pixels(hand_dknn, pixel_knn, device):
     rows = points([0.0, 0.1], [0.0, 1.0], [1.0, 0.5])
     with pytest.raises(ValueError, match="Expected a victim of k = 1, but got one of k = 3"):
         qp(hand_dknn, images, labels)
-    with pytest.raises(ValueError, match=r"one layer whose metric is Euclidean.*\['normalize'\].*cosine"):
+    with pytest.raises(ValueError, match=r"Expected a Euclidean kNN of one layer.*\['normalize'\].*cosine"):
         qp(pixel_knn(rows, torch.tensor([0, 0, 1]), 1, metric="cosine"), images, labels)
     several = DkNNClassifier(hand_dknn.network, hand_dknn.banks, k=1)
-    with pytest.raises(ValueError, match=r"one layer whose metric is Euclidean.*\['both', 'height'\]"):
+    with pytest.raises(ValueError, match=r"Expected a Euclidean kNN of one layer.*\['both', 'height'\]"):
         qp(several, images, labels)
     with pytest.raises(
-        ValueError, match=r"pixels times a factor each plus a constant.*others of layer 'height'"
+        ValueError, match=r"pixels times a factor each plus a constant.*layers \['height'\].*euclidean"
     ):
         qp(several.only("height"), images, labels)
     with pytest.raises(ValueError, match="Expected int64 `labels`"):
@@ -104,7 +104,7 @@ def test_victims_that_are_no_1nn_on_pixels(hand_dknn, pixel_knn, device):
         mixing.load_state_dict({"weight": torch.tensor(weight)})
         network = nn.Sequential(OrderedDict(flatten=nn.Flatten(), mix=mixing))
         victim = DkNNClassifier(FeatureNetwork(network, ["mix"]).to(device), {"mix": bank}, 1)
-        with pytest.raises(ValueError, match="others of layer 'mix'"):
+        with pytest.raises(ValueError, match=r"layers \['mix'\]"):
             qp(victim, images, labels)
 
 

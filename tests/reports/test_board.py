@@ -164,6 +164,40 @@ def test_a_brief_table_has_the_strongest(tmp_path: Path) -> None:
     assert "the 10 strongest of 12 attacks" in table.caption
 
 
+def with_bound(board: Board) -> Board:
+    """The same with a lower bound of DkNN, which looks stronger than any attack."""
+    bound = [
+        line("lower bound", "dknn", "l2", half / 2, 0, accuracy=max(100.0 - 20 * half, 0))
+        | {"counted": "bound", "min_l2_median": 0.1}
+        for half in range(1, 11)
+    ]
+    empty = dict.fromkeys(LEADERBOARD)
+    return Board([*board.records, *(empty | record for record in bound)], board.content)
+
+
+def test_a_lower_bound_is_shown_and_is_no_attack(tmp_path: Path) -> None:
+    without = write_board(tmp_path, ENTRIES)
+    board = with_bound(without)
+    assert board.ranked("dknn") == without.ranked("dknn")
+    table, other = board_table(board, "dknn"), board_table(board, "knn/relu3")
+    assert [row[0][0] for row in table.rows][:3] == ["worst case", "lower bound", "least, dknn"]
+    assert [cell[0] for cell in table.rows[1]] == [
+        "lower bound",
+        *["-"] * 4,
+        *("60.00", "20.00", "0.00", "0.00", "0.00"),
+        *("-", "0.10", "-", "-", "-", "-", "-"),
+    ]
+    assert "all 3 attacks" in table.caption
+    assert "no attack at all can go below" in table.caption
+    assert [row[0][0] for row in other.rows][:2] == ["worst case", "least, dknn"]
+    assert "below" not in other.caption
+    dknn, knn = board_figure(board).axes
+    (dotted,) = (one for one in dknn.lines if one.get_linestyle() == ":")
+    assert drawn(dknn)["lower bound of any attack"][:3] == [(0, 98.0), (0.5, 80.0), (1.0, 60.0)]
+    assert dotted.get_label() == "lower bound of any attack"
+    assert len(dknn.lines) == 1 + len(knn.lines) == 1 + 4
+
+
 def drawn(axes: Axes) -> dict[str, list[tuple[float, float]]]:
     return {str(line.get_label()): list(zip(*map(list, line.get_data()), strict=True)) for line in axes.lines}
 

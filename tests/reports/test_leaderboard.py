@@ -162,6 +162,23 @@ def test_records_by_hand() -> None:
     assert (dnn["accuracy"], dnn.get("credibility_mean"), dnn.get("detected")) == (66.6667, None, None)
 
 
+def test_lower_bounds_by_hand() -> None:
+    bounds = {"dknn": doubles(0.5, 0.4, 2.6, 0.9, math.inf, 0.0)}
+    records = leaderboard_records([SMALL, LEAST], CLEAN, 3, bounds)
+    without = leaderboard_records([SMALL, LEAST], CLEAN, 3)
+    assert [record for record in records if record["attack"] != "lower bound"] == without
+    found = [record for record in records if record["attack"] == "lower bound"]
+    # A bound of .5 does not keep an attack within .5 from fooling.
+    accuracies = [50.0, 33.3333, 33.3333, 33.3333, 33.3333] + [16.6667] * 5
+    assert [record["accuracy"] for record in found] == accuracies
+    assert [record["eps"] for record in found] == [half / 2 for half in range(1, 11)]
+    # Without a mean, as no perturbation changes the fifth; the median is of .5 and .9.
+    same = {"victim": "dknn", "norm": "l2", "n": 6, "counted": "bound", "seed": 3}
+    same |= {"min_l2_mean": None, "min_l2_median": 0.7}
+    assert all(same.items() <= record.items() for record in found)
+    assert not any("credibility" in name or name == "detected" for record in found for name in record)
+
+
 def test_what_an_attack_was_run_at_has_one_record() -> None:
     linf = replace(LEAST, entry="near, dknn", norm="linf")
     ball = replace(SMALL, entry="ball, dknn", norm="l2", eps=2.0)
