@@ -18,15 +18,12 @@ NAMED = 2 * len(COLOURS)  # curves that can be told apart
 def board_figure(board: Board) -> Figure:
     """Accuracy that each entry leaves within growing budgets of true L2: DkNN's, and that of the kNN on the layer under attack.
 
-    The worst case is black, the lower bound dotted red. Of each attack the curve on what it is strongest on against DkNN has a colour, all others are grey.
+    The worst case is black, the lower bound dotted red. Each attack has a colour, for the curve on what it is strongest on against the
+    victim; those on other things are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]
-    ranked = board.ranked(victims[0])
-    best: dict[str, str] = {}
-    for name in ranked:
-        best.setdefault(name.partition(",")[0], name)
-    named = list(best.values())[:NAMED]
+    named = list(_strongest(board, victims[0]))[:NAMED]
     grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
     # Below the best attack, which is often all but the worst case.
     black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
@@ -35,12 +32,15 @@ def board_figure(board: Board) -> Figure:
         draw_means(axes, _curve(board, WORST_CASE, victim), **black)
         if board.places(BOUND, victim):
             draw_means(axes, _curve(board, BOUND, victim), **dotted)
-        for name in [*named, *(other for other in ranked if other not in named)]:
-            style = _style(named.index(name)) | {"label": name} if name in named else grey
-            # Without bands over seeds: there are too many curves.
-            axes.plot(
-                *zip(*((eps, value.mean) for eps, value in _curve(board, name, victim)), strict=True), **style
-            )
+        styles = {
+            entry: _style(named.index(attack)) | {"label": attack}
+            for attack, entry in _strongest(board, victim).items()
+            if attack in named
+        }
+        # Without bands over seeds: there are too many curves.
+        for name in [*styles, *(other for other in board.ranked(victim) if other not in styles)]:
+            curve = [(eps, value.mean) for eps, value in _curve(board, name, victim)]
+            axes.plot(*zip(*curve, strict=True), **styles.get(name, grey))
         axes.set(
             title=board.victims[victim],
             xlabel=r"budget: true L2, $\Vert x' - x \Vert_2$ (pixels in [0, 1])",
@@ -50,6 +50,14 @@ def board_figure(board: Board) -> Figure:
     figure.axes[0].set_ylabel("accuracy within the budget (%)")
     legend_below(figure, 3)
     return figure
+
+
+def _strongest(board: Board, victim: str) -> dict[str, str]:
+    """By attack, the strongest first, its entry on what it is strongest on."""
+    best: dict[str, str] = {}
+    for name in board.ranked(victim):
+        best.setdefault(name.partition(",")[0], name)
+    return best
 
 
 def _curve(board: Board, name: str, victim: str) -> list[tuple[float, Mean]]:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from lightning_advknn.reports.board import Board, board_table, read_board
-from lightning_advknn.reports.board_figure import NAMED, board_figure
+from lightning_advknn.reports.board_figure import COLOURS, NAMED, board_figure
 from lightning_advknn.reports.board_page import leaderboards_section, print_board, write_page
 from lightning_advknn.reports.layout import Table
 from lightning_advknn.reports.leaderboard_records import LEADERBOARD
@@ -216,12 +216,12 @@ def test_the_figure_has_every_curve(tmp_path: Path) -> None:
         (0, 98.0),
         *((half / 2, max(100.0 - 25 * half, 0)) for half in range(1, 11)),
     ]
-    assert drawn(knn)["a14, dknnb_cl"][:3] == [(0, 98.0), (0.5, 89.0), (1.0, 79.0)]
+    assert drawn(knn)["a14"][:3] == [(0, 98.0), (0.5, 89.0), (1.0, 79.0)]
     # Of each attack the curve that is strongest, from the strongest attack on; the others are grey.
     named = [str(line.get_label()) for line in dknn.lines if line.get_color() != "0.65"]
     assert named == [
         "worst case of all",
-        *(f"a{position}, dknnb_cl" for position in range(14, 14 - NAMED, -1)),
+        *(f"a{position}" for position in range(14, 14 - NAMED, -1)),
     ]
     looks = [(line.get_color(), line.get_linestyle()) for line in dknn.lines if line.get_label() in named]
     assert len(set(looks)) == len(looks)
@@ -237,6 +237,22 @@ def test_the_figure_has_every_curve(tmp_path: Path) -> None:
     assert (
         min(axes.get_window_extent().height for axes in figure.axes) > 150
     )  # points at 100 dpi: the curves keep their room
+
+
+def test_an_attack_has_one_colour_for_what_is_strongest_on_each_victim(tmp_path: Path) -> None:
+    board = write_board(tmp_path, {"least, dknn": (30.0, False), "least, knn": (10.0, False)})
+    swap = {"least, dknn": "least, knn", "least, knn": "least, dknn"}
+    records = [
+        {**record, "attack": swap.get(str(record["attack"]), record["attack"])}
+        if record["victim"] == "knn/relu3"
+        else record
+        for record in board.records
+    ]
+    swapped = Board(records, board.content)
+    assert (swapped.ranked("dknn")[0], swapped.ranked("knn/relu3")[0]) == ("least, dknn", "least, knn")
+    for axes, other in zip(board_figure(swapped).axes, board_figure(board).axes, strict=True):
+        assert drawn(axes)["least"] == drawn(other)["least"]
+        assert {line.get_color() for line in axes.lines} == {"black", "0.65", COLOURS[0]}
 
 
 def test_the_page_has_tables_checks_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
