@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+_DIGEST = "digest"  # in the metadata of safetensors files
 
 
 @contextmanager
@@ -76,6 +80,38 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def weights_digest(module: nn.Module) -> str:
     """Short hash of a module's parameters and persistent buffers."""
     return tensors_digest(module.state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to a safetensors file, whole or not at all, with what tells damage later.
+
+    Args:
+        path: Of the file.
+        tensors: On any device.
+        metadata: Kept beside them.
+    """
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(kept, temporary, {**metadata, _DIGEST: digest([dict(metadata), tensors_digest(kept)])})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that `save_tensors` wrote, on the CPU, and their metadata.
+
+    Raises:
+        ValueError: If the file is not what was written: truncated, changed, or of something else.
+        OSError: If it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as kept:
+            # Copies: what it gives is the file itself, mapped, and may change with it.
+            tensors = {name: kept.get_tensor(name).clone() for name in kept.keys()}
+            metadata = dict(kept.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"Expected {path} to be as it was written, but it is damaged: {error}.") from error
+    if metadata.pop(_DIGEST, None) != digest([metadata, tensors_digest(tensors)]):
+        raise ValueError(f"Expected {path} to be as it was written, but it has changed since.")
+    return tensors, metadata
 
 
 def file_digest(path: Path) -> str:

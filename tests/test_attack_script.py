@@ -483,9 +483,14 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
 def test_a_damaged_cached_file_is_made_again(copy: Path) -> None:
     expected = numbers(copy.parent / "out")
     for kind in ("adversarial", "observations"):
-        for path in (copy.parent / "cache" / kind).rglob("000200-*.safetensors"):
-            path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="is damaged .* and is made again"):
+        for position, path in enumerate((copy.parent / "cache" / kind).rglob("000200-*.safetensors")):
+            content = path.read_bytes()
+            flipped = content[:-1] + bytes([content[-1] ^ 1])  # the last number of a tensor
+            path.write_bytes(flipped if position % 2 else content[:100])
+    with (
+        pytest.warns(UserWarning, match="it is damaged: .* It is made again"),
+        pytest.warns(UserWarning, match="it has changed since. It is made again"),
+    ):
         assert evaluate(copy) == 0
     assert numbers(copy.parent / "out") == expected
 
@@ -510,8 +515,9 @@ def test_results_collect_seeds(copy: Path, capsys: pytest.CaptureFixture[str]) -
     assert "another experiment" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_training_that_was_interrupted_goes_on_bitwise(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     config = write_config(tmp_path / "digits", "digits", k=10)
     monkeypatch.setattr(stages, "SHARD", 200)
@@ -527,8 +533,16 @@ def test_training_that_was_interrupted_goes_on_bitwise(
         patch.setattr(BackboneModule, "on_train_epoch_start", interrupt, raising=False)
         assert evaluate(config) == 130
         assert not list((tmp_path / "digits" / "cache" / "backbone").glob("*.ckpt"))
-        assert evaluate(config) == 0
-    assert epochs == [0, 1, 1, 2]
+        if damaged:
+            (last,) = (tmp_path / "digits" / "cache" / "backbone").glob("*.unfinished/last.ckpt")
+            content = bytearray(last.read_bytes())
+            content[len(content) // 2] ^= 1
+            last.write_bytes(content)
+            with pytest.warns(UserWarning, match=r"last\.ckpt to be as it was written.*Training starts over"):
+                assert evaluate(config) == 0
+        else:
+            assert evaluate(config) == 0
+    assert epochs == ([0, 1, 0, 1, 2] if damaged else [0, 1, 1, 2])
     (ours,), (theirs,) = (
         list((folder / "cache" / "backbone").glob("*.ckpt")) for folder in (tmp_path / "digits", done)
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import attack
@@ -25,6 +25,7 @@ from lightning_advknn.experiment import VictimSettings, training, victims
 from lightning_advknn.experiment import run as stages
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.victims import Victims
+from lightning_advknn.storage import load_tensors, save_tensors
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = ("relu1", "relu2", "relu3", "logits")
@@ -230,11 +231,9 @@ def test_an_interrupted_attack_on_a_victim_keeps_its_pieces(
 
 def test_a_changed_adversarial_is_found_out(copy: Path) -> None:
     for path in (copy.parent / "cache" / "adversarial").rglob("000000-*.safetensors"):
-        tensors = load_file(path)
+        tensors, metadata = load_tensors(path)
         if "queries" not in tensors:
-            text = path.read_bytes()
-            metadata = json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["__metadata__"]
-            save_file({"adversarial": tensors["adversarial"].flip(0).contiguous()}, path, metadata)
+            save_tensors(path, {"adversarial": tensors["adversarial"].flip(0)}, metadata)
     assert leaderboard(copy) == 0
     content = json.loads((copy.parent / "out" / "leaderboard.json").read_text())
     check = content["runs"]["0"]["checks"][-1]
@@ -359,11 +358,10 @@ def test_bounds_of_the_knn_on_pixels(pixels: Path) -> None:
 def test_an_adversarial_below_the_bound_is_found_out(pixels_copy: Path) -> None:
     folder = pixels_copy.parent
     (path,) = (folder / "cache" / "adversarial").rglob("000005-*.safetensors")
-    text, tensors = path.read_bytes(), load_file(path)
-    metadata = json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["__metadata__"]
+    tensors, metadata = load_tensors(path)
     clean = Digits().split("test").images[5:10].float() / 255
     # Half of the way, with the verdicts that are kept of the whole.
-    save_file(tensors | {"adversarial": (clean + tensors["adversarial"]) / 2}, path, metadata)
+    save_tensors(path, tensors | {"adversarial": (clean + tensors["adversarial"]) / 2}, metadata)
     assert leaderboard(pixels_copy) == 0
     check = bound_check(folder)
     assert check["holds"] is False

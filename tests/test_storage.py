@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_advknn.models import ConvNet, Normalize
@@ -13,6 +15,8 @@ from lightning_advknn.storage import (
     atomic_path,
     check_writable,
     digest,
+    load_tensors,
+    save_tensors,
     tensors_digest,
     weights_digest,
     write_json,
@@ -168,3 +172,35 @@ def test_weights_digest_sees_shapes_and_types() -> None:
     assert tensors_digest({"a": tensors[0], "b": tensors[1]}) == tensors_digest(
         {"b": tensors[1], "a": tensors[0]}
     )
+
+
+def test_tensors_are_read_back_with_their_metadata(tmp_path: Path, device: torch.device) -> None:
+    tensors = {
+        "a": torch.arange(6, device=device).view(2, 3).T,  # not contiguous
+        "b": torch.tensor([0.5, float("nan")], dtype=torch.bfloat16),
+        "c": torch.empty(0, 4, dtype=torch.int64),
+    }
+    save_tensors(tmp_path / "kept.safetensors", tensors, {"stage": "bank"})
+    found, metadata = load_tensors(tmp_path / "kept.safetensors")
+    assert metadata == {"stage": "bank"}
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name].nan_to_num(), tensor.cpu().nan_to_num())
+        assert found[name].dtype == tensor.dtype
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
+
+
+def test_every_flipped_bit_of_tensors_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    save_tensors(path, {"a": torch.arange(5), "b": torch.ones(2)}, {"stage": "bank", "seconds": "1.5"})
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in (1, 32):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+            with pytest.raises(ValueError, match=r"Expected .*kept\.safetensors to be as it was written"):
+                load_tensors(path)
+
+
+def test_tensors_without_a_digest_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "kept.safetensors", {"stage": "bank"})
+    with pytest.raises(ValueError, match="has changed since"):
+        load_tensors(tmp_path / "kept.safetensors")

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_advknn.storage import atomic_path, check_writable
+from lightning_advknn.storage import check_writable, load_tensors, save_tensors
 
 T = TypeVar("T")
 
@@ -42,15 +40,13 @@ class StageCache:
         path = self.folder / f"{name}.safetensors"
         if path.is_file():
             try:
-                with safe_open(path, framework="pt") as kept:
-                    tensors = {key: kept.get_tensor(key) for key in kept.keys()}
-                    self.note(name, stage, float(kept.metadata()["seconds"]))
+                tensors, metadata = load_tensors(path)
+                self.note(name, stage, float(metadata["seconds"]))
                 return tensors
-            except SafetensorError as error:
-                warnings.warn(f"{path} is damaged ({error}) and is made again.", stacklevel=2)
-        tensors = {key: tensor.cpu().contiguous() for key, tensor in self.measured(name, stage, make).items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"stage": stage, "seconds": f"{self._seconds[name][1]:.3f}"})
+            except ValueError as error:
+                warnings.warn(f"{error} It is made again.", stacklevel=2)
+        tensors = {key: tensor.cpu() for key, tensor in self.measured(name, stage, make).items()}
+        save_tensors(path, tensors, {"stage": stage, "seconds": f"{self._seconds[name][1]:.3f}"})
         return tensors
 
     def measured(self, name: str, stage: str, make: Callable[[], T]) -> T:

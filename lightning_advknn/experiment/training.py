@@ -113,7 +113,6 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
     trainer.loggers = [CSVLogger(unfinished, name="log")]
     # They measure and do not train; the experiment measures afterwards.
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, AttackEvaluation)]
-    last = unfinished / "last.ckpt"
     started = time.perf_counter()
     seed_everything(seed, verbose=False)
     with warnings.catch_warnings():
@@ -123,7 +122,7 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
             trainer.fit(
                 cli.model,
                 datamodule=cli.datamodule,
-                ckpt_path=last if last.is_file() else None,
+                ckpt_path=_last_epoch(unfinished / "last.ckpt"),
                 weights_only=True,
             )
         except SystemExit:
@@ -189,6 +188,18 @@ def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
         if not callback["class_path"].endswith("AttackEvaluation")
     ]
     return settings
+
+
+def _last_epoch(path: Path) -> Path | None:
+    """The checkpoint that an interrupted run goes on from; None if it left none that is whole."""
+    if path.is_file():
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            warnings.warn(f"{error} Training starts over.", stacklevel=2)
+            return None
+        return path
+    return None
 
 
 def _argument(value: Any) -> str:

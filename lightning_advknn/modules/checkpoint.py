@@ -1,6 +1,7 @@
 """What a checkpoint holds, and refusing the wrong one."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"Expected a checkpoint at {path}, but there is none. Train it with `python train.py fit --config ...`."
         )
+    _check_sums(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -66,6 +68,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"Expected {path} to hold a `state_dict`, but it does not.")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Raise a ValueError if a checkpoint's file is not what was written: torch.load does not look at its checksums."""
+    if not zipfile.is_zipfile(path):
+        return  # torch.load says what it is
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        changed = str(error)
+    if changed is not None:
+        raise ValueError(
+            f"Expected {path} to be as it was written, but its checksums say otherwise ({changed}). It is corrupt: copy it"
+            " again, or delete it and train again."
+        )
 
 
 def load_weights(module: LightningModule, path: Path, expected: Identity) -> None:

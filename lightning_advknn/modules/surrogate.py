@@ -6,8 +6,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from pytorch_lightning import LightningModule
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -26,7 +24,7 @@ from lightning_advknn.modules.checkpoint import (
     load_weights,
 )
 from lightning_advknn.search import Backend, MemoryBank, Metric, check_backend
-from lightning_advknn.storage import atomic_path, digest, tensors_digest, weights_digest
+from lightning_advknn.storage import digest, load_tensors, save_tensors, tensors_digest, weights_digest
 
 
 class Targets(NamedTuple):
@@ -285,8 +283,7 @@ class SurrogateModule(LightningModule):
                 return kept
         votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(queries, self.k)
         if file and self.trainer.is_global_zero:
-            with atomic_path(file) as temporary:
-                save_file({"votes": votes.cpu()}, temporary, metadata={"key": key})
+            save_tensors(file, {"votes": votes}, {"key": key})
         return votes
 
 
@@ -295,10 +292,7 @@ def _read_votes(file: Path, key: str) -> Tensor | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(file, framework="pt") as kept:
-            if kept.metadata() == {"key": key}:
-                votes: Tensor = kept.get_tensor("votes")
-                return votes
-    except SafetensorError:
-        pass  # truncated or corrupt
-    return None
+        tensors, metadata = load_tensors(file)
+    except ValueError:
+        return None  # truncated or corrupt
+    return tensors["votes"] if metadata == {"key": key} else None

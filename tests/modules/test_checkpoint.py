@@ -294,6 +294,28 @@ def test_a_truncated_file_is_refused(
         load(backbone, path)
 
 
+def test_every_flipped_number_is_found(tmp_path: Path) -> None:
+    # Each byte of each tensor; torch.load itself would not notice one.
+    path = tmp_path / "flipped.ckpt"
+    torch.save({"state_dict": {"a": torch.arange(64.0), "b": torch.ones(3, dtype=torch.int64)}}, path)
+    whole = bytearray(path.read_bytes())
+    for tensor in (torch.arange(64.0), torch.ones(3, dtype=torch.int64)):
+        content = tensor.numpy().tobytes()
+        start = whole.index(content)
+        for position in range(start, start + len(content)):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            assert not torch.equal(
+                torch.cat([v.double() for v in torch.load(path)["state_dict"].values()]),
+                torch.cat([torch.arange(64.0).double(), torch.ones(3).double()]),
+            )
+            with pytest.raises(ValueError, match=r"Expected .*flipped\.ckpt to be as it was written"):
+                read_checkpoint(path)
+    path.write_bytes(whole)
+    assert read_checkpoint(path)["state_dict"]["a"][63] == 63
+
+
 @pytest.mark.parametrize(
     "content",
     [

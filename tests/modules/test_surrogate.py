@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.search import MemoryBank
+from lightning_advknn.storage import load_tensors
 
 MakeTrainer = Callable[..., Trainer]
 MakeSurrogate = Callable[..., SurrogateModule]
@@ -400,8 +401,9 @@ def test_kept_votes_of_something_else_are_not_used(
         lambda content: content[:5],
         lambda content: b"",
         lambda content: b"not safetensors at all, but longer than a header",
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
     ],
-    ids=["end missing", "header missing", "empty", "text"],
+    ids=["end missing", "header missing", "empty", "text", "flipped"],
 )
 def test_damaged_votes_are_computed_again(
     make_surrogate: MakeSurrogate,
@@ -418,11 +420,12 @@ def test_damaged_votes_are_computed_again(
 
     expected = validate()
     file = tmp_path / "votes.val.safetensors"
-    whole = file.read_bytes()
+    whole, (votes, key) = file.read_bytes(), load_tensors(file)
     file.write_bytes(damage(whole))
     assert validate() == expected
     assert sum(searches) == 850
-    assert file.read_bytes() == whole
+    again, same = load_tensors(file)
+    assert (torch.equal(again["votes"], votes["votes"]), same) == (True, key)
     assert list(tmp_path.iterdir()) == [file]
 
 
