@@ -28,7 +28,8 @@ from lightning_advknn.evaluation import Rows
 Mode = Literal["offline", "online", "disabled"]
 """Files here, the server, or nothing at all."""
 
-Log = Callable[[Mapping[str, Any]], None]
+Log = Callable[..., None]
+"""``log(panels)``, or ``log(panels, axis)`` to draw them over one of them instead of steps."""
 
 
 def use_axis(trainer: Trainer, names: Iterable[str], axis: str = "epoch") -> None:
@@ -91,7 +92,7 @@ def recorded(mode: Mode, project: str, folder: Path, **about: Any) -> Iterator[L
     """A W&B run of something that is no training, while it is worked on; only rank zero has one.
 
     Yields a function that logs to it: a list of dicts is shown as a table, a path as the picture in this file, all else as W&B
-    does. Unless it is disabled, the environment's WANDB_MODE overrides the mode, as everywhere in W&B.
+    does. There may be several at once. Unless it is disabled, the environment's WANDB_MODE overrides the mode.
 
     Args:
         mode: What W&B does.
@@ -105,13 +106,13 @@ def recorded(mode: Mode, project: str, folder: Path, **about: Any) -> Iterator[L
     """
     rank: int | None = getattr(rank_zero_only, "rank", None)
     if mode == "disabled" or rank:
-        yield lambda _: None
+        yield lambda *_: None
         return
     wandb = _load()
     keep_artifacts_in(folder)
     how = os.environ.get("WANDB_MODE", mode)
     try:
-        run = wandb.init(project=project, dir=folder, mode=how, **about)
+        run = wandb.init(project=project, dir=folder, mode=how, reinit="create_new", **about)
     except wandb.errors.Error as error:
         raise ValueError(
             f"Expected W&B to start a run ({how}), but: {error} `wandb login` logs in; `--wandb_mode offline` needs"
@@ -119,7 +120,9 @@ def recorded(mode: Mode, project: str, folder: Path, **about: Any) -> Iterator[L
         ) from error
     with run:  # a run that fails is marked as failed
 
-        def log(panels: Mapping[str, Any]) -> None:
+        def log(panels: Mapping[str, Any], axis: str | None = None) -> None:
+            for name in panels if axis else ():
+                run.define_metric(name, step_metric=axis)
             run.log({key: _panel(wandb, value) for key, value in panels.items()})
 
         yield log
