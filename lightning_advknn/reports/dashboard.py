@@ -46,7 +46,7 @@ class Dashboard:
             "command": shlex.join(["python", *sys.argv]),
             **provenance(run.device),
         }
-        about = {"name": f"{output.name} seed {run.experiment.seed}", "group": run.data.name}
+        about = {"name": str(output), "group": run.data.name}
         with recorded(
             self.wandb_mode, self.wandb_project, output, job_type=job, config=config, **about
         ) as log:
