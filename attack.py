@@ -7,12 +7,14 @@ Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before an
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from lightning_advknn.experiment import Grid, experiment_of, experiment_parser
 from lightning_advknn.reports import (
+    Dashboard,
     evaluate,
     leaderboard,
     plan,
@@ -33,6 +35,7 @@ def make_parser() -> ArgumentParser:
         ("leaderboard", "Run one experiment and rank its attacks against every victim."),
     ):
         command = experiment_parser(description=description)
+        command.add_class_arguments(Dashboard)
         command.add_argument(
             "--results",
             type=str | None,
@@ -45,6 +48,7 @@ def make_parser() -> ArgumentParser:
     )
     command.add_argument("--config", action="config", help="A grid, such as configs/reproduce.yaml.")
     command.add_class_arguments(Grid)
+    command.add_class_arguments(Dashboard)
     command.add_argument(
         "--only",
         nargs="+",
@@ -78,24 +82,43 @@ def main(args: list[str] | None = None) -> int:
 
 def _evaluate(options: Any) -> Callable[[], None]:
     run = prepare(experiment_of(options), options.results)
-    return lambda: evaluate(run, options.results)
+    recording = _dashboard(options).experiment("evaluate", run)
+    return _recorded(recording, lambda: evaluate(run, options.results))
 
 
 def _leaderboard(options: Any) -> Callable[[], None]:
     run = prepare_leaderboard(experiment_of(options), options.results)
-    return lambda: leaderboard(run, options.results)
+    recording = _dashboard(options).experiment("leaderboard", run)
+    return _recorded(recording, lambda: leaderboard(run, options.results))
 
 
 def _reproduce(options: Any) -> Callable[[], None]:
     grid = Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
     tasks = plan(grid, options.only)
+    if options.dry_run:
+        return lambda: show(tasks)
+    dashboard = _dashboard(options)
 
     def go_on() -> None:
-        if options.dry_run:
-            show(tasks)
-        else:
-            reproduce(tasks)
-            report_grid(grid, tasks)
+        reproduce(tasks, dashboard)
+        report_grid(grid, tasks)
+
+    return _recorded(dashboard.grid(grid), go_on)
+
+
+def _dashboard(options: Any) -> Dashboard:
+    return Dashboard(options.wandb_mode, options.wandb_project)
+
+
+def _recorded(recording: AbstractContextManager[None], work: Callable[[], None]) -> Callable[[], None]:
+    """Start to record now, so that what is wrong with that is found before anything long runs."""
+    with ExitStack() as stack:
+        stack.enter_context(recording)
+        started = stack.pop_all()
+
+    def go_on() -> None:
+        with started:
+            work()
 
     return go_on
 

@@ -1,15 +1,22 @@
 """`AdvKNNCLI`: LightningCLI with this project's defaults."""
 
 import os
+import platform
 import warnings
-from typing import Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 import yaml
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lightning_advknn import __version__
+from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.data import ImageDataModule
+from lightning_advknn.modules.checkpoint import read_checkpoint
 
 # Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -19,15 +26,38 @@ warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have man
 # The surrogate's backbone is frozen and in evaluation mode on purpose.
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
+WANDB_RUN = "wandb_run"  # key under which a checkpoint names the W&B run that it belongs to
+
+
+def versions() -> dict[str, str]:
+    """What results and runs say of the software that made them."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
+    return {
+        "lightning-advknn": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
 
 class LoggedConfig(SaveConfigCallback):
-    """Saves the configuration beside the run and gives it to every logger, so dashboards can filter by it."""
+    """Saves the configuration beside the run and gives it to every logger, so dashboards can filter by it.
+
+    Checkpoints name their W&B run, so that a training that goes on from one goes on in the same run.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the whole configuration as plain values."""
+        """Log the whole configuration as plain values, and versions."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": config})
+            logger.log_hyperparams({"config": config, "versions": versions()})
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Name the W&B run."""
+        run = wandb_panels.run_id(trainer)
+        if run is not None:
+            checkpoint[WANDB_RUN] = run
 
 
 class AdvKNNCLI(LightningCLI):
@@ -42,6 +72,7 @@ class AdvKNNCLI(LightningCLI):
     def __init__(
         self, args: Any = None, run: bool = True, parser_kwargs: dict[str, Any] | None = None
     ) -> None:
+        self._going_on: Path | None = None  # folder of the checkpoint
         super().__init__(
             LightningModule,
             ImageDataModule,
@@ -66,15 +97,75 @@ class AdvKNNCLI(LightningCLI):
         """Add ``--wandb_mode``."""
         parser.add_argument(
             "--wandb_mode",
-            choices=("offline", "online", "disabled"),
+            choices=get_args(wandb_panels.Mode),
             default="offline",
             help="What W&B does, unless WANDB_MODE is set. Offline runs are sent later by `wandb sync`.",
         )
 
     def before_instantiate_classes(self) -> None:
-        """Pass on the W&B mode: the environment is the only way that also allows artifacts."""
+        """Tell W&B its mode and place, and let a fit go on from a checkpoint in the run that wrote it.
+
+        Raises:
+            ValueError: If the checkpoint is damaged or unsafe.
+        """
         config = self.config[self.config["subcommand"]] if "subcommand" in self.config else self.config
-        os.environ.setdefault("WANDB_MODE", config["wandb_mode"])
+        loggers = _arguments_of("WandbLogger", config["trainer"]["logger"])
+        if loggers:
+            # The environment is the only way that also allows artifacts.
+            os.environ.setdefault("WANDB_MODE", config["wandb_mode"])
+            wandb_panels.keep_artifacts_in(Path(loggers[0]["save_dir"] or "."))
+        if self.subcommand == "fit" and config["ckpt_path"] is not None:
+            self._going_on = _go_on(config, loggers)
+
+    def before_fit(self) -> None:
+        """Put checkpoints beside the one that ``last`` stood for: so the best of all epochs stays the best."""
+        if self._going_on:
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self._going_on)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyper-parameters overrule the command line and the config."""
+
+
+def _go_on(config: Any, wandb_loggers: list[Any]) -> Path | None:
+    """Complete a fit's configuration from the checkpoint that it goes on from.
+
+    Lightning looks for ``last`` in the folder that this run is about to make. Here it is the newest ``last.ckpt`` of the
+    configuration's earlier runs. If there is none, training starts afresh, as with Lightning.
+
+    Returns:
+        The folder that ``last`` was found in.
+    """
+    last = None
+    if config["ckpt_path"] == "last":
+        last = _newest_checkpoint(_arguments_of("CSVLogger", config["trainer"]["logger"]))
+        if last is None:
+            return None
+        config["ckpt_path"] = str(last)
+    path = Path(config["ckpt_path"])
+    if wandb_loggers and path.is_file() and "WANDB_RUN_ID" not in os.environ:
+        run = read_checkpoint(path).get(WANDB_RUN)
+        for arguments in wandb_loggers:
+            arguments["id"] = arguments["id"] or run
+    return last and last.parent
+
+
+def _newest_checkpoint(csv_loggers: list[Any]) -> Path | None:
+    found = [
+        path
+        for arguments in csv_loggers
+        for path in Path(arguments["save_dir"], arguments["name"]).glob("*/checkpoints/last.ckpt")
+    ]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _arguments_of(name: str, objects: Any) -> list[Any]:
+    """Arguments of the objects of a class that a configuration lists."""
+    listed = objects if isinstance(objects, list) else [objects]
+    return [
+        one["init_args"]
+        for one in listed
+        if not isinstance(one, bool | None) and one["class_path"].endswith(f".{name}")
+    ]

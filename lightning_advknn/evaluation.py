@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
@@ -204,6 +204,37 @@ def make_rows(
         if surrogate is not None:
             rows[f"surrogate_{when}"] = predict(surrogate, judged)
     return rows
+
+
+@torch.no_grad()
+def imitation(surrogate: LogitsFn, images: Tensor, votes: Tensor, batch_size: int = 500) -> Rows:
+    """How well a surrogate imitates the kNN on each image.
+
+    Args:
+        surrogate: Its logits are those of q(x).
+        images: float32 ``(n, channels, H, W)`` in [0, 1].
+        votes: Of the kNN on the surrogate's layer, on the same images, int64 ``(n, C)``.
+        batch_size: Images a forward pass.
+
+    Returns:
+        ``agreement``, whether both predict one class, bool ``(n,)``; ``kl`` of the vote distribution and q(x) (Eq. 15),
+        ``(n,)``.
+    """
+    logits = torch.cat([surrogate(part) for part in torch.split(images, batch_size)])
+    return {
+        "agreement": logits.argmax(1) == functional.knn_prediction(votes),
+        "kl": functional.consistency_loss(logits, functional.vote_distribution(votes)),
+    }
+
+
+def average(columns: Rows) -> Mapping[str, float]:
+    """Mean of each column, over all ranks."""
+    means = {}
+    for name, column in columns.items():
+        mean = MeanMetric().set_dtype(torch.float64).to(column.device)
+        mean.update(column.double())
+        means[name] = mean.compute().item()
+    return means
 
 
 def concatenate(parts: list[Rows]) -> Rows:

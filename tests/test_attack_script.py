@@ -22,6 +22,7 @@ from lightning_advknn.experiment import run as stages
 from lightning_advknn.experiment import training, victims
 from lightning_advknn.models import ConvNet, LeNet5
 from lightning_advknn.modules import BackboneModule
+from tests.wandb_runs import offline_wandb, read_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = ("relu1", "relu2", "relu3", "logits")
@@ -822,3 +823,71 @@ def test_targets_that_do_not_exist(
     copy.write_text(yaml.safe_dump(config))
     assert evaluate(copy) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_dashboard_shows_what_the_files_say(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    output = copy.parent / "out"
+    before = numbers(output)
+    with offline_wandb(copy.parent):
+        assert evaluate(copy, "--wandb_mode=offline", "--wandb_project=robustness") == 0
+    assert numbers(output) == before
+    (run,) = read_runs(output)
+    start = run.of("run")[0]
+    assert (start["project"], start["job_type"], start["run_group"]) == ("robustness", "evaluate", "Digits")
+    summary = json.loads((output / "summary.json").read_text())
+    assert run.config["settings"] == summary["settings"]
+    assert run.config["versions"] == summary["versions"]
+    for name in ("table1", "table2"):
+        shown, rows = run.table(f"tables/{name}"), read(output / f"{name}.csv")
+        for column, cells in shown.items():
+            texts = [row[column] for row in rows]
+            if all(isinstance(cell, float | int) for cell in cells):
+                assert cells == tuple(map(float, texts))
+            else:
+                assert [cell or "" for cell in cells] == texts
+    assert run.media("figures/neighbours").read_bytes() == (output / "neighbours.png").read_bytes()
+
+    cells = {(r["method"], r["attack"], r["victim"]): r for r in read(output / "table2.csv")}
+    for (method, name, victim), cell in cells.items():
+        accuracy = float(cell["accuracy"]) / 100
+        (item,) = run.history(f"accuracy/{method}/{name}/{victim}")
+        assert item[f"accuracy/{method}/{name}/{victim}"] == pytest.approx(accuracy)
+        for function in (
+            ("fgsm", "bim") if name == "clean" else (name,)
+        ):  # attacks' names are their functions'
+            for axis, column in (("eps", "eps"), ("l2", "l2_mean")):
+                key = f"{axis}/{method}/{function}/{victim}_acc"
+                points = {point[f"{axis}/{axis}"]: point[key] for point in run.history(key)}
+                assert list(points) == sorted(points)
+                assert points[float(cell[column])] == pytest.approx(accuracy)
+                assert len(points) == 2
+                assert run.axes[key] == f"{axis}/{axis}"
+
+
+def test_without_being_asked_nothing_is_recorded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # it says how, not whether
+    monkeypatch.setattr(training, "fit", no_training)
+    assert evaluate(copy) == 0
+    assert not (copy.parent / "out" / "wandb").exists()
+
+
+@pytest.mark.parametrize("missing", ["login", "wandb"])
+def test_a_dashboard_that_cannot_be_is_found_out_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    config = write_config(tmp_path / "digits", "digits", k=10)
+    monkeypatch.setattr(training, "fit", no_training)
+    with offline_wandb(tmp_path) as environment:
+        environment.delenv("WANDB_MODE")
+        environment.setenv("NETRC", str(tmp_path / "netrc"))  # nobody's keys
+        if missing == "wandb":
+            environment.setitem(sys.modules, "wandb", None)
+        assert evaluate(config, "--wandb_mode=online") == 2
+    error = capsys.readouterr().err
+    expected = {
+        "login": "attack.py: error: Expected W&B to start a run (online), but: No API key configured.",
+        "wandb": "attack.py: error: Expected wandb to be installed",
+    }
+    assert expected[missing] in error
+    assert "`--wandb_mode " in error

@@ -42,15 +42,16 @@ COMMANDS = {
     "pixels": "attack.py leaderboard",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
+    "sweep": "-m lightning_advknn.sweep",
     "transfer": "attack.py evaluate",
     "variants": "attack.py leaderboard",
 }
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
-    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce"},
+    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
-    "mnist": EVERYWHERE | FIGURES | {"leaderboard", "pixels", "variants"},
+    "mnist": EVERYWHERE | FIGURES | {"leaderboard", "pixels", "sweep", "variants"},
     "svhn": EVERYWHERE,
 }
 
@@ -83,6 +84,7 @@ def at_home(folder: Path) -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("WANDB_MODE", "disabled")
+        monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "wandb-data"))
         yield monkeypatch
         wandb.finish()
 
@@ -177,9 +179,13 @@ def test_a_header_says_what_a_configuration_is_for(config: Path) -> None:
     assert len(lines[0]) > 30
     if config.stem in COMMANDS:
         assert len(lines) >= 2  # the command, then what to expect
-        script, subcommand, option, path, *rest = command(config)
+        script, subcommand, *rest = command(config)
         assert lines[0].startswith("python ")
         assert f"{script} {subcommand}" == COMMANDS[config.stem]
+        if config.stem == "sweep":
+            assert rest == [str(config), "--trials", "2"]
+            return
+        option, path, *rest = rest
         assert (option, path) == ("--config", str(config))
         part = config.stem in ("cls_weight", "eps", "layers") and "digits" not in str(config)
         assert rest == (

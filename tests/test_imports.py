@@ -12,7 +12,7 @@ PACKAGE = "lightning_advknn"
 # Each may import only from itself and from those before it.
 ORDER = (
     "storage", "convolutions", "functional", "search", "models", "data", "classifiers", "attacks", "modules", "evaluation",
-    "callbacks", "cli", "experiment", "reports",
+    "callbacks", "cli", "sweep", "experiment", "reports",
 )  # fmt: skip
 
 FILES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))

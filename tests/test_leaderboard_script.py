@@ -26,6 +26,7 @@ from lightning_advknn.experiment import run as stages
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.victims import Victims
 from lightning_advknn.storage import load_tensors, save_tensors
+from tests.wandb_runs import offline_wandb, read_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = ("relu1", "relu2", "relu3", "logits")
@@ -416,3 +417,30 @@ def test_bounds_by_hand(plane_knn: Callable[..., DkNNClassifier], tmp_path: Path
     assert bounds(images * 0, [1, 1, 1]) == pytest.approx([0.2, 0, 0.1], abs=1e-6)  # kept
     known.network_key = "another"
     assert bounds(images, [0, 0, 0]) == pytest.approx([0.2, 0.2, 0], abs=1e-6)
+
+
+def test_a_dashboard_shows_the_curves_of_every_entry(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    with offline_wandb(copy.parent):
+        assert leaderboard(copy, "--wandb_mode=offline") == 0
+    output = copy.parent / "out"
+    (run,) = read_runs(output)
+    assert run.of("run")[0]["job_type"] == "leaderboard"
+    records = read(output / "leaderboard.csv")
+    assert run.table("tables/leaderboard")["attack"] == tuple(record["attack"] for record in records)
+    assert run.media("figures/leaderboard").read_bytes() == (output / "leaderboard.png").read_bytes()
+    expected: dict[str, dict[float, float]] = {}
+    for record in records:
+        victim = {"knn/relu3": "knn"}.get(record["victim"], record["victim"])
+        axis = {("run", "linf"): "eps", ("nearest", "l2"): "l2"}.get((record["counted"], record["norm"]))
+        if axis and record["eps"] and victim in ("dnn", "knn", "dknn"):
+            entry = record["attack"].replace(", ", "/").replace(" ", "_")
+            line = expected.setdefault(f"{axis}/{entry}/{victim}_acc", {})
+            line[float(record["eps"])] = float(record["accuracy"]) / 100
+    assert {"eps/fgsm/origin/dknn_acc", "l2/bim/joint/knn_acc", "l2/worst_case/dnn_acc"} < expected.keys()
+    for key, line in expected.items():
+        axis = f"{key.split('/')[0]}/{key.split('/')[0]}"
+        points = {point[axis]: point[key] for point in run.history(key)}
+        assert list(points) == sorted(line)
+        assert points == pytest.approx(line)
+        assert run.axes[key] == axis

@@ -16,6 +16,7 @@ import yaml
 import attack
 from lightning_advknn.experiment import run as stages
 from tests.test_attack_script import read, write_config
+from tests.wandb_runs import offline_wandb, read_runs
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -157,6 +158,25 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     # k = 5 on fewer images needs nothing new; k = 20 needs its votes, surrogates, attacks and queries.
     assert cached.items() <= times(copy.parent / "cache").items()
     assert {row["n"] for row in read(results / "neighbours" / "k=5" / "table2.csv")} == {"100"}
+
+
+def test_a_dashboard_has_a_run_of_each_experiment_and_one_of_the_report(copy: Path) -> None:
+    missing = copy.parent / "results" / "digits" / "neighbours" / "k=5" / "seed0.json"
+    missing.unlink()
+    with offline_wandb(copy.parent):
+        assert reproduce(copy, "--wandb_mode=offline") == 0
+    place = copy.parent / "output"
+    (cell,) = read_runs(place / "digits" / "neighbours" / "k=5" / "seed0")
+    (report,) = read_runs(place)
+    assert len(list(copy.parent.rglob("offline-run-*"))) == 2
+    assert [run.of("run")[0]["job_type"] for run in (cell, report)] == ["evaluate", "reproduce"]
+    assert cell.config["settings"]["victim"]["k"] == 5
+    assert {row["n"] for row in read(missing.with_name("table2.csv"))} == {"200"}
+    assert set(cell.table("tables/table2")["n"]) == {200}
+    figures = sorted((copy.parent / "results" / "report").glob("*.png"))
+    assert figures
+    for figure in figures:
+        assert report.media(f"figures/{figure.stem}").read_bytes() == figure.read_bytes()
 
 
 def test_killed_in_the_middle_it_goes_on_and_equals_an_uninterrupted_grid(done: Path, tmp_path: Path) -> None:

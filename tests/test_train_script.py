@@ -14,10 +14,12 @@ import wandb
 import yaml
 from pytorch_lightning.loggers import WandbLogger
 
+import lightning_advknn
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import SVHN, Digits
 from lightning_advknn.models import ConvNet
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from tests.wandb_runs import offline_wandb, read_runs
 
 pytestmark = [
     pytest.mark.xdist_group("train_script"),  # they share one training
@@ -59,6 +61,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunCLI]
     """Run train.py's command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
 
     def run(*arguments: Any, **options: Any) -> AdvKNNCLI:
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
@@ -205,8 +208,22 @@ def test_wandb_mode_counts_under_a_subcommand_too(
     run_cli: RunCLI, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
-    run_cli("validate", f"--config={BACKBONE}", "--wandb_mode=disabled", *quiet(tmp_path))
+    logger = {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": {"save_dir": str(tmp_path)}}
+    options = ["--wandb_mode=disabled", *quiet(tmp_path), f"--trainer.logger={logger}"]
+    run_cli("validate", f"--config={BACKBONE}", *options[:-4], options[-1])
     assert os.environ["WANDB_MODE"] == "disabled"
+
+
+def test_wandb_is_told_nothing_without_its_logger(
+    run_cli: RunCLI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name)
+    run_cli(f"--config={BACKBONE}", *quiet(tmp_path), run=False)
+    assert not {"WANDB_MODE", "WANDB_DATA_DIR"} & os.environ.keys()
+    run_cli(f"--config={BACKBONE}", run=False)
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert Path(os.environ["WANDB_DATA_DIR"]) == tmp_path / "runs" / "digits" / "wandb"
 
 
 @pytest.mark.parametrize(
@@ -247,6 +264,10 @@ def test_the_whole_config_reaches_every_logger(
     )
     kept = yaml.safe_load(next(tmp_path.rglob("hparams.yaml")).read_text())["config"]
     (to_wandb,) = [params["config"] for params in seen if "config" in params]
+    (named,) = [params["versions"] for params in seen if "versions" in params]
+    assert named["torch"] == torch.__version__.partition("+")[0] or named["torch"] == torch.__version__
+    assert named["lightning-advknn"] == lightning_advknn.__version__
+    assert {"python", "torchvision", "pytorch-lightning", "torchmetrics"} < named.keys()
     for config in (kept, to_wandb):
         assert config["seed_everything"] == 0
         assert config["model"]["class_path"] == "lightning_advknn.modules.BackboneModule"
@@ -322,3 +343,78 @@ def test_svhn_goes_from_backbone_to_surrogate_to_test(
     # The fixture's classes are easy to tell apart.
     assert results["backbone"]["test/acc"] > 0.5
     assert results["surrogate"]["test/agreement"] > 0.5
+
+
+@pytest.fixture
+def resumable(tmp_path: Path) -> Iterator[list[str]]:
+    """A fit of the backbone on a few images that logs to W&B offline, in an empty folder."""
+    loggers = [
+        {
+            "class_path": "pytorch_lightning.loggers.CSVLogger",
+            "init_args": {"save_dir": "runs", "name": "own"},
+        },
+        {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": {"save_dir": "runs"}},
+    ]
+    picker = {
+        "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
+        "init_args": {"filename": "best", "monitor": "val/acc", "mode": "max", "save_last": True},
+    }
+    with offline_wandb(tmp_path):
+        yield [
+            "fit",
+            f"--config={BACKBONE}",
+            f"--trainer.callbacks={[picker]}",
+            f"--trainer.logger={loggers}",
+            "--trainer.limit_train_batches=4",
+            "--trainer.log_every_n_steps=1",
+            *quiet(tmp_path)[3:],
+            "--ckpt_path=last",
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but there is no last checkpoint")
+def test_an_interrupted_run_goes_on_as_one(
+    run_cli: RunCLI, resumable: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def interrupt(module: BackboneModule) -> None:
+        if module.current_epoch == 2:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BackboneModule, "on_train_epoch_start", interrupt)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_cli(*resumable, "--trainer.max_epochs=4")  # without a checkpoint, it starts
+    wandb.finish()
+    folder = tmp_path / "runs" / "own" / "version_0" / "checkpoints"
+    before = torch.load(folder / "last.ckpt", weights_only=True)
+    cli = run_cli(*resumable, "--trainer.max_epochs=4")
+    wandb.finish()
+
+    first, second = read_runs(tmp_path / "runs")
+    assert first.of("run")[0]["run_id"] == second.of("run")[0]["run_id"] == before["wandb_run"]
+    assert [[item["epoch"] for item in run.history("val/acc")] for run in (first, second)] == [[0, 1], [2, 3]]
+    steps = [item["trainer/global_step"] for run in (first, second) for item in run.history("train/loss")]
+    assert steps == list(range(16))
+    accuracies = [item["val/acc"] for run in (first, second) for item in run.history("val/acc")]
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    assert best["epoch"] == accuracies.index(max(accuracies))
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert cli.trainer.checkpoint_callback.best_model_score.item() == pytest.approx(max(accuracies))
+    # A checkpoint that is named goes on in its run too; a run that is named wins.
+    named = [*resumable[:-1], f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=4"]
+    assert run_cli(*named).trainer.loggers[1].version == before["wandb_run"]
+    wandb.finish()
+    assert run_cli(*named, "--trainer.logger.init_args.id=mine").trainer.loggers[1].version == "mine"
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(
+    run_cli: RunCLI, resumable: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "own" / "version_3" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"Expected runs/own/version_3/checkpoints/last.ckpt to"):
+        run_cli(*resumable)

@@ -1,26 +1,57 @@
-"""What W&B shows of attacked images. The only file that imports wandb, and only once there is something to show."""
+"""What W&B shows. The only file that imports wandb, and only once there is something to show."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lightning_advknn.callbacks.pictures import (
+    caption,
+    count,
+    difference_pixels,
+    draw_histograms,
+    enlarge,
+    pixels,
+    votes_text,
+)
 from lightning_advknn.evaluation import Rows
 
-_ENLARGED = 4  # a pixel's side in a panel: browsers blur small pictures
+Mode = Literal["offline", "online", "disabled"]
+"""Files here, the server, or nothing at all."""
+
+Log = Callable[..., None]
+"""``log(panels)``, or ``log(panels, axis)`` to draw them over one of them instead of steps."""
 
 
-def use_epoch_axis(trainer: Trainer, names: Iterable[str]) -> None:
-    """Draw what is logged under these names over epochs instead of steps; saying so again changes nothing."""
+def use_axis(trainer: Trainer, names: Iterable[str], axis: str = "epoch") -> None:
+    """Draw what is logged under these names over epochs, or another axis, instead of steps; saying so again changes nothing."""
     for logger in _wandb_loggers(trainer):
         for name in names:
             # Each by its name: Lightning defines `*`, and W&B takes whichever matching pattern it meets first.
-            logger.experiment.define_metric(name, step_metric="epoch")
+            logger.experiment.define_metric(name, step_metric=axis)
+
+
+def run_id(trainer: Trainer) -> str | None:
+    """The W&B run that a trainer logs to; None without one."""
+    ids = [logger.version for logger in _wandb_loggers(trainer)]
+    return ids[0] if ids else None
+
+
+def keep_artifacts_in(folder: Path) -> None:
+    """Have W&B keep artifacts and tables of offline runs in a folder, not in the home directory, where nobody looks for them.
+
+    WANDB_DATA_DIR says otherwise.
+    """
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
 
 
 def show_samples(
@@ -28,8 +59,9 @@ def show_samples(
 ) -> None:
     """Log one attack's samples to all W&B loggers; every rank calls this.
 
-    They get ``attack/<name>/samples`` (a table), ``attack/<name>/images`` (clean, adversarial and difference side by
-    side) and ``attack/<name>/<column>_histogram`` of L2 and of the credibilities before and after.
+    They get ``samples/<name>/table``, ``samples/<name>/images`` (clean, adversarial and difference side by side),
+    ``histograms/<name>/clean_and_adversarial`` (a picture) and, as W&B's own histograms, ``histograms/<name>/<column>`` of L2 and of
+    the credibilities before and after.
 
     Args:
         trainer: Whose epoch is the place on the axis.
@@ -48,19 +80,78 @@ def show_samples(
         order = samples["id"].argsort()
         rows = {column: values[order].cpu() for column, values in samples.items()}
         for logger in loggers:
-            shows = _shows(dict(rows), layers, panel_images)
-            named = {f"attack/{name}/{key}": value for key, value in shows.items()}
-            use_epoch_axis(trainer, named)
+            named = _shows(dict(rows), name, layers, panel_images)
+            use_axis(trainer, named)
             # No `step`: W&B drops what is behind the step that Lightning's own logs have reached.
             logger.experiment.log({"epoch": trainer.current_epoch, **named})
     trainer.strategy.barrier()
+
+
+@contextmanager
+def recorded(mode: Mode, project: str, folder: Path, **about: Any) -> Iterator[Log]:
+    """A W&B run of something that is no training, while it is worked on; only rank zero has one.
+
+    Yields a function that logs to it: a list of dicts is shown as a table, a path as the picture in this file, all else as W&B
+    does. There may be several at once. Unless it is disabled, the environment's WANDB_MODE overrides the mode.
+
+    Args:
+        mode: What W&B does.
+        project: W&B's.
+        folder: Where its files go, into ``wandb``.
+        about: Further arguments of ``wandb.init``: ``name``, ``job_type``, ``group``, ``config``.
+
+    Raises:
+        ImportError: If wandb is not installed.
+        ValueError: If the run cannot be started, as when nobody is logged in.
+    """
+    rank: int | None = getattr(rank_zero_only, "rank", None)
+    if mode == "disabled" or rank:
+        yield lambda *_: None
+        return
+    wandb = _load()
+    keep_artifacts_in(folder)
+    how = os.environ.get("WANDB_MODE", mode)
+    try:
+        run = wandb.init(project=project, dir=folder, mode=how, reinit="create_new", **about)
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"Expected W&B to start a run ({how}), but: {error} `wandb login` logs in; `--wandb_mode offline` needs"
+            " neither an account nor the net."
+        ) from error
+    with run:  # a run that fails is marked as failed
+
+        def log(panels: Mapping[str, Any], axis: str | None = None) -> None:
+            for name in panels if axis else ():
+                run.define_metric(name, step_metric=axis)
+            run.log({key: _panel(wandb, value) for key, value in panels.items()})
+
+        yield log
+
+
+def _load() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError(
+            "Expected wandb to be installed, as W&B is to record this, but it is not. `pip install wandb`, or"
+            " `--wandb_mode disabled`."
+        ) from error
+    return wandb
+
+
+def _panel(wandb: Any, value: Any) -> Any:
+    if isinstance(value, Path):
+        return wandb.Image(str(value))
+    if isinstance(value, list):
+        return wandb.Table(list(value[0]), [list(record.values()) for record in value])
+    return value
 
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
-def _shows(rows: Rows, layers: Sequence[str], panel_images: int) -> dict[str, Any]:
+def _shows(rows: Rows, name: str, layers: Sequence[str], panel_images: int) -> dict[str, Any]:
     import wandb
 
     images, adversarial = rows.pop("images"), rows.pop("adversarial")
@@ -73,70 +164,23 @@ def _shows(rows: Rows, layers: Sequence[str], panel_images: int) -> dict[str, An
     for place, column in enumerate(("clean", "adversarial", "difference")):
         table[column] = [wandb.Image(picture[place]) for picture in shown] + missing
     panel = [
-        wandb.Image(enlarge(np.concatenate(pictures, axis=1)), caption=_caption(rows, sample))
+        wandb.Image(enlarge(np.concatenate(pictures, axis=1)), caption=caption(rows, sample))
         for sample, pictures in enumerate(shown)
     ]
     histograms = {
-        f"{column}_histogram": wandb.Histogram(np_histogram=_histogram(column, values))
+        f"histograms/{name}/{column}": wandb.Histogram(np_histogram=count(column, values))
         for column, values in rows.items()
         if column == "l2" or "credibility" in column
     }
-    data = list(zip(*table.values(), strict=True))
-    return {"samples": wandb.Table(list(table), data), "images": panel, **histograms}
-
-
-def pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An image ``(channels, H, W)`` in [0, 1] as uint8 ``(H, W, channels)``; W&B shows floats as black."""
-    return (image * 255).round().to(torch.uint8).movedim(0, -1).numpy()
-
-
-def difference_pixels(image: Tensor, adversarial: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Their difference as uint8 ``(H, W, channels)``: grey (128) is none, black and white are the largest (Linf)."""
-    difference = adversarial - image
-    largest = difference.abs().max().clamp_min(torch.finfo(difference.dtype).tiny)
-    return pixels((difference / largest + 1) / 2)
-
-
-def enlarge(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Each pixel of ``(H, W, channels)`` as a square."""
-    return picture.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
-
-
-def votes_text(votes: Tensor, layers: Sequence[str]) -> str:
-    """Votes ``(L, C)`` in words, most votes first.
-
-    >>> votes_text(torch.tensor([[0, 1, 4], [0, 0, 5]]), ["relu1", "relu2"])
-    'relu1: 4 for 2, 1 for 1; relu2: 5 for 2'
-    """
-    return "; ".join(
-        f"{layer}: " + ", ".join(f"{counts[c]} for {c}" for c in _most_first(counts))
-        for layer, counts in zip(layers, votes.tolist(), strict=True)
-    )
-
-
-def _most_first(counts: list[int]) -> list[int]:
-    voted = [label for label, count in enumerate(counts) if count]
-    return sorted(voted, key=lambda label: -counts[label])
+    return {
+        f"samples/{name}/table": wandb.Table(list(table), list(zip(*table.values(), strict=True))),
+        f"samples/{name}/images": panel,
+        f"histograms/{name}/clean_and_adversarial": wandb.Image(draw_histograms(rows, name)),
+        **histograms,
+    }
 
 
 def _cells(values: Tensor, layers: Sequence[str]) -> list[Any]:
     if values.ndim == 1:
         return list(values.tolist())
     return [votes_text(votes, layers) for votes in values]
-
-
-def _histogram(column: str, values: Tensor) -> Any:
-    # Credibilities share their bins, so that before and after can be compared.
-    return np.histogram(values.numpy(), bins=20, range=(0, 1) if "credibility" in column else None)
-
-
-def _caption(rows: Rows, sample: int) -> str:
-    changes = [
-        f"{victim} {rows[f'{victim}_before'][sample]} to {rows[f'{victim}_after'][sample]}"
-        for victim in ("dnn", "knn", "dknn", "surrogate")
-        if f"{victim}_after" in rows
-    ]
-    return (
-        f"clean, adversarial, difference of image {rows['id'][sample]}, label {rows['label'][sample]}:"
-        f" {', '.join(changes)}; L2 {rows['l2'][sample]:.2f}, Linf {rows['linf'][sample]:.3f}"
-    )

@@ -3,12 +3,11 @@
 import datetime
 import os
 import platform
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from lightning_advknn import __version__
+from lightning_advknn.cli import versions
 
 
 def find_device(name: str) -> torch.device:
@@ -32,13 +31,8 @@ def find_device(name: str) -> torch.device:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a result file says of its making: versions, device and date."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
     return {
-        "versions": {
-            "lightning-advknn": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
+        "versions": versions(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{os.cpu_count()} CPU cores ({platform.machine()})",

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lightning_advknn.data import MissingDataError
 from lightning_advknn.experiment import Cell, ExperimentRun, Grid, cells
+from lightning_advknn.reports.dashboard import Dashboard
 from lightning_advknn.reports.evaluate import evaluate, prepare
 from lightning_advknn.reports.report import write_report
 from lightning_advknn.reports.results import Planned
@@ -76,13 +77,14 @@ def show(tasks: Sequence[Task]) -> None:
         sys.stdout.write(f"{data}: data missing. {note}\n")
 
 
-def reproduce(tasks: Sequence[Task]) -> None:
+def reproduce(tasks: Sequence[Task], dashboard: Dashboard) -> None:
     """Run what is not done, one cell after another.
 
     Each leaves its results at once, so an interrupted grid goes on with the cell, and within it with the stage, where it stopped.
 
     Args:
         tasks: From `plan`.
+        dashboard: Where each logs to, beside its files.
     """
     todo = [task for task in tasks if task.state in ("to do", "changed")]
     for task in tasks:
@@ -94,7 +96,8 @@ def reproduce(tasks: Sequence[Task]) -> None:
         left = f", about {_duration(elapsed / done * (total - done))} left" if done else ""
         _say(f"{task.cell.name}: {number} of {len(todo)}, {100 * done / total:.0f} % of the work done{left}")
         run = prepare(task.cell.experiment, str(task.cell.results), replace=True)
-        evaluate(run, str(task.cell.results), task.cell.command)
+        with dashboard.experiment("evaluate", run):
+            evaluate(run, str(task.cell.results), task.cell.command)
         done += task.work
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_advknn.attacks import Attack, AttackSettings
-from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
+from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, scene
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageSplit
@@ -149,7 +150,7 @@ def chosen(split: ImageSplit, first: int, last: int) -> Batch:
 
 
 def rows_by_hand(
-    module: LightningModule, attacked: Batch, calibration: Batch, label_source: str
+    module: LightningModule, attacked: Batch, calibration: Batch, label_source: str, eps: float = 0.1
 ) -> dict[str, dict[str, Tensor]]:
     """Rows before and after FGSM, as `attack.py` makes them."""
     surrogate = module.surrogate if isinstance(module, SurrogateModule) else None
@@ -162,7 +163,8 @@ def rows_by_hand(
     images, labels, ids = attacked
     before = judge(victim, images)
     goal = before.knn if label_source == "knn" else labels
-    adversarial = perturb(FGSM.bind(), surrogate or network, images, goal)
+    attack = AttackSettings("fgsm", {"eps": eps}).bind()
+    adversarial = perturb(attack, surrogate or network, images, goal)
     return {
         "clean": make_rows(ids, labels, images, images, before, before, surrogate),
         "fgsm": make_rows(ids, labels, images, adversarial, before, judge(victim, adversarial), surrogate),
@@ -203,7 +205,7 @@ def test_each_attack_has_its_own_precision(
         seen.append(args[-1])
         return perturb(*args)
 
-    monkeypatch.setattr(attack_evaluation, "perturb", keep)
+    monkeypatch.setattr(scene, "perturb", keep)
     attacks = {"exact": FGSM, "fast": AttackSettings("fgsm", {"eps": 0.1}, "winograd")}
     trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
     trainer.validate(make_module(), datamodule=Digits(), verbose=False)
@@ -231,11 +233,70 @@ def test_metrics_are_those_of_an_independent_run(
         for metric, value in reduced_by_hand(rows[name], clean=name == "clean").items()
     }
     assert attack_metrics(trainer) == pytest.approx(expected, nan_ok=True)
+    for name, own in rows.items():
+        for place, layer in enumerate(LAYERS):
+            right = own["votes_after"][:, place].argmax(1) == own["label"]
+            ties = own["votes_after"][:, place].sort(descending=True).values
+            right &= ties[:, 0] > ties[:, 1]  # or whichever of the tied classes argmax took
+            sure = right.double().mean().item()
+            unsure = (ties[:, 0] == ties[:, 1]).double().mean().item()
+            logged = trainer.callback_metrics[f"layers/{name}/{layer}_knn_acc"].item()
+            assert sure - 1e-6 <= logged <= sure + unsure + 1e-6
     untrained = isinstance(module, SurrogateModule)
     assert ("attack/fgsm/surrogate_acc" in expected) == untrained
     # Or the comparison would say little: the attack works, and the kNN's labels are not the true ones.
     assert untrained or expected["attack/clean/dnn_acc"] > 0.7 > expected["attack/fgsm/dnn_acc"]
     assert not torch.equal(rows["clean"]["knn_before"], rows["clean"]["label"])
+
+
+def test_curves_are_those_of_an_independent_run(
+    make_module: Callable[[], LightningModule], tmp_path: Path
+) -> None:
+    module, data = make_module(), Digits()
+    callback = make_callback(attacks={"fgsm": FGSM, "noise": Noise("noise")}, eps_curve=[0.3, 0.02])
+    trainer = make_trainer(tmp_path, callback, logger=CSVLogger(tmp_path, name="log"), log_every_n_steps=1)
+    trainer.fit(module, datamodule=data)
+    attacked, calibration = chosen(data.split("val"), 0, 61), chosen(data.split("val"), 61, 101)
+    with (tmp_path / "log" / "version_0" / "metrics.csv").open() as file:
+        points = [row for row in csv.DictReader(file) if row["eps/eps"]]
+    assert [float(point["eps/eps"]) for point in points] == [0, 0.02, 0.1, 0.3]
+    for point in points:
+        rows = rows_by_hand(module.eval(), attacked, calibration, "knn", float(point["eps/eps"]))["fgsm"]
+        for victim in ("dnn", "knn", "dknn", "surrogate"):
+            if f"{victim}_after" in rows:
+                wrong = (rows[f"{victim}_after"] != rows["label"]).double().mean().item()
+                assert float(point[f"eps/fgsm/{victim}_success"]) == pytest.approx(wrong)
+    assert not [name for name in points[0] if "noise" in name and name.startswith("eps/")]  # it has no eps
+
+
+def test_eps_replaces_that_of_all_attacks_that_have_one(tmp_path: Path) -> None:
+    own = {"fgsm": FGSM, "bim": AttackSettings("bim", {"eps": 0.1, "step_size": 0.1, "steps": 1})}
+    callback = make_callback(attacks={**own, "noise": Noise("noise")}, eps=0.3)
+    images, labels = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2).long()
+    for name, largest in (("fgsm", 0.3), ("bim", 0.1)):  # BIM's one step
+        changed = callback.attacks[name][0](lambda x: x.flatten(1), images, labels) - images
+        assert changed.abs().max().item() == pytest.approx(largest)
+    assert own["fgsm"].settings == {"eps": 0.1}
+
+
+def test_layer_and_k_can_be_the_surrogates_own(checkpoint: Path, tmp_path: Path) -> None:
+    found = []
+    for arguments in ({"layer": None, "k": None}, {"layer": "norm", "k": 3}, {"layer": "norm", "k": 5}):
+        module = SurrogateModule(SmallNet(), str(checkpoint), "norm", k=3)
+        module.load_state_dict(found[0][0] if found else module.state_dict())
+        trainer = make_trainer(tmp_path, make_callback(**arguments))
+        trainer.validate(module, datamodule=Digits(), verbose=False)
+        found.append((module.state_dict(), attack_metrics(trainer)))
+    (_, own), (_, same), (_, other) = found
+    assert own == pytest.approx(same, nan_ok=True)
+    assert own != pytest.approx(other, nan_ok=True)
+
+
+def test_a_backbone_has_no_layer_and_k_of_its_own(tmp_path: Path) -> None:
+    module = BackboneModule(SmallNet(), LAYERS)
+    for name in ("layer", "k"):
+        with pytest.raises(ValueError, match="Expected `layer` and `k` with a backbone"):
+            make_trainer(tmp_path, make_callback(**{name: None})).fit(module, datamodule=Digits())
 
 
 def test_fit_validate_and_test_make_the_same_adversarials(
@@ -262,16 +323,17 @@ def test_fit_validate_and_test_make_the_same_adversarials(
 
 
 def test_training_does_not_notice(make_module: Callable[[], LightningModule], tmp_path: Path) -> None:
-    outcomes = []
-    for callbacks in ([], [make_callback(attacks={"fgsm": FGSM, "noise": Noise("noise")})]):
+    outcomes, attacks = [], {"fgsm": FGSM, "noise": Noise("noise")}
+    for callbacks in ([], [make_callback(attacks=attacks, eps_curve=[0.3])]):
         module = make_module()
         make_trainer(tmp_path, *callbacks, max_epochs=2).fit(module, datamodule=Digits())
-        outcomes.append((module.state_dict(), torch.get_rng_state(), torch.initial_seed()))
-    (weights, state, seed), (noticed_weights, noticed_state, noticed_seed) = outcomes
+        modes = [part.training for part in module.modules()]
+        outcomes.append((module.state_dict(), torch.get_rng_state(), torch.initial_seed(), modes))
+    (weights, state, seed, modes), (noticed_weights, noticed_state, noticed_seed, noticed_modes) = outcomes
     assert list(weights) == list(noticed_weights)
     assert all(torch.equal(weights[name], noticed_weights[name]) for name in weights)
     assert torch.equal(state, noticed_state)
-    assert seed == noticed_seed
+    assert (seed, modes) == (noticed_seed, noticed_modes)
 
 
 def test_modes_and_gradients_are_put_back(make_module: Callable[[], LightningModule], tmp_path: Path) -> None:
@@ -357,6 +419,8 @@ def test_what_does_not_change_is_computed_once(
             "Expected `eps` to be finite and at least 0",
         ),
         ({"attacks": {"a": AttackSettings("fgsm", {"epsilon": 0.1})}}, "Expected the settings of fgsm"),
+        ({"attacks": {"a": Noise("noise")}, "eps_curve": [0.1]}, "Expected no `eps_curve` without an attack"),
+        ({"eps_curve": [-0.1]}, "Expected `eps` to be finite and at least 0"),
         ({"attacks": {"a": AttackSettings("pgd++")}}, "Expected `function` to be one of ["),
     ],
 )
@@ -465,7 +529,7 @@ def test_ranks_share_the_images(checkpoint: Path, tmp_path: Path) -> None:
     trainer.validate(make_surrogate(checkpoint), datamodule=data, verbose=False)
     assert logged == pytest.approx(attack_metrics(trainer), nan_ok=True)
     assert logged["attack/fgsm/n"] == 61  # no multiple of the ranks: nobody is counted twice
-    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/attack/fgsm/*.json")
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples/fgsm/*.json")
     content = json.loads(table.read_text())
     ids = [row[content["columns"].index("id")] for row in content["data"]]
     assert ids == chosen(data.split("val"), 0, 61).ids.tolist()
