@@ -1,7 +1,7 @@
 """Attack kNN and DkNN and measure it: python attack.py evaluate --config configs/digits/attack.yaml.
 
-Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 130 interrupted
-(the same command goes on from there); 1 anything else, with its traceback.
+Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 1 something went wrong
+later, such as a full disk; 130 interrupted. After 1 and 130, the same command goes on from there.
 """
 
 import logging
@@ -77,6 +77,11 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("attack.py: interrupted; the same command goes on from here\n")
         return 130
+    except (ValueError, OSError) as error:
+        sys.stderr.write(
+            f"attack.py: error: {error}\nWhat was done is kept; the same command goes on from here.\n"
+        )
+        return 1
     return 0
 
 

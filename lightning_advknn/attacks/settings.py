@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ Target = LogitsFn | DkNNClassifier
 
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 """An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
+
+if TYPE_CHECKING:
+    Plain = Any
+else:
+    Plain = bool | int | float | str | list | dict | None
+"""A value as YAML writes it. Were it `Any`, jsonargparse would call whatever a value's `class_path` names."""
 
 _NORMS: dict[str, Norm] = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf"}
 
@@ -43,11 +49,11 @@ class AttackSettings:
     """
 
     function: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Plain] = field(default_factory=dict)
     precision: Precision = "float32"
     targets: list[str] | None = None
     through: str | None = None
-    vary: dict[str, list[Any]] = field(default_factory=dict)
+    vary: dict[str, list[Plain]] = field(default_factory=dict)
     norm: Norm | None = None
 
     def bind(self) -> Attack:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.attacks.settings import expand, family
+from lightning_advknn.attacks.settings import Plain, expand, family
 from lightning_advknn.evaluation import LabelSource
 from lightning_advknn.functional import Convention
 from lightning_advknn.search import Backend, Metric
@@ -29,7 +29,7 @@ class Trained:
     """
 
     config: Path_fr
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Plain] = field(default_factory=dict)
     checkpoint: str | None = None
 
 
