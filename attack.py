@@ -63,7 +63,10 @@ def make_parser() -> ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = make_parser()
-    options = parser.instantiate(parser.parse_args(args))
+    try:
+        options = parser.instantiate(parser.parse_args(args))
+    except (TypeError, RecursionError) as error:  # jsonargparse takes some nestings for others
+        parser.error(f"Expected settings nested as in configs/, but: {error}")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     start = {"evaluate": _evaluate, "leaderboard": _leaderboard, "reproduce": _reproduce}

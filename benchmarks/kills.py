@@ -3,7 +3,7 @@
 A small project (`benchmarks.small`) is run once without harm. Then it is run from nothing, killed at a random moment
 of a stage, and the same command is given again, until it ends; and all of that again until there have been as many kills.
 Stages take turns. Each run is one of ``attack.py reproduce``: training, leave-one-out targets, extraction of the bank, attacks,
-queries, tables, pictures and report.
+queries, tables, pictures and report. Root's runs also go through full disks: small ones in memory, which grow after each error.
 
 Written to ``kills.csv``: stage (where the signal met it), seconds (since the run's beginning), resumed (whether nothing that
 had been finished before was made again), equal (whether settings, rows and tables were the undisturbed run's to the last digit
@@ -11,9 +11,11 @@ in the end), signal.
 """
 
 import argparse
+import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -92,6 +94,48 @@ def trial(
     return [{**line, "equal": equal} for line in lines]
 
 
+def fill(home: Path, logs: Path, right: Answer, random: Random) -> list[Any]:
+    """Lines of runs that a full disk ended: the project on a small one, which grows a little after each.
+
+    Args:
+        home: Empty folder, on which a file system in memory is mounted.
+        logs: For what runs write.
+        right: What the undisturbed run found.
+        random: Chooses by how much it grows.
+    """
+    lines: list[dict[str, Any]] = []
+    used = 1024 * _kib(home)
+    while True:
+        used += random.randrange(2**18, 2**23)
+        _mount(f"remount,size={used}", home)
+        before = _finished(home)
+        run = Fork(attack.main, ARGS, home, logs)
+        outcome = run.wait(LIMIT)
+        if lines:
+            lines[-1]["resumed"] = all(_finished(home).get(file) == made for file, made in before.items())
+        if outcome.code == 0:
+            break
+        told = "error:" in outcome.errors and "Traceback" not in outcome.errors
+        if not told or "No space left" not in outcome.errors:
+            sys.stdout.write(f"exit code {outcome.code}: {outcome.errors}\n")
+        ending = "ENOSPC" if told else "ENOSPC, not told"
+        lines.append(
+            {"stage": stage_of(run.functions()), "seconds": round(outcome.seconds, 3), "signal": ending}
+        )
+    equal = (evaluated(home), reported(home)) == right
+    return [{**line, "equal": equal} for line in lines]
+
+
+def _mount(options: str, folder: Path) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _kib(folder: Path) -> int:
+    """What a file system holds."""
+    return shutil.disk_usage(folder).used // 1024
+
+
 def _strike(run: Fork, wanted: str, ending: signal.Signals, random: Random) -> dict[str, Any] | None:
     """Send a signal at some moment of a stage; None if the run ended before."""
     until = time.monotonic() + LIMIT
@@ -141,6 +185,17 @@ def main(args: Sequence[str] | None = None) -> int:
             found = trial(home, logs, right, random, counts, min(12, given.kills - len(lines)))
             lines += found
             progress.update(len(found))
+        if os.geteuid() == 0:
+            shutil.rmtree(home)
+            home.mkdir()
+            _mount("size=64m", home)
+            try:
+                shutil.copytree(untouched, home, dirs_exist_ok=True)
+                lines += fill(home, logs, right, random)
+            finally:
+                subprocess.run(["umount", str(home)], check=True)
+        else:
+            sys.stdout.write("Full disks are left out: only root may mount small ones.\n")
     write_csv(Path(given.output) / "kills.csv", COLUMNS, lines)
     command = shlex.join(["python", "-m", "benchmarks.kills", *(sys.argv[1:] if args is None else args)])
     write_json(Path(given.output) / "kills.json", {"command": command, **provenance(torch.device("cpu"))})

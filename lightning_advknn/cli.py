@@ -140,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     try:
         AdvKNNCLI(None if args is None else list(args))
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+    except (ValueError, OSError, ImportError, MisconfigurationException, RecursionError) as error:
         sys.stderr.write(f"train.py: error: {error}\n")
         return 2
     return 0

@@ -128,7 +128,11 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def experiment_of(options: Any) -> Experiment:
-    """The experiment among a command line's options, each attack once for every value of what it varies."""
+    """The experiment among a command line's options, each attack once for every value of what it varies.
+
+    Raises:
+        ValueError: If they cannot be one.
+    """
     experiment = Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
     return replace(experiment, attacks=expand(experiment.attacks))
 

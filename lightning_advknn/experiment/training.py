@@ -22,7 +22,7 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.settings import Trained
 from lightning_advknn.modules.checkpoint import check_identity, load_weights, read_checkpoint
-from lightning_advknn.storage import atomic_path, write_json
+from lightning_advknn.storage import atomic_path, read_json, write_json
 
 # Parts of a train.py configuration that say where things are or go, not what comes out.
 _PLACES = {
@@ -162,8 +162,7 @@ def load_or_fit(
     module: Any = cli.model
     load_weights(module, checkpoint, module.identity(cli.datamodule.name))
     if not trained.checkpoint:
-        facts = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
-        cache.note(str(checkpoint), f"train {name}", facts["seconds"])
+        cache.note(str(checkpoint), f"train {name}", read_json(checkpoint.with_suffix(".json"))["seconds"])
     return module
 
 
