@@ -31,7 +31,7 @@ from lightning_advknn.experiment import provenance
 from lightning_advknn.reports.tables import read_csv, write_csv
 from lightning_advknn.storage import write_json
 
-LIMIT = 120.0  # seconds until a run counts as hanging
+LIMIT = 300.0  # seconds until a run counts as hanging
 COLUMNS = ("kind", "mutation", "expected", "outcome", "ok")
 
 Answer = tuple[Any, Any]
