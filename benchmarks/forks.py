@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +94,8 @@ def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mm
     try:
         for name, stream in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(logs / name, os.O_WRONLY | os.O_APPEND), stream)
+            setattr(sys, name, os.fdopen(stream, "w", closefd=False))  # whatever the parent had put there
+        warnings.simplefilter("default")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         threading.Thread(target=_watch, args=(threading.get_ident(), seen), daemon=True).start()
         os.chdir(folder)

@@ -109,28 +109,15 @@ TRAIN = Command(
 )
 
 
-def cases(home: Path, random: Random) -> Iterator[Case]:
-    """All of them.
+KINDS = ("config", "checkpoint", "bank", "observations", "adversarials", "idx", "mat", "results")
+EITHER, ERROR, RIGHT = "error or right answer", "error", "right answer"
 
-    Args:
-        home: The project, with the cache and the results of all commands.
-        random: Chooses bits and values.
-    """
-    either, error, right = "error or right answer", "error", "right answer"
 
-    def damaged(kind: str, file: Path, command: Command, expected: str, flips: int) -> Iterator[Case]:
-        for mutant in mutants.of_bytes(file.read_bytes(), random, flips):
-            yield Case(kind, str(file.relative_to(home)), mutant, command, expected)
-
-    for file, command, each in (
-        (small.EXPERIMENT, EVALUATE, 2),
-        (small.TRAINING, TRAIN, 1),
-        ("configs/digits/surrogate.yaml", EVALUATE, 1),
-        ("configs/digits/data.yaml", EVALUATE, 2),
-        ("configs/digits/network.yaml", EVALUATE, 1),
-        (small.BOARD, BOARD, 1),
-        (small.GRID, REPORT, 3),
-    ):
+def _settings(
+    home: Path, random: Random, files: Sequence[tuple[str, int]], command: Command
+) -> Iterator[Case]:
+    """Configurations, and how many other values each setting gets."""
+    for file, each in files:
         whole = (home / file).read_bytes()
         for mutant in (
             *mutants.of_place(),
@@ -138,42 +125,108 @@ def cases(home: Path, random: Random) -> Iterator[Case]:
             *mutants.of_bytes(whole, random, 4),
             *mutants.of_settings(whole, random, each),
         ):
-            yield Case("config", file, mutant, command, either)
+            yield Case("config", file, mutant, command, EITHER)
 
-    checkpoint = next(home.glob("runs/cache/backbone/*.ckpt"))
+
+def _files(
+    kind: str, home: Path, pattern: str, random: Random, flips: int, command: Command, expected: str
+) -> Iterator[Case]:
+    """Files that match a pattern, damaged."""
+    for file in sorted(home.glob(pattern)):
+        for mutant in mutants.of_bytes(file.read_bytes(), random, flips):
+            yield Case(kind, str(file.relative_to(home)), mutant, command, expected)
+
+
+def _data(
+    kind: str, home: Path, pattern: str, random: Random, flips: int, command: Command
+) -> Iterator[Case]:
+    """Data files, damaged or not there."""
+    for file in sorted(home.glob(pattern)):
+        for mutant in mutants.of_place():
+            yield Case(kind, str(file.relative_to(home)), mutant, command, ERROR)
+    yield from _files(kind, home, pattern, random, flips, command, EITHER)
+
+
+def _of_evaluate(home: Path, random: Random) -> Iterator[Case]:
+    names = (
+        (small.EXPERIMENT, 2),
+        *((f"configs/digits/{n}.yaml", 1) for n in ("surrogate", "data", "network")),
+    )
+    yield from _settings(home, random, names, EVALUATE)
+    (checkpoint,) = home.glob("runs/cache/backbone/*.ckpt")
     given = EVALUATE._replace(args=(*EVALUATE.args, "--backbone.checkpoint=given.ckpt"))
     shutil.copyfile(checkpoint, home / "given.ckpt")
-    for mutant in (
-        *mutants.of_place(),
-        *mutants.of_bytes(checkpoint.read_bytes(), random, 20),
-        *mutants.of_checkpoint(checkpoint),
+    for mutant in (*mutants.of_place(), *mutants.of_checkpoint(checkpoint)):
+        yield Case("checkpoint", "given.ckpt", mutant, given, EITHER)
+    yield from _files("checkpoint", home, "given.ckpt", random, 20, given, EITHER)
+    for kind, pattern, expected in (
+        ("checkpoint", "backbone/*", EITHER),
+        ("checkpoint", "surrogate/*.*", EITHER),
+        ("bank", "votes/*", RIGHT),
+        ("observations", "observations/*/*", RIGHT),
+        ("observations", "calibration/*", RIGHT),
+        ("adversarials", "adversarial/*/*", RIGHT),
     ):
-        yield Case("checkpoint", "given.ckpt", mutant, given, either)
-    for folder, flips in (("backbone", 4), ("surrogate", 4)):
-        for suffix in ("ckpt", "json"):
-            file = next(home.glob(f"runs/cache/{folder}/*.{suffix}"))
-            yield from damaged("checkpoint", file, EVALUATE, either, flips)
+        yield from _files(kind, home, f"runs/cache/{pattern}", random, 4, EVALUATE, expected)
+    yield from _data("idx", home, "data/MNIST/raw/*", random, 4, EVALUATE)
 
-    for folder, kind in (
-        ("votes", "bank"),
-        ("observations", "observations"),
-        ("calibration", "observations"),
-        ("adversarial", "adversarials"),
-    ):
-        for file in sorted(home.glob(f"runs/cache/{folder}/**/*.safetensors"))[:2]:
-            yield from damaged(kind, file, EVALUATE, right, 6)
 
-    for file in sorted(home.glob("data/MNIST/raw/*")):
-        for mutant in mutants.of_place():
-            yield Case("idx", str(file.relative_to(home)), mutant, EVALUATE, error)
-        yield from damaged("idx", file, EVALUATE, either, 4)
-    for file in sorted(home.glob("data/*.mat")):
-        for mutant in mutants.of_place():
-            yield Case("mat", str(file.relative_to(home)), mutant, SVHN, error)
-        yield from damaged("mat", file, SVHN, either, 8)
+def _of_svhn(home: Path, random: Random) -> Iterator[Case]:
+    yield from _data("mat", home, "data/*.mat", random, 8, SVHN)
 
-    for name in ("seed0.json", "table1.csv", "table2.csv", "experiment.json"):
-        yield from damaged("results", home / "results" / "digits" / name, REPORT, either, 6)
+
+def _of_training(home: Path, random: Random) -> Iterator[Case]:
+    yield from _settings(home, random, [(small.TRAINING, 1)], TRAIN)
+
+
+def _of_board(home: Path, random: Random) -> Iterator[Case]:
+    yield from _settings(home, random, [(small.BOARD, 1)], BOARD)
+
+
+def _of_report(home: Path, random: Random) -> Iterator[Case]:
+    yield from _settings(home, random, [(small.GRID, 3)], REPORT)
+    for name in ("seed0.json", "table?.csv", "experiment.json"):
+        yield from _files("results", home, f"results/digits/{name}", random, 6, REPORT, EITHER)
+
+
+# Commands, and what is damaged before they run again.
+PLAN: tuple[tuple[Command, Callable[[Path, Random], Iterator[Case]], set[str]], ...] = (
+    (EVALUATE, _of_evaluate, {"config", "checkpoint", "bank", "observations", "adversarials", "idx"}),
+    (SVHN, _of_svhn, {"mat"}),
+    (TRAIN, _of_training, {"config"}),
+    (BOARD, _of_board, {"config"}),
+    (REPORT, _of_report, {"config", "results"}),
+)
+
+
+def prepare(home: Path, logs: Path, kinds: set[str], random: Random) -> tuple[list[Case], dict[str, Answer]]:
+    """Run the undamaged project.
+
+    Args:
+        home: Empty folder for it.
+        logs: For what runs write.
+        kinds: Of files to damage.
+        random: Chooses bits and values.
+
+    Returns:
+        All cases of these kinds, and what each command found.
+    """
+    small.write_project(home)
+    cases: list[Case] = []
+    right = {}
+    for command, make, kinds_of_it in PLAN:
+        if kinds & kinds_of_it:
+            outcome = Fork(command.main, command.args, home, logs).wait(600)
+            if outcome.code:
+                raise RuntimeError(
+                    f"Expected the undamaged project to run, but {command.name}: {outcome.errors}"
+                )
+            right[command.name] = command.read(home)
+            for made in (home / "runs").iterdir():
+                if made.name != "cache":
+                    shutil.rmtree(made)
+            cases += [case for case in make(home, random) if case.kind in kinds]
+    return cases, right
 
 
 def judge(outcome: Outcome, answer: Answer | None, right: Answer, harmed: bool) -> tuple[str, bool]:
@@ -235,8 +288,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kinds", nargs="+", help="Only these.")
-    parser.add_argument("--only", type=int, help="Only so many, drawn at random.")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="Of files; all.")
+    parser.add_argument("--only", type=int, help="Only so many of each kind, drawn at random.")
     parser.add_argument("--seed", type=int, default=0, help="Of bits and values; %(default)s.")
     parser.add_argument("--output", default="results/reliability", help="Folder; %(default)s.")
     given = parser.parse_args(args)
@@ -244,21 +297,10 @@ def main(args: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "project"
         home.mkdir()
-        small.write_project(home)
-        right = {}
-        for command in (EVALUATE, SVHN, BOARD, TRAIN, REPORT):
-            outcome = Fork(command.main, command.args, home, Path(folder) / "logs").wait(600)
-            if outcome.code:
-                raise RuntimeError(
-                    f"Expected the undamaged project to run, but {command.name}: {outcome.errors}"
-                )
-            right[command.name] = command.read(home)
-            for made in (home / "runs").iterdir():
-                if made.name != "cache":
-                    shutil.rmtree(made)
-        chosen = [case for case in cases(home, random) if not given.kinds or case.kind in given.kinds]
+        chosen, right = prepare(home, Path(folder) / "logs", set(given.kinds), random)
         if given.only:
-            chosen = random.sample(chosen, min(given.only, len(chosen)))
+            of_kind = [[case for case in chosen if case.kind == kind] for kind in given.kinds]
+            chosen = [case for cases in of_kind for case in random.sample(cases, min(given.only, len(cases)))]
         lines = []
         for case in tqdm(chosen, desc="mutations", disable=None):
             found = run(case, home, right[case.command.name])
