@@ -4,12 +4,12 @@ import mmap
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -36,9 +36,12 @@ class Fork:
         args: Its arguments.
         folder: Its working directory.
         logs: Where ``stdout`` and ``stderr`` go, outside of `folder`.
+        watched: Whether `functions` is to be known.
     """
 
-    def __init__(self, main: Main, args: Sequence[str], folder: Path, logs: Path) -> None:
+    def __init__(
+        self, main: Main, args: Sequence[str], folder: Path, logs: Path, *, watched: bool = False
+    ) -> None:
         self._started = time.monotonic()
         self._logs = logs
         self._ended: int | None = None
@@ -50,7 +53,7 @@ class Fork:
         self._seen = mmap.mmap(-1, 2**16)  # shared with the child
         self.pid = os.fork()
         if self.pid == 0:
-            _become(main, list(args), folder, logs, self._seen)
+            _become(main, list(args), folder, logs, self._seen if watched else None)
 
     def functions(self) -> set[str]:
         """Names of the Python functions that its main thread is in, as of some milliseconds ago."""
@@ -89,7 +92,7 @@ class Fork:
         return Outcome(None if late else self._ended, errors, self.seconds)
 
 
-def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mmap) -> None:
+def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mmap | None) -> None:
     code = 1
     try:
         for name, stream in (("stdout", 1), ("stderr", 2)):
@@ -97,7 +100,8 @@ def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mm
             setattr(sys, name, os.fdopen(stream, "w", closefd=False))  # whatever the parent had put there
         warnings.simplefilter("default")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        threading.Thread(target=_watch, args=(threading.get_ident(), seen), daemon=True).start()
+        if seen:
+            _tell(seen)
         os.chdir(folder)
         sys.argv = ["attack.py", *args]
         torch.set_num_threads(1)
@@ -112,13 +116,16 @@ def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mm
         os._exit(code)
 
 
-def _watch(thread: int, seen: mmap.mmap) -> None:
-    """Tell the parent all the time which functions a thread is in."""
-    while True:
-        frame, names = sys._current_frames().get(thread), []
+def _tell(seen: mmap.mmap) -> None:
+    """Have this process write down every few milliseconds which functions it is in."""
+
+    def write(number: int, frame: FrameType | None) -> None:
+        names = []
         while frame:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
         said = " ".join(dict.fromkeys(names)).encode()[: 2**15]
         seen[: 4 + len(said)] = len(said).to_bytes(4, "little") + said
-        time.sleep(0.002)
+
+    signal.signal(signal.SIGALRM, write)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)

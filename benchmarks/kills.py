@@ -77,7 +77,7 @@ def trial(
     lines: list[dict[str, Any]] = []
     while True:
         before = _finished(home)
-        run = Fork(attack.main, ARGS, home, logs)
+        run = Fork(attack.main, ARGS, home, logs, watched=True)
         wanted = min(_STAGES, key=lambda stage: (counts[stage], random.random()))
         ending = random.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
         line = _strike(run, wanted, ending, random) if len(lines) < left else None
@@ -106,7 +106,7 @@ def fill(home: Path, logs: Path, right: Answer, random: Random) -> list[Any]:
     lines: list[dict[str, Any]] = []
     used = 1024 * _kib(home)
     while True:
-        used += random.randrange(2**18, 2**23)
+        used += random.randrange(2**19, 2**22)
         _mount(f"remount,size={used}", home)
         before = _finished(home)
         run = Fork(attack.main, ARGS, home, logs)

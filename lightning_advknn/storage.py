@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 _DIGEST = "digest"  # in JSON, and in the metadata of safetensors files
+_REMEDY = "Restore it, or delete it and run the command that made it again."
 
 
 @contextmanager
@@ -70,10 +71,12 @@ def read_json(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"Expected {path} to be as it was written, but it is damaged: {error}.") from error
+        raise ValueError(
+            f"Expected {path} to be as it was written, but it is damaged: {error}. {_REMEDY}"
+        ) from error
     # Files of earlier versions have no digest.
     if isinstance(content, dict) and content.pop(_DIGEST, None) not in (None, digest(content)):
-        raise ValueError(f"Expected {path} to be as it was written, but it has changed since.")
+        raise ValueError(f"Expected {path} to be as it was written, but it has changed since. {_REMEDY}")
     return content
 
 

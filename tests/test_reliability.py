@@ -75,7 +75,7 @@ def test_mutants_of_bytes_are_each_another_file() -> None:
 
 def _look_about(args: list[str]) -> int:
     sys.stderr.write(f"{args} in {Path.cwd().name}")
-    if args == ["sleep"]:
+    while args == ["sleep"]:
         signal.pause()
     return len(args)
 
@@ -87,7 +87,7 @@ def test_a_fork_is_a_run(tmp_path: Path) -> None:
     assert (done.code, done.errors) == (3, "['a', 'b', 'c'] in home")
     late = Fork(_look_about, ["sleep"], home, tmp_path).wait(0.5)
     assert late.code is None
-    killed = Fork(_look_about, ["sleep"], home, tmp_path)
+    killed = Fork(_look_about, ["sleep"], home, tmp_path, watched=True)
     while "_look_about" not in killed.functions():
         os.sched_yield()
     assert killed.send(signal.SIGTERM)

@@ -157,12 +157,13 @@ def load_or_fit(
     Raises:
         ValueError: If the checkpoint is damaged or of something else.
     """
-    if not checkpoint.is_file():
+    facts = checkpoint.with_suffix(".json")
+    if not trained.checkpoint and not (checkpoint.is_file() and facts.is_file()):
         fit(cli, trained, checkpoint, seed)
     module: Any = cli.model
     load_weights(module, checkpoint, module.identity(cli.datamodule.name))
     if not trained.checkpoint:
-        cache.note(str(checkpoint), f"train {name}", read_json(checkpoint.with_suffix(".json"))["seconds"])
+        cache.note(str(checkpoint), f"train {name}", read_json(facts)["seconds"])
     return module
 
 
