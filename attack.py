@@ -1,7 +1,7 @@
 """Attack kNN and DkNN and measure it: python attack.py evaluate --config configs/digits/attack.yaml.
 
-Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 130 interrupted
-(the same command goes on from there); 1 anything else, with its traceback.
+Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 1 something went wrong
+later, such as a full disk; 130 interrupted. After 1 and 130, the same command goes on from there.
 """
 
 import logging
@@ -63,7 +63,10 @@ def make_parser() -> ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = make_parser()
-    options = parser.instantiate(parser.parse_args(args))
+    try:
+        options = parser.instantiate(parser.parse_args(args))
+    except (TypeError, RecursionError) as error:  # jsonargparse takes some nestings for others
+        parser.error(f"Expected settings nested as in configs/, but: {error}")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     start = {"evaluate": _evaluate, "leaderboard": _leaderboard, "reproduce": _reproduce}
@@ -77,6 +80,11 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("attack.py: interrupted; the same command goes on from here\n")
         return 130
+    except (ValueError, OSError) as error:
+        sys.stderr.write(
+            f"attack.py: error: {error}\nWhat was done is kept; the same command goes on from here.\n"
+        )
+        return 1
     return 0
 
 

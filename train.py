@@ -1,6 +1,8 @@
 """Train, validate or test a backbone or a surrogate: python train.py fit --config configs/mnist/backbone.yaml."""
 
-from lightning_advknn.cli import AdvKNNCLI
+import sys
+
+from lightning_advknn.cli import main
 
 if __name__ == "__main__":
-    AdvKNNCLI()
+    sys.exit(main())

@@ -2,13 +2,16 @@
 
 import os
 import platform
+import sys
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -127,6 +130,20 @@ class AdvKNNCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyper-parameters overrule the command line and the config."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run train.py's command line and return its exit code: 0 done, 2 something in it, or in a file that it names, is wrong.
+
+    Args:
+        args: Arguments instead of the command line's.
+    """
+    try:
+        AdvKNNCLI(None if args is None else list(args))
+    except (ValueError, OSError, ImportError, MisconfigurationException, RecursionError) as error:
+        sys.stderr.write(f"train.py: error: {error}\n")
+        return 2
+    return 0
 
 
 def _go_on(config: Any, wandb_loggers: list[Any]) -> Path | None:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-_DIGEST = "digest"  # in the metadata of safetensors files
+_DIGEST = "digest"  # in JSON, and in the metadata of safetensors files
+_REMEDY = "Restore it, or delete it and run the command that made it again."
 
 
 @contextmanager
@@ -50,12 +51,33 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all, each list of numbers in one line."""
+    """Write JSON, whole or not at all, each list of numbers in one line, with what tells damage later if it is an object."""
+    if isinstance(content, dict):
+        content = {**content, _DIGEST: digest(json.loads(json.dumps(content)))}  # as it reads back
     text = json.dumps(content, indent=2, allow_nan=False)
     # Within a text, JSON has no line breaks, so this finds lists only.
     text = re.sub(r"\[\n([-+.\dEe,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """JSON that `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is not what was written.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Expected {path} to be as it was written, but it is damaged: {error}. {_REMEDY}"
+        ) from error
+    # Files of earlier versions have no digest.
+    if isinstance(content, dict) and content.pop(_DIGEST, None) not in (None, digest(content)):
+        raise ValueError(f"Expected {path} to be as it was written, but it has changed since. {_REMEDY}")
+    return content
 
 
 def digest(content: Any) -> str:

@@ -1,7 +1,6 @@
 """Files are whole or not there, and digests see what they should and nothing else."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lightning_advknn.storage import (
     check_writable,
     digest,
     load_tensors,
+    read_json,
     save_tensors,
     tensors_digest,
     weights_digest,
@@ -79,10 +79,43 @@ def test_check_writable_makes_the_folder_and_leaves_no_probe(tmp_path):
 def test_write_json_is_read_back(tmp_path):
     content = {"a": [1, 2.5, None], "b": {"c": "ü"}}
     write_json(tmp_path / "x.json", content)
-    assert json.loads((tmp_path / "x.json").read_text()) == content
+    assert read_json(tmp_path / "x.json") == content
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"a": torch.ones(1)})
-    assert json.loads((tmp_path / "x.json").read_text()) == content
+    assert read_json(tmp_path / "x.json") == content
+
+
+def test_every_change_of_json_is_found(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {2: [1.5, 20], "text": "ü, or else", 10: None})  # keys sort otherwise as text
+    content = {"2": [1.5, 20], "text": "ü, or else", "10": None}
+    assert read_json(path) == content
+    whole = path.read_bytes()
+    found = 0
+    for position in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+            try:
+                read = read_json(path)
+            except ValueError:
+                found += 1
+            else:  # another white space between tokens, or another name of the digest
+                assert {key: read.get(key) for key in content} == content
+    assert found > 7 * len(whole)
+
+
+def test_json_without_digest_is_of_an_earlier_version(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": [1]}')
+    assert read_json(tmp_path / "x.json") == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "bytes", "deep"]
+)
+def test_what_is_no_json(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json to be as it was written, but it is damaged"):
+        read_json(tmp_path / "x.json")
 
 
 def test_lists_of_numbers_are_written_in_one_line(tmp_path):
@@ -94,7 +127,7 @@ def test_lists_of_numbers_are_written_in_one_line(tmp_path):
     }
     write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
-    assert json.loads(text) == content
+    assert read_json(tmp_path / "x.json") == content
     lines = [line.strip() for line in text.splitlines()]
     assert lines[1:5] == ['"pairs": [', "[0.5, 1],", "[-1e-07, 20]", "],"]
 

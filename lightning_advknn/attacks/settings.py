@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from lightning_advknn.attacks.balls import Norm
@@ -21,6 +22,12 @@ Target = LogitsFn | DkNNClassifier
 
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 """An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
+
+if TYPE_CHECKING:
+    Plain = Any
+else:
+    Plain = bool | int | float | str | list | dict | None
+"""A value as YAML writes it. Were it `Any`, jsonargparse would call whatever a value's `class_path` names."""
 
 _NORMS: dict[str, Norm] = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf"}
 
@@ -43,11 +50,11 @@ class AttackSettings:
     """
 
     function: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Plain] = field(default_factory=dict)
     precision: Precision = "float32"
     targets: list[str] | None = None
     through: str | None = None
-    vary: dict[str, list[Any]] = field(default_factory=dict)
+    vary: dict[str, list[Plain]] = field(default_factory=dict)
     norm: Norm | None = None
 
     def bind(self) -> Attack:
@@ -78,7 +85,9 @@ class AttackSettings:
             ) from error
         if isinstance(function, LibraryAttack):
             function.check(given)
-        elif not self.on_victim:
+            return bound
+        _check_types(self.function, function, self.settings)
+        if not self.on_victim:
             # One tiny attack makes the function itself judge its settings before any long work.
             bound(lambda images: images.flatten(1), torch.full((1, 1, 8, 8), 0.5), torch.zeros(1).long())
         return bound
@@ -127,6 +136,20 @@ class AttackSettings:
             )
         function: Callable[..., Tensor] = getattr(attacks, self.function)
         return function
+
+
+def _check_types(name: str, function: Callable[..., Tensor], settings: Mapping[str, Any]) -> None:
+    """Judge settings by the annotations of a function."""
+    types = get_type_hints(function)
+    for setting in settings.keys() & types.keys():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{setting}", type=types[setting])
+        try:
+            parser.parse_object({setting: settings[setting]})
+        except ArgumentError as error:
+            raise ValueError(
+                f"Expected `{setting}` of {name} to be {inspect.formatannotation(types[setting])}, but got {settings[setting]!r}."
+            ) from error
 
 
 def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:

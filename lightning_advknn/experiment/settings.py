@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.attacks.settings import expand, family
+from lightning_advknn.attacks.settings import Plain, expand, family
 from lightning_advknn.evaluation import LabelSource
 from lightning_advknn.functional import Convention
 from lightning_advknn.search import Backend, Metric
@@ -29,7 +29,7 @@ class Trained:
     """
 
     config: Path_fr
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Plain] = field(default_factory=dict)
     checkpoint: str | None = None
 
 
@@ -128,7 +128,11 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def experiment_of(options: Any) -> Experiment:
-    """The experiment among a command line's options, each attack once for every value of what it varies."""
+    """The experiment among a command line's options, each attack once for every value of what it varies.
+
+    Raises:
+        ValueError: If they cannot be one.
+    """
     experiment = Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
     return replace(experiment, attacks=expand(experiment.attacks))
 

@@ -22,7 +22,7 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.settings import Trained
 from lightning_advknn.modules.checkpoint import check_identity, load_weights, read_checkpoint
-from lightning_advknn.storage import atomic_path, write_json
+from lightning_advknn.storage import atomic_path, read_json, write_json
 
 # Parts of a train.py configuration that say where things are or go, not what comes out.
 _PLACES = {
@@ -157,13 +157,13 @@ def load_or_fit(
     Raises:
         ValueError: If the checkpoint is damaged or of something else.
     """
-    if not checkpoint.is_file():
+    facts = checkpoint.with_suffix(".json")
+    if not trained.checkpoint and not (checkpoint.is_file() and facts.is_file()):
         fit(cli, trained, checkpoint, seed)
     module: Any = cli.model
     load_weights(module, checkpoint, module.identity(cli.datamodule.name))
     if not trained.checkpoint:
-        facts = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
-        cache.note(str(checkpoint), f"train {name}", facts["seconds"])
+        cache.note(str(checkpoint), f"train {name}", read_json(facts)["seconds"])
     return module
 
 

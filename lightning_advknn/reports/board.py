@@ -1,6 +1,5 @@
 """A leaderboard read back from its files, over seeds: ranked, as tables, as a page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,8 @@ from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
-from lightning_advknn.reports.tables import Record, read_csv
+from lightning_advknn.reports.tables import Record, check_seeds, read_csv
+from lightning_advknn.storage import read_json
 
 NAME = "leaderboard"  # of its files
 BRIEF = 10  # entries of a brief table
@@ -97,15 +97,15 @@ def read_board(folder: Path) -> Board | None:
     Raises:
         ValueError: If it is damaged.
     """
-    path = folder / f"{NAME}.json"
-    if not (folder / f"{NAME}.csv").is_file() or not path.is_file():
+    path, table = folder / f"{NAME}.json", folder / f"{NAME}.csv"
+    if not table.is_file() or not path.is_file():
         return None
     try:
-        return Board(read_csv(folder / f"{NAME}.csv"), json.loads(path.read_text(encoding="utf-8")))
+        content = read_json(path)
+        check_seeds(table, {int(seed): run.get("lines") for seed, run in content["runs"].items()})
+        return Board(read_csv(table), content)
     except ValueError as error:
-        raise ValueError(
-            f"Expected {path} to be of a leaderboard, but: {error}. Delete it and make it again."
-        ) from error
+        raise ValueError(f"{error} Delete the leaderboard in {folder} and make it again.") from error
 
 
 def board_table(board: Board, victim: str, brief: bool = False) -> Table:

@@ -23,6 +23,7 @@ from lightning_advknn.reports.tables import (
     print_table1,
     print_table2,
     print_table3,
+    seed_digest,
     table1_records,
     table2_records,
     table3_records,
@@ -133,4 +134,5 @@ def _publish(
             shutil.copyfile(picture, temporary)
     for name, columns, records in tables:
         merge_csv(results / f"{name}.csv", columns, records, seed)
-    write_json(results / f"seed{seed}.json", summary)
+    kept = {name: seed_digest(results / f"{name}.csv", seed) for name, _, _ in tables}
+    write_json(results / f"seed{seed}.json", {**summary, "tables": kept})

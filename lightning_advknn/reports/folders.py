@@ -1,13 +1,12 @@
 """Whose results a folder holds: no experiment's are ever overwritten by, or mixed with, another's."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.storage import check_writable, write_json
+from lightning_advknn.storage import check_writable, read_json, write_json
 
 EXPERIMENT_FILE = "experiment.json"
 
@@ -45,7 +44,7 @@ class Claim:
     def owner(self) -> Any:
         """The settings of the experiment whose folder it is; None if it is nobody's."""
         try:
-            return json.loads((self.folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
+            return read_json(self.folder / EXPERIMENT_FILE)
         except (FileNotFoundError, ValueError):
             return None
 

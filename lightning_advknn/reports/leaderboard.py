@@ -16,7 +16,7 @@ from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.leaderboard_records import CLEAN, LEADERBOARD, leaderboard_records
 from lightning_advknn.reports.robustness import FALSE_ALARMS, AttackRun, alarm_threshold, judge_rows
-from lightning_advknn.reports.tables import Record, merge_csv, read_csv
+from lightning_advknn.reports.tables import Record, merge_csv, read_csv, seed_digest
 from lightning_advknn.storage import check_writable, write_json
 
 ASKED_AGAIN = 100  # images of each run
@@ -142,10 +142,12 @@ def _ask_again(run: ExperimentRun, method: str, attack: str, rows: Rows) -> tupl
 def _publish(folder: Path, seed: int, records: list[Record], content: dict[str, Any]) -> Board:
     """Put a seed into a folder's leaderboard over seeds."""
     before = read_board(folder)
-    runs = {**(before.content["runs"] if before else {}), **content["runs"]}
+    table = folder / f"{NAME}.csv"
+    merge_csv(table, LEADERBOARD, records, seed)
+    own = {**content["runs"][str(seed)], "lines": seed_digest(table, seed)}
+    runs = {**(before.content["runs"] if before else {}), str(seed): own}
     ordered = dict(sorted(runs.items(), key=lambda run: int(run[0])))
-    merge_csv(folder / f"{NAME}.csv", LEADERBOARD, records, seed)
     write_json(folder / f"{NAME}.json", {**content, "runs": ordered})
-    board = Board(read_csv(folder / f"{NAME}.csv"), {**content, "runs": ordered})
+    board = Board(read_csv(table), {**content, "runs": ordered})
     write_page(board, folder)
     return board

@@ -17,7 +17,7 @@ from lightning_advknn.reports.dashboard import Dashboard
 from lightning_advknn.reports.evaluate import evaluate, prepare
 from lightning_advknn.reports.report import write_report
 from lightning_advknn.reports.results import Planned
-from lightning_advknn.storage import check_writable
+from lightning_advknn.storage import check_writable, read_json
 
 State = Literal["done", "to do", "changed", "data missing"]
 
@@ -122,8 +122,8 @@ def _state(cell: Cell, run: ExperimentRun) -> State:
     settings = json.loads(json.dumps(run.describe()))
     try:
         summary = cell.results / f"seed{cell.experiment.seed}.json"
-        made_with = json.loads(summary.read_text(encoding="utf-8"))["settings"]
-    except (FileNotFoundError, ValueError, KeyError):
+        made_with = read_json(summary)["settings"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "to do"
     return "done" if made_with == settings else "changed"
 

@@ -1,6 +1,5 @@
 """What `attack.py evaluate` left in result folders, read back and put together over seeds."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.reports.tables import Record, read_csv
+from lightning_advknn.reports.tables import Record, check_seeds, read_csv
+from lightning_advknn.storage import read_json
 
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "svhn": "SVHN", "digits": "Digits"}
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN", "digits": "Digits"}
@@ -171,8 +171,14 @@ class Results:
         return list(dict.fromkeys(str(line["network"]) for line in self.table("table3")))
 
     def table(self, name: str) -> list[Record]:
-        """Lines of ``<name>.csv``, of finished seeds."""
-        return [line for line in read_csv(self.folder / f"{name}.csv") if int(line["seed"] or 0) in self.runs]
+        """Lines of ``<name>.csv``, of finished seeds.
+
+        Raises:
+            ValueError: If they have changed since.
+        """
+        path = self.folder / f"{name}.csv"
+        check_seeds(path, {seed: run.get("tables", {}).get(name) for seed, run in self.runs.items()})
+        return [line for line in read_csv(path) if str(line["seed"]) in map(str, self.runs)]
 
     def function(self, attack: str) -> str:
         """Which function an attack is; ``clean`` is none."""
@@ -244,12 +250,9 @@ def _summaries(folder: Path) -> dict[int, Any]:
     summaries = {}
     for path in folder.glob("seed*.json"):
         try:
-            summaries[int(path.stem.removeprefix("seed"))] = json.loads(path.read_text(encoding="utf-8"))
+            summaries[int(path.stem.removeprefix("seed"))] = read_json(path)
         except ValueError as error:
-            raise ValueError(
-                f"Expected {path} to be a summary that `attack.py evaluate` wrote, but: {error}. Delete it and run its"
-                " experiment again."
-            ) from error
+            raise ValueError(f"{error} Delete it and run its experiment again.") from error
     return dict(sorted(summaries.items()))
 
 

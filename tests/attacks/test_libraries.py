@@ -364,7 +364,7 @@ def test_a_class_of_ones_own_that_extends_a_librarys(own):
 def test_a_function_of_ones_own(own, hand_dknn):
     path = own(
         "mine",
-        "def attack(logits_fn, images, labels, *, brightness):\n"
+        "def attack(logits_fn, images, labels, *, brightness: float):\n"
         "    if brightness < 0: raise ValueError('dark')\n"
         "    assert logits_fn(images).shape[0] == images.shape[0] == labels.shape[0]\n"
         "    return (images + brightness).clamp(max=1)\n",
@@ -376,6 +376,7 @@ def test_a_function_of_ones_own(own, hand_dknn):
     for wrong, message in (
         ({}, r"Expected the settings of mine.attack to be \['brightness'\]"),
         ({"brightness": -1}, "dark"),
+        ({"brightness": "low"}, "Expected `brightness` of mine.attack to be float, but got 'low'"),
     ):
         with pytest.raises(ValueError, match=message):
             AttackSettings(path, wrong).bind()

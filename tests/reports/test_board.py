@@ -305,7 +305,9 @@ def test_no_or_a_damaged_leaderboard(tmp_path: Path) -> None:
     assert read_board(tmp_path) is None
     write_board(tmp_path, ENTRIES)
     (tmp_path / "leaderboard.json").write_text("{")
-    with pytest.raises(ValueError, match=r"leaderboard.json to be of a leaderboard, but.*Delete it"):
+    with pytest.raises(
+        ValueError, match=r"leaderboard.json to be as it was written, but.*Delete the leaderboard"
+    ):
         read_board(tmp_path)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from lightning_advknn.reports.report import write_report
 from lightning_advknn.reports.results import Plan, Planned
+from lightning_advknn.storage import write_json
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -207,7 +208,7 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path, folders: ModuleType)
     folders.write_results(folder, own, lambda *_: 50.0)
     summary = json.loads((folder / "seed0.json").read_text())
     summary |= {"device": "<script>alert(1)</script> & |", "command": 'python "<b>`x`"'}
-    (folder / "seed0.json").write_text(json.dumps(summary))
+    write_json(folder / "seed0.json", {key: value for key, value in summary.items() if key != "digest"})
     plan = {"mnist": {"tables": [Planned(0, "c"), Planned(1, "c", missing="<i>'\"")]}}
     write_report(plan, tmp_path / "results", tmp_path / "report")
     page = Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))

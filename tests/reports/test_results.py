@@ -6,7 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from lightning_advknn.reports.results import Mean, load
+from lightning_advknn.reports.results import Mean, Planned, load
+from lightning_advknn.reports.tables import seed_digest
+from lightning_advknn.storage import read_json, write_json
 
 
 def test_mean_over_seeds_by_hand() -> None:
@@ -63,5 +65,31 @@ def test_a_damaged_summary_is_named(tmp_path: Path, folders: ModuleType) -> None
     folder = tmp_path / "mnist"
     folders.write_results(folder, folders.settings(), lambda *_: 50.0)
     (folder / "seed0.json").write_text(json.dumps({})[:-1])
-    with pytest.raises(ValueError, match=r"Expected .*seed0\.json to be a summary"):
+    with pytest.raises(ValueError, match=r"Expected .*seed0\.json to be as it was written"):
         load(folders.plan_of(["mnist/tables"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("50.0", "51.0", "has changed since"),
+        ("50.0,", "", "lines differ in length"),
+        ("50.0,", '"50.0,', "damaged"),
+        ("seed", "sead", "has changed since"),
+    ],
+)
+def test_a_changed_table_is_found(tmp_path: Path, folders: ModuleType, old: str, new: str, told: str) -> None:
+    folder = tmp_path / "mnist"
+    folders.write_results(folder, folders.settings(), lambda *_: 50.0)
+    table, summary = folder / "table2.csv", read_json(folder / "seed0.json")
+    write_json(folder / "seed0.json", {**summary, "tables": {"table2": seed_digest(table, 0)}})
+    plan = {"mnist": {"tables": [Planned(0, "c")]}}
+    (whole,) = load(plan, tmp_path)
+    assert whole.measurements()[0].accuracy.values == (50.0,)
+
+    text = table.read_text()
+    position = text.rindex(old)
+    table.write_text(text[:position] + new + text[position + len(old) :])
+    (changed,) = load(plan, tmp_path)
+    with pytest.raises(ValueError, match=rf"Expected .*table2\.csv to .*{told}"):
+        changed.measurements()
