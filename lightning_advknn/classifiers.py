@@ -12,7 +12,16 @@ from lightning_advknn import functional
 from lightning_advknn.data import Batch
 from lightning_advknn.functional import Convention
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search import Backend, MemoryBank, Metric, StoredRows, check_backend, in_memory
+from lightning_advknn.search import (
+    Backend,
+    MemoryBank,
+    Metric,
+    StoredRows,
+    check_backend,
+    check_room,
+    in_memory,
+    rows_on_disk,
+)
 
 
 class KNNClassifier(nn.Module):
@@ -163,6 +172,8 @@ def build_banks(
     backend: Backend = "auto",
     memory_gib: float | None = None,
     folder: Path | None = None,
+    index: Mapping[str, int] | None = None,
+    key: str | None = None,
 ) -> dict[str, MemoryBank]:
     """Store each layer's features of all images of a loader.
 
@@ -175,6 +186,9 @@ def build_banks(
         memory_gib: Memory for banks and searches, of the network's device, in GiB; None for as much as it takes.
             Banks beyond it are kept on disk and read in blocks.
         folder: Where on disk; None for the system's temporary folder.
+        index: Settings of an approximate backend, as of `MemoryBank`.
+        key: Names what the features are: those on disk stay there as ``<folder>/<key>/<layer>.rows``, for others to use and for
+            an interrupted call to be gone on from, a batch lost at most. None for files that are gone with the process.
 
     Returns:
         A bank for each of the network's layers, on the network's device.
@@ -182,7 +196,7 @@ def build_banks(
     Raises:
         ValueError: If an image is out of range, a feature is not finite, `memory_gib` is too little, or the backend
             cannot search such features.
-        OSError: If the disk is full.
+        OSError: If the disk is full, or will be.
     """
     check_backend(backend)
     device = next(network.parameters()).device
@@ -197,26 +211,32 @@ def build_banks(
     start = 0
     for batch in tqdm(loader, desc="bank", disable=None, leave=False):
         functional.check_images(batch.images)
-        features = network.features(batch.images.to(device))
+        stop = start + len(batch.ids)
+        if not ids or kept or any(len(rows) < stop for rows in stored.values()):
+            features = network.features(batch.images.to(device))
         if not ids:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
-            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend)
+            gib = memory_gib
+            fits = set(widths) if gib is None else in_memory(total, widths, gib, backend, index)
             for layer, width in widths.items():
                 check_backend(backend, width, layer in fits)
                 if layer in fits:
                     kept[layer] = torch.empty(total, width, device=device)
                 else:
-                    stored[layer] = StoredRows(width, torch.float32, folder, device)
-        for layer, rows in features.items():
-            if layer in kept:
-                kept[layer][start : start + len(rows)] = rows
-            else:
-                stored[layer].append(rows)
+                    stored[layer] = rows_on_disk(width, folder, device, key and f"{key}/{layer}")
+            check_room(folder, total, stored, backend)
+        for layer, rows in kept.items():
+            rows[start:stop] = features[layer]
+        for layer, disk in stored.items():
+            if len(disk) < stop:
+                disk.append(features[layer][len(disk) - start :])
         labels.append(batch.labels.to(device))
         ids.append(batch.ids.to(device))
-        start += len(batch.ids)
+        start = stop
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
     return {
-        layer: MemoryBank(banks[layer], torch.cat(labels), torch.cat(ids), num_classes, metric, backend)
+        layer: MemoryBank(
+            banks[layer], torch.cat(labels), torch.cat(ids), num_classes, metric, backend, index
+        )
         for layer in network.layers
     }

@@ -1,7 +1,22 @@
-"""Exact nearest neighbours in a bank of stored features."""
+"""Nearest neighbours in a bank of stored features, exact unless told otherwise."""
 
-from lightning_advknn.search.bank import Backend, MemoryBank, check_backend
-from lightning_advknn.search.rows import StoredRows, in_memory
+from lightning_advknn.search.approximate import APPROXIMATE, describe_index, recall
+from lightning_advknn.search.bank import Backend, ExactBackend, MemoryBank, check_backend
+from lightning_advknn.search.kept import rows_on_disk
+from lightning_advknn.search.rows import StoredRows, check_room, in_memory
 from lightning_advknn.search.scan import Metric
 
-__all__ = ["Backend", "MemoryBank", "Metric", "StoredRows", "check_backend", "in_memory"]
+__all__ = [
+    "APPROXIMATE",
+    "Backend",
+    "ExactBackend",
+    "MemoryBank",
+    "Metric",
+    "StoredRows",
+    "check_backend",
+    "check_room",
+    "describe_index",
+    "in_memory",
+    "recall",
+    "rows_on_disk",
+]

@@ -4,14 +4,20 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
+from lightning_advknn.search.approximate import index_bytes
+
 _WORKING = 640 * 2**20  # bytes that a search takes at most, measured on 60000 x 16384
 # Bytes of a feature in memory: float32, and what a scan keeps of it, or makes on the way there.
-_BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12}
+# Indices of approximate backends are counted apart: they are in memory wherever the rows are.
+_BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12, "ivf": 4, "hnsw": 4}
 
 
 class StoredRows:
@@ -24,17 +30,26 @@ class StoredRows:
         dtype: Of the numbers.
         folder: Where the file is, on a disk with room; None for the system's temporary folder.
         device: Of the tensors that are read.
+        file: An empty one to use instead.
     """
 
     ndim = 2
 
-    def __init__(self, width: int, dtype: torch.dtype, folder: Path | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        width: int,
+        dtype: torch.dtype,
+        folder: Path | None,
+        device: torch.device,
+        file: IO[bytes] | FileIO | None = None,
+    ) -> None:
         self.width, self.dtype, self.folder, self.device = width, dtype, folder, device
         self._rows = 0
         self._bytes = width * torch.empty(0, dtype=dtype).element_size()  # of a row
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as this object
+        # Lives as long as this object.
+        self._file = file or tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
@@ -100,7 +115,35 @@ Rows = Tensor | StoredRows
 """float32 ``(M, D)``: in memory, or in a file."""
 
 
-def in_memory(rows: int, widths: dict[str, int], gib: float, backend: str = "auto") -> set[str]:
+def check_room(folder: Path | None, rows: int, stored: Mapping[str, StoredRows], backend: str) -> None:
+    """Raise an OSError unless a disk has room for what banks on it still lack, and for their codes.
+
+    Args:
+        folder: On the disk; None for the system's temporary folder.
+        rows: M that each will have.
+        stored: What there is so far.
+        backend: What scans them.
+    """
+    if not stored:
+        return
+    codes = _BYTES[backend] - 4
+    needed = sum(each.width * (4 * (rows - len(each)) + codes * rows) for each in stored.values())
+    free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+    if needed > free:
+        raise OSError(
+            f"Expected {needed / 2**30:.2f} GiB of room in {folder or tempfile.gettempdir()} for the features of {rows} images"
+            f" ({', '.join(stored)}), but it has {free / 2**30:.2f}. Free some, choose another cache folder, or raise"
+            " `memory_gib`."
+        )
+
+
+def in_memory(
+    rows: int,
+    widths: dict[str, int],
+    gib: float,
+    backend: str = "auto",
+    index: Mapping[str, int] | None = None,
+) -> set[str]:
     """Which banks fit into so much memory together with what searching them takes; the others are read from disk.
 
     Args:
@@ -108,12 +151,14 @@ def in_memory(rows: int, widths: dict[str, int], gib: float, backend: str = "aut
         widths: D of each layer's bank.
         gib: Memory for banks and searches, in GiB, beyond that of Python and torch.
         backend: What scans them.
+        index: Its settings, if it is approximate.
 
     Raises:
         ValueError: If not even a search of banks on disk fits.
     """
     # Labels, ids, norms and what a scan keeps of each row; candidates and blocks of codes and scores.
     left = gib * 2**30 - rows * 120 * len(widths) - _WORKING
+    left -= index_bytes(backend, rows, widths, index)
     if left < 0:
         raise ValueError(
             f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows from disk,"
