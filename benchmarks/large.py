@@ -1,82 +1,83 @@
 """Banks beyond memory: python -m benchmarks.large [--quick] [--folder DIR].
 
-Synthetic banks of several sizes, whose rows lie in overlapping clusters: images of 64 pixels, drawn around the centre of their class,
-go through a network of one layer into 512 rectified features. `build_banks` streams them to disk within `memory_gib`;
-then votes on new images of the same classes. Methods: exact search from disk, and the approximate backends.
+Synthetic banks of several sizes, whose rows lie in overlapping clusters: images of 64 pixels, drawn around the centre of their
+class, go through a network of one layer into 512 rectified features. `build_banks` streams them to disk within the least `memory_gib` that it
+takes; then votes on 100 new images of the same classes. Methods: exact search from disk, and the approximate backends, whose index is in memory.
 
-An exact search is ``exact`` if rows, order and votes are those of a float64 brute force over the whole file. ``recall`` is
-the share of the true k nearest that an approximate one finds. ``linear`` is time over rows, relative to the smallest bank. Each
-runs in a process of its own: ``grown_mib`` is its peak memory less what Python, torch and this module took before, to be
-compared with ``memory_mib``, which it was given; the brute force comes after.
+An exact search is ``exact`` if rows, order and votes are those of a float64 brute force over the features, made anew.
+``recall`` is the share of the true k nearest that an approximate one finds, and ``differing`` counts queries with other
+votes. ``linear`` is time over rows, relative to the smallest bank. Each method and size runs in a process of its own:
+``grown_mib`` is its peak memory less what Python, torch and this module took before, to be compared with ``memory_mib``,
+which it was given; the brute force comes after. What has run is kept in ``runs/benchmarks/large`` for a run
+that is started again.
 """
 
 import argparse
+import json
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks import report
 from benchmarks.measure import in_child, peak_mib, timed
+from lightning_advknn import __version__
 from lightning_advknn.classifiers import build_banks
 from lightning_advknn.data import Batch
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search import Backend, MemoryBank
+from lightning_advknn.search import APPROXIMATE, Backend, MemoryBank, check_backend, least_bytes
+from lightning_advknn.storage import digest, load_tensors, save_tensors, write_json
 
-_PIXELS, _BATCH, _K = 64, 4096, 75
-_FURTHER = ("rows", "recall", "differing", "checked", "linear", "memory_mib", "grown_mib")
+_PIXELS, _BATCH, _K, _QUERIES = 64, 4096, 75, 100
 _METHODS: dict[str, Backend] = {report.OURS: "auto", "ivf": "ivf", "hnsw": "hnsw"}
-_MEMORY = {"auto": 0.75, "ivf": 2.25, "hnsw": 1.5}  # GiB
+_FURTHER = ("rows", "recall", "differing", "checked", "linear", "memory_mib", "grown_mib")
 
 
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
-    parser.add_argument("--folder", help="Where the banks go, 4 GiB at most; the system's temporary folder.")
+    parser.add_argument("--folder", help="Where banks go, 3 GiB at most; the system's temporary folder.")
+    parser.add_argument("--methods", nargs="+", choices=_METHODS, default=list(_METHODS), help="Only these.")
     given = report.parse(parser, args)
-    sizes, width, classes = ([100_000, 250_000, 500_000, 1_000_000], 512, 1000)
+    sizes, width, classes = ([250_000, 500_000, 1_000_000], 512, 1000)
     if given.quick:
         sizes, width, classes = [2000, 4000, 8000], 64, 20
-    # A graph of a million rows takes too long to make.
-    wanted = {"ivf": (sizes[0], sizes[-1]), "hnsw": (sizes[0],)}
-    records = []
-    for rows in sizes:
-        methods = [name for name in _METHODS if rows in wanted.get(name, sizes)]
-        records += _compare(rows, width, classes, methods, given)
-    settings = {"width": width, "classes": classes, "k": _K, "metric": "cosine", "memory_gib": _MEMORY}
+    records = [
+        record
+        for rows in sizes
+        for method in _METHODS
+        if method in given.methods
+        for record in _measured(method, rows, width, classes, given)
+    ]
+    settings = {"width": width, "classes": classes, "k": _K, "metric": "cosine", "queries": _QUERIES}
     records = report.with_ratios(_with_linear(records))
     report.publish("large", records, given, settings, *_FURTHER)
     return records
 
 
-def _compare(
-    rows: int, width: int, classes: int, methods: Sequence[str], given: argparse.Namespace
+def _measured(
+    method: str, rows: int, width: int, classes: int, given: argparse.Namespace
 ) -> list[report.Record]:
-    """All methods on a bank of one size."""
-    records: list[report.Record] = []
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        for method in methods:
-            times = in_child(
-                "benchmarks.large",
-                "measure",
-                given.threads,
-                rows=rows,
-                width=width,
-                classes=classes,
-                backend=_METHODS[method],
-                folder=folder,
-            )
-            common = {"method": method, "rows": rows, "memory_mib": 1024 * _MEMORY[_METHODS[method]]}
-            label = f"{'quick, ' if given.quick else ''}{rows} x {width} on disk: "
-            for case, time in times.items():
-                records.append({"case": label + case, **common, **time})
-    return records
+    """One method on a bank of one size, unless an earlier run has measured it."""
+    sizes = {"rows": rows, "width": width, "classes": classes}
+    key = digest([sizes, given.threads, report.device(), __version__])
+    folder = Path("runs/benchmarks/large")
+    kept = folder / f"{key}-{_METHODS[method]}.json"
+    if not kept.is_file():
+        truth = str((folder / f"{key}.safetensors").absolute())
+        backend = _METHODS[method]
+        with tempfile.TemporaryDirectory(dir=given.folder) as place:
+            arguments = {**sizes, "backend": backend, "folder": place, "truth": truth}
+            write_json(kept, in_child("benchmarks.large", "measure", given.threads, **arguments))
+    times = json.loads(kept.read_text(encoding="utf-8"))
+    label = f"{'quick, ' if given.quick else ''}{rows} x {width} on disk: "
+    return [{"case": label + case, "method": method, "rows": rows, **time} for case, time in times.items()]
 
 
 def _with_linear(records: Sequence[report.Record]) -> list[report.Record]:
@@ -90,68 +91,70 @@ def _with_linear(records: Sequence[report.Record]) -> list[report.Record]:
     return done
 
 
-def measure(rows: int, width: int, classes: int, backend: Backend, folder: str) -> dict[str, Any]:
-    """Build a bank on disk and search it, in this process; a later call in the same folder finds its features there.
+def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, truth: str) -> dict[str, Any]:
+    """Build a bank on disk and search it, in this process.
 
     Args:
         rows: M.
         width: D.
         classes: C.
-        backend: What scans it; the exact one comes first, and leaves the truth in the folder.
-        folder: Where.
+        backend: What scans it.
+        folder: Where the bank goes.
+        truth: File of the nearest rows by brute force, made if it is not there.
 
     Returns:
-        Times by case: ``extracted`` (with the exact backend), ``made ready``, ``100 queries``, ``2000 queries``.
+        Times by case: ``extracted``, ``made ready`` (for the first search) and of the queries.
     """
+    check_backend(backend)  # imports faiss
     started = peak_mib()
     network, clusters = _network(width), Clusters(rows, classes)
+    gib = least_bytes(rows, {"relu": width}, backend) / 2**30
 
     def build() -> MemoryBank:
-        gib = _MEMORY[backend]
-        banks = build_banks(
-            network, clusters, classes, backend=backend, memory_gib=gib, folder=Path(folder), key="bank"
-        )
+        banks = build_banks(network, clusters, classes, backend=backend, memory_gib=gib, folder=Path(folder))
         return banks["relu"]
 
-    images, _ = clusters.draw(2000, seed=rows)
-    queries = network.features(images)["relu"]
-    bank, extracted = timed(build)
-    found: dict[str, Any] = {} if backend in ("ivf", "hnsw") else {"extracted": extracted}
+    queries = network.features(clusters.draw(_QUERIES, seed=rows)[0])["relu"]
+    found: dict[str, Any] = {}
+    bank, found["extracted"] = timed(build)
     _, found["made ready"] = timed(lambda: bank.votes(queries[:1], _K))  # encodes or sorts the rows
-    votes, found["100 queries"] = timed(lambda: bank.votes(queries[:100], _K), 3)
-    nearest = bank.search(queries[:100], _K)[1]
-    _, found["2000 queries"] = timed(lambda: bank.votes(queries, _K), 3)
+    votes, found[f"{_QUERIES} queries"] = timed(lambda: bank.votes(queries, _K), 3)
+    nearest = bank.search(queries, _K)[1]
     for time in found.values():
-        time["grown_mib"] = time["peak_mib"] - started
-    known = Path(folder) / "nearest.safetensors"
-    if backend not in ("ivf", "hnsw"):
-        true = brute_force(bank, queries[:100], _K)
-        save_file({"nearest": true}, known)
-        right = count_votes(bank.labels[true], classes)
-        wrong = (nearest != true).any(1) | (votes != right).any(1)
-        differing = int(wrong.sum())
-        found["100 queries"] |= {"exact": not differing, "differing": differing, "checked": 100}
-    else:
-        true = load_file(known)["nearest"]
+        time |= {"grown_mib": time["peak_mib"] - started, "memory_mib": 1024 * gib}
+    if not Path(truth).is_file():
+        save_tensors(Path(truth), {"nearest": brute_force(network, clusters, queries, _K)}, {})
+    true = load_tensors(Path(truth))[0]["nearest"]
+    wrong = (votes != count_votes(bank.labels[true], classes)).any(1)
+    judged = found[f"{_QUERIES} queries"]
+    if backend in APPROXIMATE:
         shares = [torch.isin(t, f).double().mean() for t, f in zip(true, nearest, strict=True)]
-        found["100 queries"] |= {"recall": float(torch.stack(shares).mean()), "checked": 100}
+        judged["recall"] = float(torch.stack(shares).mean())
+    else:
+        wrong |= (nearest != true).any(1)
+        judged["exact"] = not wrong.any().item()
+    judged |= {"differing": int(wrong.sum()), "checked": _QUERIES}
     return found
 
 
-def brute_force(bank: MemoryBank, queries: Tensor, k: int) -> Tensor:
+@torch.no_grad()
+def brute_force(network: FeatureNetwork, clusters: "Clusters", queries: Tensor, k: int) -> Tensor:
     """The k nearest rows by cosine in float64, int64 ``(B, k)``: nearest first to 12 decimals, then by row."""
-    left = queries.double()
-    left = left / left.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    best = torch.empty(len(queries), 0, dtype=torch.float64)
-    nearest = torch.empty(len(queries), 0, dtype=torch.int64)
-    for start in range(0, len(bank), 2**14):
-        rows = bank.features[start : start + 2**14].double()
-        rows /= rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        best = torch.cat([best, (left @ rows.T).round(decimals=12)], dim=1)
-        nearest = torch.cat([nearest, torch.arange(start, start + len(rows)).expand(len(left), -1)], dim=1)
-        best, order = best.sort(dim=1, descending=True, stable=True)
-        best, nearest = best[:, :k], nearest.gather(1, order[:, :k])
-    return nearest
+    left = _unit(queries)
+    best, nearest = np.empty((len(left), 0)), np.empty((len(left), 0), dtype=np.int64)
+    for batch in clusters:
+        similarities = left @ _unit(network.features(batch.images)["relu"]).T
+        rows = np.broadcast_to(batch.ids.numpy(), similarities.shape)
+        best = np.concatenate([best, similarities.round(12)], axis=1)
+        nearest = np.concatenate([nearest, rows], axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
+        best, nearest = np.take_along_axis(best, order, 1), np.take_along_axis(nearest, order, 1)
+    return torch.from_numpy(nearest)
+
+
+def _unit(features: Tensor) -> Any:
+    rows = features.double().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-300)
 
 
 class Clusters:

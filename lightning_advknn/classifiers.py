@@ -20,7 +20,6 @@ from lightning_advknn.search import (
     check_backend,
     check_room,
     in_memory,
-    rows_on_disk,
 )
 
 
@@ -173,7 +172,6 @@ def build_banks(
     memory_gib: float | None = None,
     folder: Path | None = None,
     index: Mapping[str, int] | None = None,
-    key: str | None = None,
 ) -> dict[str, MemoryBank]:
     """Store each layer's features of all images of a loader.
 
@@ -187,8 +185,6 @@ def build_banks(
             Banks beyond it are kept on disk and read in blocks.
         folder: Where on disk; None for the system's temporary folder.
         index: Settings of an approximate backend, as of `MemoryBank`.
-        key: Names what the features are: those on disk stay there as ``<folder>/<key>/<layer>.rows``, for others to use and for
-            an interrupted call to be gone on from, a batch lost at most. None for files that are gone with the process.
 
     Returns:
         A bank for each of the network's layers, on the network's device.
@@ -211,28 +207,25 @@ def build_banks(
     start = 0
     for batch in tqdm(loader, desc="bank", disable=None, leave=False):
         functional.check_images(batch.images)
-        stop = start + len(batch.ids)
-        if not ids or kept or any(len(rows) < stop for rows in stored.values()):
-            features = network.features(batch.images.to(device))
+        features = network.features(batch.images.to(device))
         if not ids:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
-            gib = memory_gib
-            fits = set(widths) if gib is None else in_memory(total, widths, gib, backend, index)
+            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend, index)
             for layer, width in widths.items():
                 check_backend(backend, width, layer in fits)
                 if layer in fits:
                     kept[layer] = torch.empty(total, width, device=device)
                 else:
-                    stored[layer] = rows_on_disk(width, folder, device, key and f"{key}/{layer}")
-            check_room(folder, total, stored, backend)
-        for layer, rows in kept.items():
-            rows[start:stop] = features[layer]
-        for layer, disk in stored.items():
-            if len(disk) < stop:
-                disk.append(features[layer][len(disk) - start :])
+                    stored[layer] = StoredRows(width, torch.float32, folder, device)
+            check_room(folder, total, {layer: widths[layer] for layer in stored}, backend)
+        for layer, rows in features.items():
+            if layer in kept:
+                kept[layer][start : start + len(rows)] = rows
+            else:
+                stored[layer].append(rows)
         labels.append(batch.labels.to(device))
         ids.append(batch.ids.to(device))
-        start = stop
+        start += len(batch.ids)
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
     return {
         layer: MemoryBank(

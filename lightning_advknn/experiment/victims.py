@@ -20,7 +20,10 @@ from lightning_advknn.experiment.training import instantiate, load_or_fit, train
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule
 from lightning_advknn.modules.checkpoint import check_network
+from lightning_advknn.search import describe_index, recall
 from lightning_advknn.storage import digest, weights_digest
+
+QUERIES = 100  # validation images on which recall is measured
 
 
 class Victims:
@@ -99,6 +102,7 @@ class Victims:
             settings.backend,
             settings.memory_gib,
             self.cache.folder / "bank",
+            self.settings.index,
         )
         banks = self.cache.measured(f"bank/{self.name}", self._stage("build bank"), make)
         dknn = DkNNClassifier(self.network, banks, settings.k, settings.convention)
@@ -143,6 +147,34 @@ class Victims:
         stage = self._stage("query calibration")
         return self.cache.tensors(f"calibration/{self._key}", stage, query)["votes"].to(self.device)
 
+    @cached_property
+    def index(self) -> dict[str, Any] | None:
+        """The approximate backend with all its settings; None of an exact one, on which no vote depends."""
+        return describe_index(self.settings.backend, len(self.data.split("train")), self.settings.index)
+
+    @cached_property
+    def approximation(self) -> dict[str, Any] | None:
+        """The approximate backend, and by layer the share of true neighbours that it finds of validation images.
+
+        Of ``hnsw`` that is one index's share: another, made by several threads, is slightly different.
+        """
+        if self.index is None:
+            return None
+
+        def measure() -> dict[str, Tensor]:
+            split, banks = self.data.split("val"), self.dknn.banks
+            images, _, _ = split.__getitems__(range(min(QUERIES, len(split))))
+            features = self.network.features(images.to(self.device))
+            return {layer: recall(banks[layer], features[layer], self.settings.k) for layer in self.layers}
+
+        found = self.cache.tensors(f"recall/{self._key}", self._stage("measure recall"), measure)
+        return {
+            **self.index,
+            "k": self.settings.k,
+            "images": len(found[self.layers[0]]),
+            "recall": {layer: round(found[layer].mean().item(), 4) for layer in self.layers},
+        }
+
     def bounds(self, layer: str, scale: Tensor, shard: str, images: Tensor, labels: Tensor) -> Tensor:
         """How far from images all that fools the kNN on a layer of pixels is at least.
 
@@ -178,6 +210,7 @@ class Victims:
                 "layers": list(self.network.layers),
                 "k": self.settings.k,
                 "metric": self.settings.metric,
+                **({"index": self.index} if self.index else {}),
             }
         )
 

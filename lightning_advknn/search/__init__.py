@@ -1,9 +1,8 @@
 """Nearest neighbours in a bank of stored features, exact unless told otherwise."""
 
-from lightning_advknn.search.approximate import APPROXIMATE, describe_index, recall
+from lightning_advknn.search.approximate import APPROXIMATE, describe_index, index_settings, recall
 from lightning_advknn.search.bank import Backend, ExactBackend, MemoryBank, check_backend
-from lightning_advknn.search.kept import rows_on_disk
-from lightning_advknn.search.rows import StoredRows, check_room, in_memory
+from lightning_advknn.search.rows import StoredRows, check_room, in_memory, least_bytes
 from lightning_advknn.search.scan import Metric
 
 __all__ = [
@@ -17,6 +16,7 @@ __all__ = [
     "check_room",
     "describe_index",
     "in_memory",
+    "index_settings",
+    "least_bytes",
     "recall",
-    "rows_on_disk",
 ]

@@ -59,7 +59,9 @@ def index_settings(backend: str, rows: int, given: Mapping[str, int] | None = No
     return found
 
 
-def index_bytes(backend: str, rows: int, widths: Mapping[str, int], given: Mapping[str, int] | None) -> int:
+def index_bytes(
+    backend: str, rows: int, widths: Mapping[str, int], given: Mapping[str, int] | None = None
+) -> int:
     """What the indices of all layers take in memory, be their rows there or in a file; 0 of an exact backend."""
     if backend not in APPROXIMATE:
         return 0

@@ -108,9 +108,8 @@ class MemoryBank(nn.Module):
             there = sorted(set(self.labels.tolist()))
             raise ValueError(f"Expected the label of a class with rows, one of {there}, but got {label}.")
         kept = self.features[rows], self.labels[rows], self.ids[rows]
-        # An index made for many rows may have more lists than these are.
-        index = None if self.backend == "ivf" else self.index
-        return MemoryBank(*kept, self.num_classes, self.metric, self.backend, index), rows
+        backend: Backend = "auto" if self.backend in APPROXIMATE else self.backend  # few rows need no index
+        return MemoryBank(*kept, self.num_classes, self.metric, backend), rows
 
     def check_k(self, k: int, leave_one_out: bool = False) -> None:
         """Raise a ValueError unless the bank has k rows to vote."""

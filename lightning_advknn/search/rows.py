@@ -5,9 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -30,26 +28,17 @@ class StoredRows:
         dtype: Of the numbers.
         folder: Where the file is, on a disk with room; None for the system's temporary folder.
         device: Of the tensors that are read.
-        file: An empty one to use instead.
     """
 
     ndim = 2
 
-    def __init__(
-        self,
-        width: int,
-        dtype: torch.dtype,
-        folder: Path | None,
-        device: torch.device,
-        file: IO[bytes] | FileIO | None = None,
-    ) -> None:
+    def __init__(self, width: int, dtype: torch.dtype, folder: Path | None, device: torch.device) -> None:
         self.width, self.dtype, self.folder, self.device = width, dtype, folder, device
         self._rows = 0
         self._bytes = width * torch.empty(0, dtype=dtype).element_size()  # of a row
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        # Lives as long as this object.
-        self._file = file or tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as this object
         weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
@@ -115,26 +104,30 @@ Rows = Tensor | StoredRows
 """float32 ``(M, D)``: in memory, or in a file."""
 
 
-def check_room(folder: Path | None, rows: int, stored: Mapping[str, StoredRows], backend: str) -> None:
-    """Raise an OSError unless a disk has room for what banks on it still lack, and for their codes.
+def check_room(folder: Path | None, rows: int, widths: Mapping[str, int], backend: str) -> None:
+    """Raise an OSError unless a disk has room for banks and their codes.
 
     Args:
         folder: On the disk; None for the system's temporary folder.
-        rows: M that each will have.
-        stored: What there is so far.
+        rows: M.
+        widths: D of each layer's bank that goes there.
         backend: What scans them.
     """
-    if not stored:
-        return
-    codes = _BYTES[backend] - 4
-    needed = sum(each.width * (4 * (rows - len(each)) + codes * rows) for each in stored.values())
-    free = shutil.disk_usage(folder or tempfile.gettempdir()).free
-    if needed > free:
+    place = folder or Path(tempfile.gettempdir())
+    needed = rows * sum(widths.values()) * _BYTES[backend]
+    if widths and needed > (free := shutil.disk_usage(place).free):
         raise OSError(
-            f"Expected {needed / 2**30:.2f} GiB of room in {folder or tempfile.gettempdir()} for the features of {rows} images"
-            f" ({', '.join(stored)}), but it has {free / 2**30:.2f}. Free some, choose another cache folder, or raise"
-            " `memory_gib`."
+            f"Expected {needed / 2**30:.2f} GiB of room in {place} for the features of {rows} images ({', '.join(widths)}), but"
+            f" it has {free / 2**30:.2f}. Free some, choose another folder, or raise `memory_gib`."
         )
+
+
+def least_bytes(
+    rows: int, widths: Mapping[str, int], backend: str = "auto", index: Mapping[str, int] | None = None
+) -> int:
+    """Memory that searching banks takes if all of them are on disk; arguments as of `in_memory`."""
+    # Labels, ids, norms and what a scan keeps of each row; candidates and blocks of codes and scores.
+    return rows * 120 * len(widths) + _WORKING + index_bytes(backend, rows, widths, index)
 
 
 def in_memory(
@@ -156,9 +149,7 @@ def in_memory(
     Raises:
         ValueError: If not even a search of banks on disk fits.
     """
-    # Labels, ids, norms and what a scan keeps of each row; candidates and blocks of codes and scores.
-    left = gib * 2**30 - rows * 120 * len(widths) - _WORKING
-    left -= index_bytes(backend, rows, widths, index)
+    left = gib * 2**30 - least_bytes(rows, widths, backend, index)
     if left < 0:
         raise ValueError(
             f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows from disk,"
