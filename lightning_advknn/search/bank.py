@@ -199,7 +199,8 @@ class MemoryBank(nn.Module):
         """
         self.check_k(k, leave_one_out=True)
         at_once = self._at_once
-        scan, n = self._scanner(), self._candidates(k, leave_one_out=True)
+        scan = self._scanner()
+        n = self._candidates(k, True, scan.precision)
         votes = torch.empty(len(self), self.num_classes, dtype=torch.int64, device=self.labels.device)
         found: Iterator[Candidates | None] = repeat(None)
         if isinstance(scan, TorchScan) and scan.symmetric and 2 * n < len(self):
@@ -252,7 +253,8 @@ class MemoryBank(nn.Module):
         in_order: bool,
         found: Candidates | None = None,
     ) -> tuple[Tensor, Tensor]:
-        scan, n = self._scanner(), self._candidates(k, leave_one_out=own_ids is not None)
+        scan = self._scanner()
+        n = first = self._candidates(k, own_ids is not None, scan.precision)
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         todo = torch.arange(len(queries), device=queries.device)
@@ -270,14 +272,18 @@ class MemoryBank(nn.Module):
                 similarities[some[certain]], indices[some[certain]] = best[certain], rows[certain]
                 left.append(some[~certain])
             todo = torch.cat(left)
+            if len(todo) and n > first and scan.precision != "float32":
+                # Too many rows are too near to each other for codes to tell: all features are read, once.
+                scan = TorchScan(self.features, self.norms, self.metric, "float32")
+                n = first = self._candidates(k, own_ids is not None, scan.precision)
+                continue
             n = n if found else min(len(self), 8 * n)
             found = None
         return similarities, indices
 
-    def _candidates(self, k: int, leave_one_out: bool) -> int:
-        low_precision = self._scanner().precision != "float32"
+    def _candidates(self, k: int, leave_one_out: bool, precision: str) -> int:
         own = self._most_of_one if leave_one_out else 0
-        return min(len(self), (3 * k if low_precision else k) + _MARGIN + own)
+        return min(len(self), (k if precision == "float32" else 3 * k) + _MARGIN + own)
 
     def _bounded(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
         return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
