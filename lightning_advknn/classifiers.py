@@ -202,13 +202,13 @@ def build_banks(
     total = sum(len(batch.ids) for batch in loader) if dataset is None else len(dataset)
     kept: dict[str, Tensor] = {}
     stored: dict[str, StoredRows] = {}
-    labels: list[Tensor] = []
-    ids: list[Tensor] = []
+    # In one piece: what is kept of every batch would hold on to the memory that batches leave behind.
+    labels, ids = torch.empty(2, total, dtype=torch.int64, device=device)
     start = 0
     for batch in tqdm(loader, desc="bank", disable=None, leave=False):
         functional.check_images(batch.images)
         features = network.features(batch.images.to(device))
-        if not ids:
+        if not start:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
             fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend, index)
             for layer, width in widths.items():
@@ -223,13 +223,11 @@ def build_banks(
                 kept[layer][start : start + len(rows)] = rows
             else:
                 stored[layer].append(rows)
-        labels.append(batch.labels.to(device))
-        ids.append(batch.ids.to(device))
+        labels[start : start + len(batch.ids)] = batch.labels
+        ids[start : start + len(batch.ids)] = batch.ids
         start += len(batch.ids)
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
     return {
-        layer: MemoryBank(
-            banks[layer], torch.cat(labels), torch.cat(ids), num_classes, metric, backend, index
-        )
+        layer: MemoryBank(banks[layer], labels[:start], ids[:start], num_classes, metric, backend, index)
         for layer in network.layers
     }

@@ -1,14 +1,13 @@
 """Nearest neighbours in a bank of stored features, exact unless told otherwise."""
 
 from lightning_advknn.search.approximate import APPROXIMATE, describe_index, index_settings, recall
-from lightning_advknn.search.bank import Backend, ExactBackend, MemoryBank, check_backend
+from lightning_advknn.search.bank import Backend, MemoryBank, check_backend
 from lightning_advknn.search.rows import StoredRows, check_room, in_memory, least_bytes
 from lightning_advknn.search.scan import Metric
 
 __all__ = [
     "APPROXIMATE",
     "Backend",
-    "ExactBackend",
     "MemoryBank",
     "Metric",
     "StoredRows",

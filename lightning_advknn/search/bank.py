@@ -23,7 +23,6 @@ from lightning_advknn.search.symmetric import candidates_of_all
 if TYPE_CHECKING:
     from lightning_advknn.search.faiss_backend import ApproximateScan, FaissScan
 
-ExactBackend = Literal["auto", "int8", "bfloat16", "float32", "faiss"]
 Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss", "ivf", "hnsw"]
 
 _AT_ONCE = {"cpu": 512, "cuda": 4096, "disk": 2048}  # queries
