@@ -6,7 +6,7 @@ takes; then votes on 100 new images of the same classes. Methods: exact search f
 
 An exact search is ``exact`` if rows, order and votes are those of a float64 brute force over the features, made anew.
 ``recall`` is the share of the true k nearest that an approximate one finds, and ``differing`` counts queries with other
-votes. ``linear`` is time over rows, relative to the smallest bank. Each method and size runs in a process of its own:
+votes. ``linear`` is CPU time over rows, relative to the smallest bank: what else the machine does at the time shows less in it. Each method and size runs in a process of its own:
 ``grown_mib`` is its peak memory less what Python, torch and this module took before, to be compared with ``memory_mib``,
 which it was given; the brute force comes after. What has run is kept in ``runs/benchmarks/large`` for a run
 that is started again.
@@ -15,10 +15,11 @@ that is started again.
 import argparse
 import json
 import tempfile
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,9 +35,11 @@ from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import APPROXIMATE, Backend, MemoryBank, check_backend, least_bytes
 from lightning_advknn.storage import digest, load_tensors, save_tensors, write_json
 
+T = TypeVar("T")
+
 _PIXELS, _BATCH, _K, _QUERIES = 64, 4096, 75, 100
 _METHODS: dict[str, Backend] = {report.OURS: "auto", "ivf": "ivf", "hnsw": "hnsw"}
-_FURTHER = ("rows", "recall", "differing", "checked", "linear", "memory_mib", "grown_mib")
+_FURTHER = ("rows", "recall", "differing", "checked", "cpu_seconds", "linear", "memory_mib", "grown_mib")
 
 
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
@@ -77,16 +80,16 @@ def _measured(
             write_json(kept, in_child("benchmarks.large", "measure", given.threads, **arguments))
     times = json.loads(kept.read_text(encoding="utf-8"))
     label = f"{'quick, ' if given.quick else ''}{rows} x {width} on disk: "
-    return [{"case": label + case, "method": method, "rows": rows, **time} for case, time in times.items()]
+    return [{"case": label + case, "method": method, "rows": rows, **each} for case, each in times.items()]
 
 
 def _with_linear(records: Sequence[report.Record]) -> list[report.Record]:
-    """Records with their time over rows, relative to that of the smallest bank."""
+    """Records with their CPU time over rows, relative to that of the smallest bank."""
     smallest: dict[Any, float] = {}
     done = []
     for record in records:
         kind = record["method"], record["case"].split(": ")[1]
-        each = record["seconds"] / record["rows"]
+        each = record["cpu_seconds"] / record["rows"]
         done.append({**record, "linear": each / smallest.setdefault(kind, each)})
     return done
 
@@ -117,17 +120,17 @@ def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, 
     queries = network.features(clusters.draw(_QUERIES, seed=rows)[0])["relu"]
     found: dict[str, Any] = {}
     repeats = 1 if backend in APPROXIMATE else 3  # an index takes long
-    bank, found["extracted"] = timed(build, repeats)
+    bank, found["extracted"] = _timed(build, repeats)
 
     def make_ready() -> None:
         bank._scan = None
         bank.votes(queries[:1], _K)  # encodes or sorts the rows
 
-    _, found["made ready"] = timed(make_ready, repeats)
-    votes, found[f"{_QUERIES} queries"] = timed(lambda: bank.votes(queries, _K), 3)
+    _, found["made ready"] = _timed(make_ready, repeats)
+    votes, found[f"{_QUERIES} queries"] = _timed(lambda: bank.votes(queries, _K), 3)
     nearest = bank.search(queries, _K)[1]
-    for time in found.values():
-        time |= {"grown_mib": time["peak_mib"] - started, "memory_mib": 1024 * gib}
+    for each in found.values():
+        each |= {"grown_mib": each["peak_mib"] - started, "memory_mib": 1024 * gib}
     if not Path(truth).is_file():
         save_tensors(Path(truth), {"nearest": brute_force(network, clusters, queries, _K)}, {})
     true = load_tensors(Path(truth))[0]["nearest"]
@@ -141,6 +144,13 @@ def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, 
         judged["exact"] = not wrong.any().item()
     judged |= {"differing": int(wrong.sum()), "checked": _QUERIES}
     return found
+
+
+def _timed(function: Callable[[], T], repeats: int) -> tuple[T, dict[str, float]]:
+    """As `timed`, with ``cpu_seconds`` of a call, of all threads."""
+    started = time.process_time()
+    result, found = timed(function, repeats)
+    return result, {**found, "cpu_seconds": (time.process_time() - started) / found["repeats"]}
 
 
 @torch.no_grad()
