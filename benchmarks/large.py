@@ -6,7 +6,7 @@ takes; then votes on 100 new images of the same classes. Methods: exact search f
 
 An exact search is ``exact`` if rows, order and votes are those of a float64 brute force over the features, made anew.
 ``recall`` is the share of the true k nearest that an approximate one finds, and ``differing`` counts queries with other
-votes. ``linear`` is CPU time over rows, relative to the smallest bank: what else the machine does at the time shows less in it. Each method and size runs in a process of its own:
+votes. ``linear`` is exact search's CPU time over rows, relative to the smallest bank: what else the machine does at the time shows less in it. Each method and size runs in a process of its own:
 ``grown_mib`` is its peak memory less what Python, torch and this module took before, to be compared with ``memory_mib``,
 which it was given; the brute force comes after. What has run is kept in ``runs/benchmarks/large`` for a run
 that is started again.
@@ -84,14 +84,13 @@ def _measured(
 
 
 def _with_linear(records: Sequence[report.Record]) -> list[report.Record]:
-    """Records with their CPU time over rows, relative to that of the smallest bank."""
-    smallest: dict[Any, float] = {}
-    done = []
+    """Records, those of exact search with their CPU time over rows, relative to that of the smallest bank."""
+    smallest: dict[str, float] = {}
     for record in records:
-        kind = record["method"], record["case"].split(": ")[1]
-        each = record["cpu_seconds"] / record["rows"]
-        done.append({**record, "linear": each / smallest.setdefault(kind, each)})
-    return done
+        if record["method"] == report.OURS:
+            each = record["cpu_seconds"] / record["rows"]
+            record["linear"] = each / smallest.setdefault(record["case"].split(": ")[1], each)
+    return list(records)
 
 
 def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, truth: str) -> dict[str, Any]:

@@ -106,7 +106,10 @@ def test_large(monkeypatch):
     assert {row["method"] for row in approximate} == {"ivf", "hnsw"}
     assert all(0.5 < float(row["recall"]) <= 1 and not row["exact"] for row in approximate)
     first = [row for row in rows if row["rows"] == "2000"]
-    assert {row["linear"] for row in first} == {"1.0"}
+    assert {row["linear"] for row in first} == {"1.0", ""}
+    for row in ours:
+        each = (float(one["cpu_seconds"]) / float(one["rows"]) for one in (row, ours[0]))
+        assert float(row["linear"]) == pytest.approx(next(each) / next(each), rel=2e-3)
     # 640 MiB, 120 bytes a row, and the codes and links of HNSW: 3 bytes a feature, 328 a row, and what it learns from.
     memory = {row["method"]: float(row["memory_mib"]) for row in first}
     assert memory["lightning_advknn"] == pytest.approx(640 + 2000 * 120 / 2**20, abs=0.1)
