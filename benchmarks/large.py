@@ -1,15 +1,16 @@
 """Banks beyond memory: python -m benchmarks.large [--quick] [--folder DIR].
 
-Synthetic banks of several sizes, whose rows lie in overlapping clusters: images of 64 pixels, drawn around the centre of their
-class, go through a network of one layer into 512 rectified features. `build_banks` streams them to disk within the least `memory_gib` that it
-takes; then votes on 100 new images of the same classes. Methods: exact search from disk, and the approximate backends, whose index is in memory.
+Synthetic banks of several sizes, whose rows lie in overlapping clusters: images of 64 pixels, drawn around the centre
+of their class, go through a network of one layer into 512 rectified features. `build_banks` streams them to disk
+within the least `memory_gib` that it takes; then votes on 100 new images of the same classes. Methods: exact search
+from disk, and the approximate backends, whose index is in memory.
 
 An exact search is ``exact`` if rows, order and votes are those of a float64 brute force over the features, made anew.
-``recall`` is the share of the true k nearest that an approximate one finds, and ``differing`` counts queries with other
-votes. ``linear`` is exact search's CPU time over rows, relative to the smallest bank: what else the machine does at the time shows less in it. Each method and size runs in a process of its own:
-``grown_mib`` is its peak memory less what Python, torch and this module took before, to be compared with ``memory_mib``,
-which it was given; the brute force comes after. What has run is kept in ``runs/benchmarks/large`` for a run
-that is started again.
+``recall`` is the share of the true k nearest that an approximate one finds, and ``differing`` counts queries with
+other votes. ``linear`` is exact search's CPU time over rows, relative to the smallest bank: what else the machine
+does at the time shows less in it. Each method and size runs in a process of its own: ``grown_mib`` is its peak memory
+less what Python, torch and this module took before, to be compared with ``memory_mib``, which it was given; the brute
+force comes after. What has run is kept in ``runs/benchmarks/large`` for a run that is started again.
 """
 
 import argparse
