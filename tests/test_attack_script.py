@@ -304,11 +304,11 @@ def test_approximate_neighbours_are_named_with_every_number(
         surrogate.setdefault("overrides", {})["backend"] = "auto"
     copy.write_text(yaml.safe_dump(content))
     folder, layers = copy.parent, ("relu3", "logits")  # wide layers take long
-    two = f"--victim.layers=[{','.join(layers)}]"
-    assert evaluate(copy, two, f"--output={folder / 'exact'}", f"--results={folder / 'exact-results'}") == 0
+    two = f"--victim.layers=[{','.join(layers)}]", "--images=100"
+    assert evaluate(copy, *two, f"--output={folder / 'exact'}", f"--results={folder / 'exact-results'}") == 0
     kept = times(folder / "cache")
     places = f"--output={folder / 'ivf'}", f"--results={folder / 'ivf-results'}"
-    assert evaluate(copy, two, *APPROXIMATE, *places) == 0
+    assert evaluate(copy, *two, *APPROXIMATE, *places) == 0
     # What exact neighbours gave is neither used nor changed.
     assert kept.items() <= times(folder / "cache").items()
     new = {name.split("/")[0] for name in set(times(folder / "cache")) - set(kept)}
