@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ):
         return {"state_dict": dict(checkpoint)}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"Expected {path} to hold a `state_dict`, but it does not.")
+        raise ValueError(f"Expected {path} to hold a `state_dict`, or to be one, but it does not.")
     return checkpoint if IDENTITY in checkpoint else {"state_dict": checkpoint["state_dict"]}
 
 
