@@ -51,6 +51,7 @@ FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MN
 KINDS = {
     "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
+    "folder": EVERYWHERE | {"leaderboard"},  # test_own.py runs it
     "mnist": EVERYWHERE | FIGURES | {"leaderboard", "pixels", "sweep", "variants"},
     "svhn": EVERYWHERE,
 }

@@ -154,7 +154,7 @@ class ExperimentRun:
     def test(self) -> ImageSplit:
         """The test images that are attacked and judged."""
         split, n = self.data.split("test"), self.experiment.images
-        return ImageSplit(split.images[:n], split.labels[:n], split.ids[:n])
+        return split if n is None else split.select(torch.arange(n))
 
     def describe(self) -> dict[str, Any]:
         """Everything the results depend on, as plain values; equal for equal experiments."""

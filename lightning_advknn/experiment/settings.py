@@ -25,7 +25,7 @@ class Trained:
     Args:
         config: A train.py configuration.
         overrides: Arguments of the module that differ from the configuration's.
-        checkpoint: Load this instead of training.
+        checkpoint: Load this instead of training: a checkpoint of train.py, or for a backbone also a state dict of its network.
     """
 
     config: Path_fr
