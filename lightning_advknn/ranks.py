@@ -11,21 +11,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments import (
-    ClusterEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # exported conditionally
 from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
 _BEATS = 10  # signs of life within a timeout
+_joined = count()  # how often this process has joined others
 _SHORTEST, _LONGEST = 0.001, 0.2  # seconds between two looks at the store
 
 
@@ -203,8 +203,9 @@ def join(timeout: float = 300.0) -> Ranks:
         raise LostRankError(
             f"Expected {size} processes to find each other within {timeout:g} s, but rank {rank} did not: {error}"
         ) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what was said in another is of no use
-    named = PrefixStore(f"lightning_advknn/{attempt}", store)
+    # What was said in another attempt, or before, is of no use.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    named = PrefixStore(f"lightning_advknn/{attempt}/{next(_joined)}", store)
     return Ranks(rank, size, launcher.local_rank(), named, timeout)
 
 
