@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -73,10 +75,17 @@ def fit(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def die(self: ExperimentRun, *_: object) -> None:
-    """In place of an attack: rank 1 dies of it."""
-    if self.ranks.rank:
-        os.kill(os.getpid(), signal.SIGKILL)
+def dying(
+    attack_images: Callable[..., dict[str, torch.Tensor]],
+) -> Callable[..., dict[str, torch.Tensor]]:
+    """An attack of which rank 1 dies."""
+
+    def make(run: ExperimentRun, *arguments: Any) -> dict[str, torch.Tensor]:
+        if run.ranks.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return attack_images(run, *arguments)
+
+    return make
 
 
 def main(folder: Path) -> None:
@@ -86,7 +95,7 @@ def main(folder: Path) -> None:
         assert attack.main(["evaluate", f"--config={folder / name}.yaml", "--timeout=60"]) == 0
     fit(folder)
     (folder / f"done{os.environ['RANK']}").touch()
-    ExperimentRun.attack = die  # type: ignore[assignment, method-assign]
+    ExperimentRun.attack = dying(ExperimentRun.attack)  # type: ignore[method-assign]
     attack.main(["evaluate", f"--config={folder / 'dies.yaml'}", "--timeout=60"])
 
 

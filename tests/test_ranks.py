@@ -29,11 +29,13 @@ from tests.ranks_worker import CLASSES, METRICS, K, points, questions
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ["relu1", "relu2", "relu4", "logits"]
+SERVERS: list[TCPStore] = []  # as long as there are ranks that say in them that they live
 IMAGES, NEIGHBOURS = 101, 10  # no multiple of the ranks, of an attack's batches or of its pieces
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
 ]
 
 
@@ -104,18 +106,17 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
     """The folder of one process's and of two processes' results; how their job ended, and how long that took."""
     folder = tmp_path_factory.mktemp("ranks")
     write_configs(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", torch.get_num_threads)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the others: sums over threads are rounded in another order
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the others: sums over threads are rounded in another order
+    try:
         assert attack.main(["evaluate", f"--config={folder / 'one'}.yaml"]) == 0
+    finally:
         torch.set_num_threads(threads)
     (checkpoint,) = (folder / "cache-one" / "backbone").glob("*.ckpt")
     shutil.copy(checkpoint, folder / "backbone.ckpt")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    started = time.monotonic()
     process = subprocess.run(
         [*torchrun, "-m", "tests.ranks_worker", str(folder)],
         env=environment,
@@ -128,7 +129,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
     assert (folder / "done0").is_file(), process.stderr
     assert (folder / "done1").is_file(), process.stderr
     ended = time.time() - max((folder / f"done{rank}").stat().st_mtime for rank in range(2))
-    assert time.monotonic() - started < 400
     return folder, process, ended
 
 
@@ -269,6 +269,7 @@ def test_a_killed_rank_ends_the_job(job: Job) -> None:
 def rank() -> Callable[..., Ranks]:
     """Makes ranks of one job within this process: ``rank(number, size, timeout)``."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    SERVERS.append(server)
 
     def make(number: int, size: int, timeout: float) -> Ranks:
         store = TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
