@@ -36,7 +36,7 @@ class LostRankError(RuntimeError):
 class Ranks:
     """The processes of a job, as one of them sees them; by default there is no other.
 
-    `barrier`, `agree`, `first` and `open` are collective: every rank calls them, in the same order.
+    `barrier`, `agree`, `first`, `open` and `close` are collective: every rank calls them, in the same order.
 
     Args:
         rank: This process, in [0, size).
@@ -130,20 +130,21 @@ class Ranks:
             world_size=self.size,
             timeout=timedelta(seconds=self.timeout),
         )
+        self.barrier(f"{what}: connected")  # before anyone can have hung up
 
     def close(self) -> None:
-        """Take the process group away again."""
-        if dist.is_initialized() and self._store is not None:
-            dist.destroy_process_group()
+        """Take the process group away again, once no rank needs it any longer."""
+        if self._store is None:
+            return
+        self.barrier("the end of a process group")
+        dist.destroy_process_group()
 
     @contextmanager
     def group(self, what: str) -> Iterator[None]:
-        """`open` and `close`."""
+        """`open` and, unless there is an error, `close`."""
         self.open(what)
-        try:
-            yield
-        finally:
-            self.close()
+        yield
+        self.close()
 
     def _live(self, store: Store) -> None:
         beat = 0

@@ -105,8 +105,8 @@ def _train(run: ExperimentRun) -> None:
     surrogates = {str(run.untrained(name)[1]): name for name in run.experiment.surrogates}
     missing = _missing(run, "surrogates", surrogates)
     modules = [run.untrained(surrogates[path])[0] for path in missing]
-    with ranks.group("votes for surrogates"):
-        for module in {module.votes_file: module for module in modules}.values():
+    for module in {module.votes_file: module for module in modules}.values():
+        with ranks.group("votes for surrogates"):
             module.to(run.device).keep_votes(run.data)
     for path in ranks.deal(missing):
         _ = run.surrogate(surrogates[path])
