@@ -167,6 +167,11 @@ class ExperimentRun:
         split, n = self.data.split("test"), self.experiment.images
         return split if n is None else split.select(torch.arange(n))
 
+    @property
+    def starts(self) -> range:
+        """Positions of the shards' first test images."""
+        return range(0, len(self.test), SHARD)
+
     def describe(self) -> dict[str, Any]:
         """Everything the results depend on, as plain values; equal for equal experiments."""
         experiment = self.experiment
@@ -245,8 +250,7 @@ class ExperimentRun:
             network: The transfer network whose victims judge; None for the attacked one.
         """
         label = f"{method}/{attack or 'clean'}" + (f" on {network}" if network else "")
-        starts = range(0, len(self.test), SHARD)
-        progress = tqdm(starts, desc=label, disable=None, leave=False)
+        progress = tqdm(self.starts, desc=label, disable=None, leave=False)
         victims = self.transfers[network] if network else self.attacked
         return concatenate([self._rows_shard(victims, method, attack, start) for start in progress])
 
@@ -258,7 +262,7 @@ class ExperimentRun:
 
     def cost(self, method: str, attack: str) -> tuple[float, float]:
         """Seconds of attack and queries of the victim, both for an image."""
-        parts = [self._attacked(method, attack, start) for start in range(0, len(self.test), SHARD)]
+        parts = [self._attacked(method, attack, start) for start in self.starts]
         queries = sum(int(part["queries"].sum()) for part in parts if "queries" in part)
         seconds = self.cache.seconds()[f"attack {method}/{attack}"]
         return seconds / len(self.test), queries / len(self.test)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import CPU_BATCH, GPU_BATCH
 from lightning_advknn.experiment.cache import StageCache
-from lightning_advknn.experiment.run import SHARD, ExperimentRun
+from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
 from lightning_advknn.experiment.victims import Victims
 
@@ -133,7 +133,7 @@ def _observations(
     run: ExperimentRun, victims: Victims, attacks: Iterable[tuple[str, str | None]]
 ) -> Iterator[_File]:
     for method, attack in attacks:
-        for start in range(0, len(run.test), SHARD):
+        for start in run.starts:
             make = partial(_query, run, victims, method, attack, start)
             yield _File(
                 *victims.observation(*run.asked(method, attack, start)), make, len(run.positions(start))
@@ -149,7 +149,7 @@ def _query(
 def _adversarial(run: ExperimentRun, attacks: Iterable[tuple[str, str]]) -> Iterator[_File]:
     batch = GPU_BATCH if run.device.type == "cuda" else CPU_BATCH
     for method, attack in attacks:
-        for start in range(0, len(run.test), SHARD):
+        for start in run.starts:
             for name, piece in run.pieces(method, attack, start):
                 make = partial(_attack, run, method, attack, piece)
                 # An attack on a victim makes batches of its own.
