@@ -1,11 +1,12 @@
 """Banks whose rows lie on several ranks: each searches its own rows for the queries of all, and the asker merges."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_advknn.functional import count_votes
@@ -44,51 +45,51 @@ class Exchange:
 
     def ask(self, bank: int, request: _Request) -> tuple[Tensor, Tensor]:
         """Answer of all ranks, as `MemoryBank.search`, while this one answers theirs; a question of at least one query."""
-        answer = self._round(bank, request)
+        answer = self._answer(self._headers(bank, request), request)
         if answer is None:
-            raise RuntimeError("Expected an answer to a question, but the exchange is over.")
+            raise RuntimeError("Expected a rank that asks to be answered, but it was not: this is a bug.")
         return answer
 
     def serve(self) -> None:
         """Answer the others' questions until all ranks serve."""
-        while any(self._asks(_SERVING, None)):
-            self._answers(None)
+        while True:
+            headers = self._headers(_SERVING, None)
+            if all(number == _SERVING for number, *_ in headers):
+                return
+            self._answer(headers, None)
 
-    def _round(self, bank: int, request: _Request) -> tuple[Tensor, Tensor] | None:
-        self._asks(bank, request)
-        return self._answers(request)
-
-    def _asks(self, bank: int, request: _Request | None) -> list[bool]:
-        """Tell all ranks what this one asks; whether each asks something."""
+    def _headers(self, bank: int, request: _Request | None) -> list[list[int]]:
+        """What each rank asks: which bank, how many queries, k, whether with their own ids; and tell them what this one asks."""
         if self._meet:
             self._meet()
-        header = [_SERVING, 0, 0, 0]
+        header = [bank, 0, 0, 0]
         if request is not None:
-            header = [bank, len(request.queries), request.k, int(request.own_ids is not None)]
-        device = self._banks[0].labels.device
-        mine = torch.tensor(header, device=device)
+            header[1:] = len(request.queries), request.k, int(request.own_ids is not None)
+        mine = torch.tensor(header, device=self._banks[0].labels.device)
         headers = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(headers, mine)
-        self._headers = [each.tolist() for each in headers]
-        return [each[0] != _SERVING for each in self._headers]
+        return [each.tolist() for each in headers]
 
-    def _answers(self, request: _Request | None) -> tuple[Tensor, Tensor] | None:
+    def _answer(
+        self, headers: Sequence[Sequence[int]], request: _Request | None
+    ) -> tuple[Tensor, Tensor] | None:
         """Answer what each rank asks, one after another; the answer to this one's own question."""
         answer = None
-        for source, (number, n, k, leaves_out) in enumerate(self._headers):
+        for source, (number, n, k, with_ids) in enumerate(headers):
             if number == _SERVING:
                 continue
             bank, mine = self._banks[number], source == dist.get_rank()
             if mine and request is not None:
                 asked = request._replace(queries=request.queries.contiguous())
             else:
-                own_ids = torch.empty(n, dtype=torch.int64, device=bank.labels.device) if leaves_out else None
-                asked = _Request(torch.empty(n, bank.width, device=bank.labels.device), k, own_ids)
+                device = bank.labels.device
+                own_ids = torch.empty(n, dtype=torch.int64, device=device) if with_ids else None
+                asked = _Request(torch.empty(n, bank.width, device=device), k, own_ids)
             dist.broadcast(asked.queries, source)
             if asked.own_ids is not None:
                 dist.broadcast(asked.own_ids, source)
             found = bank.nearest_here(*asked)
-            parts = [[torch.empty_like(column) for _ in self._headers] for column in found]
+            parts = [[torch.empty_like(column) for _ in headers] for column in found]
             for column, gathered in zip(found, parts, strict=True):
                 dist.all_gather(gathered, column)
             if mine:
@@ -162,10 +163,10 @@ class ShardedBank(MemoryBank):
         if own_ids is not None:
             distances = distances.masked_fill(self.own.ids[indices] == own_ids[:, None], torch.inf)
         found = self.rows[indices].masked_fill(distances.isposinf(), len(self))
-        short = max(0, k - n), len(queries)
-        distances = torch.cat([distances, distances.new_full((short[1], short[0]), torch.inf)], 1)
-        found = torch.cat([found, found.new_full((short[1], short[0]), len(self))], 1)
-        return merge(distances, found, k)
+        missing = max(0, k - n)
+        return merge(
+            F.pad(distances, (0, missing), value=torch.inf), F.pad(found, (0, missing), value=len(self)), k
+        )
 
     def leave_one_out_votes(self, k: int) -> NoReturn:
         """Not of rows that lie elsewhere: ask `votes` with `own_ids`."""
