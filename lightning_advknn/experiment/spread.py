@@ -98,11 +98,13 @@ def _make(run: ExperimentRun, victims: Victims, what: str, files: Iterable[_File
 def _train(run: ExperimentRun) -> None:
     """Train what has not been trained, each network by one rank; the votes that surrogates learn from, by all."""
     ranks = run.ranks
-    backbones = {str(victims.checkpoint): victims for victims in (run.attacked, *run.transfers.values())}
+    networks = (run.attacked, *run.transfers.values())
+    backbones = {str(each.checkpoint): each for each in networks if not each.trained.checkpoint}
     for path in ranks.deal(_missing(run, "backbones", backbones)):
         _ = backbones[path].network
     ranks.barrier("trained backbones")
-    surrogates = {str(run.untrained(name)[1]): name for name in run.experiment.surrogates}
+    own = [name for name, trained in run.experiment.surrogates.items() if not trained.checkpoint]
+    surrogates = {str(run.untrained(name)[1]): name for name in own}
     missing = _missing(run, "surrogates", surrogates)
     modules = [run.untrained(surrogates[path])[0] for path in missing]
     for module in {module.votes_file: module for module in modules}.values():
@@ -114,10 +116,14 @@ def _train(run: ExperimentRun) -> None:
     run.train()
 
 
-def _missing(run: ExperimentRun, what: str, paths: Iterable[str]) -> list[str]:
-    return run.ranks.agree(
-        f"what is missing of {what}", lambda: [path for path in paths if not Path(path).is_file()]
-    )
+def _missing(run: ExperimentRun, what: str, checkpoints: Iterable[str]) -> list[str]:
+    """Those that are not there, or without the facts beside them."""
+
+    def find() -> list[str]:
+        paths = map(Path, checkpoints)
+        return [str(path) for path in paths if not (path.is_file() and path.with_suffix(".json").is_file())]
+
+    return run.ranks.agree(f"what is missing of {what}", find)
 
 
 def _observe(
