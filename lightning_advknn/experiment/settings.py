@@ -46,6 +46,8 @@ class VictimSettings:
         convention: How credibility counts ties.
         memory_gib: Memory for banks and searches, in GiB, of the device; banks beyond it are read from disk. None for as
             much as it takes. No vote depends on it.
+        shard: Of several ranks, each has only some of a bank's rows, and all search for all: for banks that do not fit one.
+            No vote depends on it. Attacks on the victims themselves read whole banks and cannot run so.
     """
 
     layer: str = "relu3"
@@ -55,6 +57,7 @@ class VictimSettings:
     backend: Backend = "auto"
     convention: Convention = "strict"
     memory_gib: float | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True)
