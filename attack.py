@@ -1,10 +1,14 @@
 """Attack kNN and DkNN and measure it: python attack.py evaluate --config configs/digits/attack.yaml.
 
+Under torchrun or srun, its processes share the work; the results are those of one process.
+
 Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 1 something went wrong
-later, such as a full disk; 130 interrupted. After 1 and 130, the same command goes on from there.
+later, such as a full disk or the death of another process; 130 interrupted; 143 terminated. After 1, 130 and 143, the same
+command goes on from there.
 """
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -13,6 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightning_advknn.experiment import Grid, experiment_of, experiment_parser
+from lightning_advknn.ranks import Ranks, is_lost, join
 from lightning_advknn.reports import (
     Dashboard,
     evaluate,
@@ -42,6 +47,7 @@ def make_parser() -> ArgumentParser:
             default=None,
             help="Folder of tables over several seeds, such as results/mnist, to add this seed to.",
         )
+        _add_timeout(command)
         commands.add_subcommand(name, command)
     command = ArgumentParser(
         description="Run a grid of experiments, what is missing of it, and report on all."
@@ -56,8 +62,18 @@ def make_parser() -> ArgumentParser:
         help="Names of cells, or beginnings or patterns of them, such as mnist/tables '*/seed0'.",
     )
     command.add_argument("--dry-run", action="store_true", help="Show what there is and what would run.")
+    _add_timeout(command)
     commands.add_subcommand("reproduce", command)
     return parser
+
+
+def _add_timeout(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        help="Of several processes: seconds without a sign of life after which another counts as dead.",
+    )
 
 
 def main(args: list[str] | None = None) -> int:
@@ -69,9 +85,28 @@ def main(args: list[str] | None = None) -> int:
         parser.error(f"Expected settings nested as in configs/, but: {error}")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    ranks = Ranks()
+    try:
+        ranks = join(options[options.subcommand].timeout)
+        if ranks.size > 1:
+            signal.signal(signal.SIGTERM, _terminated)
+        return _run(options, ranks)
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        sys.stderr.write(
+            f"attack.py: rank {ranks.rank}: error: {error} What is finished is kept: the same command goes on from here.\n"
+        )
+        return 1
+    except ValueError as error:
+        sys.stderr.write(f"attack.py: error: {error}\n")
+        return 2
+
+
+def _run(options: Any, ranks: Ranks) -> int:
     start = {"evaluate": _evaluate, "leaderboard": _leaderboard, "reproduce": _reproduce}
     try:
-        go_on = start[options.subcommand](options[options.subcommand])
+        go_on = start[options.subcommand](options[options.subcommand], ranks)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"attack.py: error: {error}\n")
         return 2
@@ -88,28 +123,37 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-def _evaluate(options: Any) -> Callable[[], None]:
-    run = prepare(experiment_of(options), options.results)
+def _terminated(signum: int, frame: object) -> None:
+    sys.stderr.write(
+        "attack.py: terminated, as launchers do with all processes when one has died; what is finished is kept: the same command"
+        " goes on from here\n"
+    )
+    sys.exit(143)
+
+
+def _evaluate(options: Any, ranks: Ranks) -> Callable[[], None]:
+    run = prepare(experiment_of(options), options.results, ranks=ranks)
     recording = _dashboard(options).experiment("evaluate", run)
     return _recorded(recording, lambda: evaluate(run, options.results))
 
 
-def _leaderboard(options: Any) -> Callable[[], None]:
-    run = prepare_leaderboard(experiment_of(options), options.results)
+def _leaderboard(options: Any, ranks: Ranks) -> Callable[[], None]:
+    run = prepare_leaderboard(experiment_of(options), options.results, ranks)
     recording = _dashboard(options).experiment("leaderboard", run)
     return _recorded(recording, lambda: leaderboard(run, options.results))
 
 
-def _reproduce(options: Any) -> Callable[[], None]:
+def _reproduce(options: Any, ranks: Ranks) -> Callable[[], None]:
     grid = Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
-    tasks = plan(grid, options.only)
+    tasks = plan(grid, options.only, ranks)
     if options.dry_run:
-        return lambda: show(tasks)
+        return lambda: show(tasks) if ranks.rank == 0 else None
     dashboard = _dashboard(options)
 
     def go_on() -> None:
-        reproduce(tasks, dashboard)
-        report_grid(grid, tasks)
+        reproduce(tasks, dashboard, ranks)
+        if ranks.rank == 0:
+            report_grid(grid, tasks)
 
     return _recorded(dashboard.grid(grid), go_on)
 

@@ -1,11 +1,14 @@
 """The victims: kNN on one layer, DkNN on several."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_advknn import functional
@@ -14,8 +17,10 @@ from lightning_advknn.functional import Convention
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import (
     Backend,
+    Exchange,
     MemoryBank,
     Metric,
+    ShardedBank,
     StoredRows,
     check_backend,
     check_room,
@@ -172,8 +177,12 @@ def build_banks(
     memory_gib: float | None = None,
     folder: Path | None = None,
     index: Mapping[str, int] | None = None,
+    over_ranks: Literal["copy"] | Exchange | None = None,
 ) -> dict[str, MemoryBank]:
     """Store each layer's features of all images of a loader.
+
+    Over ranks, those of the default process group, each computes the features of its share of the batches, and all call this
+    with the same images in the same batches.
 
     Args:
         network: In evaluation mode.
@@ -185,30 +194,39 @@ def build_banks(
             Banks beyond it are kept on disk and read in blocks.
         folder: Where on disk; None for the system's temporary folder.
         index: Settings of an approximate backend, as of `MemoryBank`.
+        over_ranks: ``copy``: the ranks send each other what they compute, and each has all. An exchange: each keeps what it
+            computes, and they search by this. None: this process does it alone.
 
     Returns:
         A bank for each of the network's layers, on the network's device.
 
     Raises:
-        ValueError: If an image is out of range, a feature is not finite, `memory_gib` is too little, or the backend
-            cannot search such features.
+        ValueError: If an image is out of range, a feature is not finite, `memory_gib` is too little, the backend cannot
+            search such features, or a rank would have no row.
         OSError: If the disk is full, or will be.
     """
     check_backend(backend)
     device = next(network.parameters()).device
-    dataset: Any = getattr(loader, "dataset", None)  # of a DataLoader
-    if dataset is None:
+    if not hasattr(loader, "dataset"):  # no DataLoader
         loader = list(loader)
-    total = sum(len(batch.ids) for batch in loader) if dataset is None else len(dataset)
+    sizes = _batch_sizes(loader)
+    mine = range(len(sizes))
+    if isinstance(over_ranks, Exchange):
+        mine = mine[dist.get_rank() :: dist.get_world_size()]
+        if len(sizes) < dist.get_world_size():
+            raise ValueError(
+                f"Expected at least as many batches of training images as ranks, {dist.get_world_size()}, to spread the bank,"
+                f" but got {len(sizes)}. Lower the data's `eval_batch_size`, or use fewer ranks."
+            )
+    total = sum(sizes[number] for number in mine)
     kept: dict[str, Tensor] = {}
     stored: dict[str, StoredRows] = {}
     # In one piece: what is kept of every batch would hold on to the memory that batches leave behind.
-    labels, ids = torch.empty(2, total, dtype=torch.int64, device=device)
-    start = 0
-    for batch in tqdm(loader, desc="bank", disable=None, leave=False):
-        functional.check_images(batch.images)
-        features = network.features(batch.images.to(device))
-        if not start:
+    labels, ids = torch.empty(2, sum(sizes), dtype=torch.int64, device=device)
+    start = end = 0
+    features_of = _features_in_turn if over_ranks == "copy" else _features
+    for batch, features in features_of(network, tqdm(loader, desc="bank", disable=None, leave=False), mine):
+        if features and not start:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
             fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend, index)
             for layer, width in widths.items():
@@ -223,11 +241,58 @@ def build_banks(
                 kept[layer][start : start + len(rows)] = rows
             else:
                 stored[layer].append(rows)
-        labels[start : start + len(batch.ids)] = batch.labels
-        ids[start : start + len(batch.ids)] = batch.ids
-        start += len(batch.ids)
+        seen = slice(end, end + len(batch.ids))
+        labels[seen], ids[seen] = batch.labels, batch.ids
+        end = seen.stop
+        start += len(batch.ids) if features else 0
+    places = torch.split(torch.arange(len(ids), device=device), sizes)
+    rows = torch.cat([places[number] for number in mine])
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
-    return {
-        layer: MemoryBank(banks[layer], labels[:start], ids[:start], num_classes, metric, backend, index)
+    made = {
+        layer: MemoryBank(banks[layer], labels[rows], ids[rows], num_classes, metric, backend, index)
         for layer in network.layers
     }
+    if not isinstance(over_ranks, Exchange):
+        return made
+    return {layer: ShardedBank(own, rows, labels, ids, over_ranks) for layer, own in made.items()}
+
+
+def _batch_sizes(loader: Iterable[Batch]) -> list[int]:
+    dataset: Any = getattr(loader, "dataset", None)  # of a DataLoader
+    if dataset is None:
+        return [len(batch.ids) for batch in loader]
+    size = cast(DataLoader[Batch], loader).batch_size or len(dataset)
+    return [min(size, len(dataset) - start) for start in range(0, len(dataset), size)]
+
+
+def _features(
+    network: FeatureNetwork, loader: Iterable[Batch], mine: Collection[int]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """All batches, some with their features ``(n, D)`` by layer, the others with none."""
+    device = next(network.parameters()).device
+    for number, batch in enumerate(loader):
+        if number in mine:
+            functional.check_images(batch.images)
+        yield batch, network.features(batch.images.to(device)) if number in mine else {}
+
+
+def _features_in_turn(
+    network: FeatureNetwork, loader: Iterable[Batch], mine: Collection[int]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """All batches with their features, each computed by one rank and sent to the others."""
+    device = next(network.parameters()).device
+    batches = iter(loader)
+    while turn := list(islice(batches, dist.get_world_size())):
+        # A rank for which there is none left learns the features' widths.
+        own = turn[dist.get_rank() % len(turn)]
+        functional.check_images(own.images)
+        computed = network.features(own.images.to(device))
+        for source, batch in enumerate(turn):
+            here = source == dist.get_rank()
+            features = {
+                layer: rows.contiguous() if here else rows.new_empty(len(batch.ids), rows.shape[1])
+                for layer, rows in computed.items()
+            }
+            for rows in features.values():
+                dist.broadcast(rows, source)
+            yield batch, features

@@ -67,26 +67,32 @@ class Verdicts(NamedTuple):
 
 
 @torch.no_grad()
-def observe(dknn: DkNNClassifier, images: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+def observe(
+    dknn: DkNNClassifier, images: Tensor, batch_size: int = 500, rows: range | None = None
+) -> tuple[Tensor, Tensor]:
     """Query the backbone and DkNN: all that takes time.
 
     Args:
         dknn: In evaluation mode.
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         batch_size: Images a forward pass; no result depends on it.
+        rows: Consecutive images to query; None for all. The others only fill up forward passes, so that these meet the
+            same arithmetic as among all.
 
     Returns:
-        The backbone's classes int64 ``(n,)`` and votes int64 ``(n, L, C)``.
+        The backbone's classes int64 ``(n,)`` and votes int64 ``(n, L, C)``; of `rows` if these are given.
 
     Raises:
         ValueError: If an image is out of range or a feature is not finite.
     """
     check_images(images)
+    asked = range(len(images)) if rows is None else rows
     classes, votes = [], []
-    for part in torch.split(images, batch_size):
-        logits, features = dknn.network.logits_and_features(part)
-        classes.append(logits.argmax(1))
-        votes.append(dknn.votes(features))
+    for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
+        logits, features = dknn.network.logits_and_features(images[start : start + batch_size])
+        some = slice(max(asked.start - start, 0), asked.stop - start)
+        classes.append(logits[some].argmax(1))
+        votes.append(dknn.votes({layer: each[some] for layer, each in features.items()}))
     return torch.cat(classes), torch.cat(votes)
 
 
@@ -257,8 +263,8 @@ class AttackMetrics(Metric):
     linf: Tensor
     victims = ("dnn", "knn", "dknn", "surrogate")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         zero = torch.zeros((), dtype=torch.float64)
         self.add_state("n", zero.clone(), dist_reduce_fx="sum")
         self.add_state("l2", zero.clone(), dist_reduce_fx="sum")
@@ -307,8 +313,13 @@ class AttackMetrics(Metric):
         setattr(self, state, getattr(self, state) + values.sum(dtype=torch.float64))
 
 
-def summarize(rows: Rows) -> Mapping[str, float]:
-    """`AttackMetrics` of rows, as numbers."""
-    metrics = AttackMetrics().to(rows["id"].device)
+def summarize(rows: Rows, over_ranks: bool = False) -> Mapping[str, float]:
+    """`AttackMetrics` of rows, as numbers.
+
+    Args:
+        rows: This process's.
+        over_ranks: Of the rows of all ranks, if there is a process group; each calls this.
+    """
+    metrics = AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
     metrics.update(rows)
     return {name: value.item() for name, value in metrics.compute().items()}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: If the folder cannot be written.
     """
     check_writable(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_process()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -39,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def check_writable(folder: Path) -> None:
     """Make a folder and raise an OSError unless files can be written in it."""
-    probe = folder / f".{os.getpid()}.probe"
+    probe = folder / f".{_process()}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -48,6 +49,11 @@ def check_writable(folder: Path) -> None:
         raise OSError(
             f"Expected to be able to write in {folder}, but got: {error.strerror or error}. Choose another output folder."
         ) from error
+
+
+def _process() -> str:
+    """A name for this process among all that share a folder: machines may have processes of one number."""
+    return f"{platform.node()}.{os.getpid()}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,6 +16,8 @@ import pytest
 import torch
 import wandb
 import yaml
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 
 from lightning_advknn.attacks import AttackSettings
@@ -27,7 +29,10 @@ from lightning_advknn.modules import BackboneModule, SurrogateModule
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml"))
+CONFIGS = sorted(
+    path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "trainer"
+)
+TRAINERS = {"cpu2": ("cpu", 2), "gpu1": ("gpu", 1), "gpu2": ("gpu", 2), "gpu8": ("gpu", 8)}
 SETS = {"digits": Digits, "fashion_mnist": FashionMNIST, "mnist": MNIST, "svhn": SVHN}
 TRANSFER = ("digits", "mnist")  # the data sets with a transfer network: the paper's Table 3 is on MNIST alone
 COMMANDS = {
@@ -51,6 +56,7 @@ FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MN
 KINDS = {
     "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
+    "folder": EVERYWHERE | {"leaderboard"},  # test_own.py runs it
     "mnist": EVERYWHERE | FIGURES | {"leaderboard", "pixels", "sweep", "variants"},
     "svhn": EVERYWHERE,
 }
@@ -201,6 +207,25 @@ def test_every_data_set_has_every_configuration() -> None:
     assert [str(config) for config in CONFIGS] == [
         f"configs/{data}/{kind}.yaml" for data, kinds in KINDS.items() for kind in sorted(kinds)
     ]
+
+
+def test_trainers_are_for_any_training() -> None:
+    assert {path.stem for path in (ROOT / "configs" / "trainer").glob("*.yaml")} == set(TRAINERS)
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    for name, (accelerator, devices) in TRAINERS.items():
+        config = Path("configs", "trainer", f"{name}.yaml")
+        words = shlex.split(header(config)[0])
+        assert (words[1:3] if devices == 1 else words[3:5]) == ["train.py", "fit"]
+        assert words[0] == ("python" if devices == 1 else "torchrun")
+        assert devices == 1 or words[1:3] == ["--nproc_per_node", str(devices)]
+        assert words[-1] == str(config)
+        trainer = parser.parse_path(str(ROOT / config)).trainer
+        assert (trainer.accelerator, trainer.devices, trainer.num_nodes) == (accelerator, devices, 1)
+        if devices > 1:
+            arguments = trainer.strategy.init_args
+            assert arguments.process_group_backend == ("gloo" if accelerator == "cpu" else "nccl")
+            assert arguments.timeout.total_seconds() == 600
 
 
 def experiment_of(config: Path) -> Experiment:

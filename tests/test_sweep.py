@@ -70,9 +70,12 @@ def run_here(command: list[str], env: dict[str, str], check: bool) -> subprocess
         for name in ("WANDB_MODE", "WANDB_RUN_GROUP"):
             patch.setenv(name, env[name])
         patch.setattr(sys, "argv", [script, *arguments])
-        runpy.run_path(script, run_name="__main__")
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script, run_name="__main__")
         wandb.finish()
-    return subprocess.CompletedProcess(command, 0)
+    code = end.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(command, code)
 
 
 def value_of(config: dict[str, Any], name: str) -> Any:
@@ -130,6 +133,7 @@ def test_every_value_is_one_that_training_takes(path: Path, monkeypatch: pytest.
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_DATA_DIR", "unused")
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # pytest's own arguments are not its
     written = yaml.safe_load(path.read_text())
     assert {name.rpartition(".")[2] for name in written["parameters"]} == {"cls_weight", "layer", "k", "eps"}
     (config,) = [part for part in written["command"] if part.endswith("surrogate.yaml")]
@@ -139,8 +143,7 @@ def test_every_value_is_one_that_training_takes(path: Path, monkeypatch: pytest.
     for place in (0, -1):
         trial = {name: values[place] for name, values in lists.items()}
         options = [f"--{name}={value}" for name, value in trial.items()]
-        with pytest.warns(UserWarning, match="LightningCLI's args parameter"):
-            cli = AdvKNNCLI([f"--config={config}", "--trainer.accelerator=cpu", *options], run=False)
+        cli = AdvKNNCLI([f"--config={config}", "--trainer.accelerator=cpu", *options], run=False)
         assert cli.model.cls_weight == trial["model.init_args.cls_weight"]
         assert (cli.model.layer, cli.model.k) == (trial["model.init_args.layer"], trial["model.init_args.k"])
 

@@ -74,7 +74,7 @@ class Scene:
 
     def metrics(self, name: str, rows: Rows) -> dict[str, float]:
         """What is logged of an attack, or of ``clean`` images, over all ranks."""
-        found = dict(summarize(rows))
+        found = dict(summarize(rows, over_ranks=True))
         if name == "clean":  # there is no distortion, and its errors are no attack's success
             found = {key: value for key, value in found.items() if key.endswith(("_acc", "_credibility"))}
         right = knn_prediction(rows["votes_after"]) == rows["label"][:, None]  # (n, L)
@@ -93,7 +93,7 @@ class Scene:
         """An attack's success against each victim, over all ranks."""
         return {
             f"eps/{name}/{key.removesuffix('acc')}success": 1 - value
-            for key, value in summarize(rows).items()
+            for key, value in summarize(rows, over_ranks=True).items()
             if key.endswith("_acc")
         }
 

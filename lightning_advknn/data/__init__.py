@@ -1,8 +1,9 @@
-"""One DataModule per data set: images in [0, 1], fixed splits, everything in memory."""
+"""One DataModule per data set: images in [0, 1], fixed splits."""
 
 from lightning_advknn.data.base import Batch, ImageDataModule, MissingDataError, data_of
 from lightning_advknn.data.digits import Digits
 from lightning_advknn.data.fashion_mnist import FashionMNIST
+from lightning_advknn.data.image_folder import ImageFolder
 from lightning_advknn.data.mnist import MNIST
 from lightning_advknn.data.svhn import SVHN
 
@@ -13,6 +14,7 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "ImageDataModule",
+    "ImageFolder",
     "MissingDataError",
     "data_of",
 ]

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets.utils import check_integrity
 
+from lightning_advknn.data.files import ImageFiles
+
 
 class Batch(NamedTuple):
     """Images with what they are."""
@@ -28,15 +30,15 @@ class Batch(NamedTuple):
 
 
 class ImageSplit(Dataset[Batch]):
-    """Images of one split, kept in memory as uint8 and read a batch at a time.
+    """Images of one split, in memory as uint8 or in files, read a batch at a time.
 
     Args:
-        images: uint8 ``(n, channels, H, W)``.
+        images: uint8 ``(n, channels, H, W)``, or files of such images.
         labels: int64 ``(n,)``.
         ids: int64 ``(n,)``.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, ids: Tensor) -> None:
+    def __init__(self, images: Tensor | ImageFiles, labels: Tensor, ids: Tensor) -> None:
         self.images, self.labels, self.ids = images, labels, ids
 
     def __len__(self) -> int:
@@ -52,7 +54,9 @@ class ImageSplit(Dataset[Batch]):
     def select(self, indices: Tensor) -> "ImageSplit":
         """The rows at these positions, int64 ``(n,)``, in order of image id."""
         indices = indices.sort().values
-        return ImageSplit(self.images[indices], self.labels[indices], self.ids[indices])
+        images = self.images
+        chosen = images[indices] if isinstance(images, Tensor) else images.select(indices)
+        return ImageSplit(chosen, self.labels[indices], self.ids[indices])
 
 
 class MissingDataError(FileNotFoundError):
@@ -111,8 +115,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self._splits: dict[str, ImageSplit] = {}
 
     @abstractmethod
-    def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Read one original split: images uint8 ``(n, channels, H, W)`` and labels int64 ``(n,)``."""
+    def load(self, train: bool) -> tuple[Tensor | ImageFiles, Tensor]:
+        """Read one original split: images uint8 ``(n, channels, H, W)``, or files of such, and labels int64 ``(n,)``."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the data set, once."""
@@ -145,6 +149,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if type(self) is type(other) and self._made_of() == other._made_of():
             other.setup()
             self._splits = other._splits
+            self.image_shape, self.num_classes = other.image_shape, other.num_classes
             self.fingerprint = other.fingerprint
 
     @cached_property
@@ -154,7 +159,7 @@ class ImageDataModule(LightningDataModule, ABC):
         for name in ("train", "val", "calibration", "test"):
             split = self.split(name)
             for part in (split.images, split.labels, split.ids):
-                total.update(part.numpy().tobytes())
+                total.update(part.numpy().tobytes() if isinstance(part, Tensor) else part.digest())
         return total.hexdigest()[:16]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -185,11 +190,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def _made_of(self) -> dict[str, Any]:
         """What decides on its splits."""
         no_matter = ("batch_size", "eval_batch_size", "download")
+        found = ("fingerprint", "image_shape", "num_classes")  # in the files
         plain = (str, int, float, bool, Path, tuple)
         return {
             name: value
             for name, value in vars(self).items()
-            if isinstance(value, plain) and name not in no_matter and name != "fingerprint"
+            if isinstance(value, plain) and name not in (*no_matter, *found)
         }
 
     def _shard(self, name: str) -> DataLoader[Batch]:

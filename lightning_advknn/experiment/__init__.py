@@ -18,6 +18,7 @@ from lightning_advknn.experiment.settings import (
     experiment_of,
     experiment_parser,
 )
+from lightning_advknn.experiment.spread import spread
 
 __all__ = [
     "ORIGIN",
@@ -34,4 +35,5 @@ __all__ = [
     "experiment_of",
     "experiment_parser",
     "provenance",
+    "spread",
 ]

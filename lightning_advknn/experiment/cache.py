@@ -1,11 +1,13 @@
 """Results of stages on disk, and what each took."""
 
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from lightning_advknn.storage import check_writable, load_tensors, save_tensors
@@ -48,6 +50,31 @@ class StageCache:
         tensors = {key: tensor.cpu() for key, tensor in self.measured(name, stage, make).items()}
         save_tensors(path, tensors, {"stage": stage, "seconds": f"{self._seconds[name][1]:.3f}"})
         return tensors
+
+    def has(self, name: str) -> bool:
+        """Whether a stage's tensors are there and undamaged."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return path.is_file() and bool(load_tensors(path))
+        except ValueError:
+            return False
+
+    def join(self, name: str, stage: str, parts: Sequence[str]) -> None:
+        """Put tensors of a stage that were made in parts into one file, and delete the parts.
+
+        Args:
+            name: Of the file.
+            stage: As in `tensors`; its wall time is the sum of the parts'.
+            parts: Names of theirs, in order of rows.
+        """
+        paths = [self.folder / f"{part}.safetensors" for part in parts]
+        loaded = [load_tensors(path) for path in paths]
+        tensors = {key: torch.cat([part[key] for part, _ in loaded]) for key in loaded[0][0]}
+        seconds = sum(float(metadata["seconds"]) for _, metadata in loaded)
+        metadata = {"stage": stage, "seconds": f"{seconds:.3f}"}
+        save_tensors(self.folder / f"{name}.safetensors", tensors, metadata)
+        for folder in {path.parent for path in paths}:
+            shutil.rmtree(folder)
 
     def measured(self, name: str, stage: str, make: Callable[[], T]) -> T:
         """What `make` returns, not kept; its wall time is noted, without that of stages it had to wait for."""

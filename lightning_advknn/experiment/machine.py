@@ -8,16 +8,19 @@ from typing import Any
 import torch
 
 from lightning_advknn.cli import versions
+from lightning_advknn.ranks import Ranks
 
 
-def find_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is the GPU if there is one.
+def find_device(name: str, ranks: Ranks) -> torch.device:
+    """The device of this name; ``auto`` is the GPU if there is one. Each of several ranks on a machine gets its own GPU.
 
     Raises:
         ValueError: If torch cannot use it here, or not in float64.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.size > 1:
+        name = f"cuda:{ranks.local_rank}"
     try:
         device = torch.zeros(0, device=name, dtype=torch.float64).device
         if device.type not in ("cpu", "cuda"):

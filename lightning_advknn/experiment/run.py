@@ -25,6 +25,7 @@ from lightning_advknn.experiment.victims import Victims
 from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.modules.checkpoint import check_data
+from lightning_advknn.ranks import Ranks
 from lightning_advknn.search import APPROXIMATE, check_backend, index_settings
 from lightning_advknn.storage import digest, file_digest, weights_digest
 
@@ -37,20 +38,22 @@ class ExperimentRun:
 
     Args:
         experiment: What to run.
+        ranks: Processes that make this run of the same experiment too; `spread` shares the work out among them.
 
     Raises:
         ValueError: If anything in it cannot work, before any long work starts.
         OSError: If a file is missing or the cache cannot be written.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, ranks: Ranks | None = None) -> None:
         self.experiment = experiment
+        self.ranks = ranks or Ranks()
         self.cache = StageCache(Path(experiment.cache))
-        self.device = find_device(experiment.device)
+        self.device = find_device(experiment.device, self.ranks)
         check_names(experiment)
         check_backend(experiment.victim.backend)
         self._attacks = {name: attack.bind() for name, attack in experiment.attacks.items()}
-        make = partial(Victims, experiment=experiment, device=self.device, cache=self.cache)
+        make = partial(Victims, experiment=experiment, device=self.device, cache=self.cache, ranks=self.ranks)
         self.attacked = make(ORIGIN, experiment.backbone, experiment.victim.layer)
         self._trainings = {
             ORIGIN: self.attacked.cli,
@@ -67,7 +70,8 @@ class ExperimentRun:
         }
         self._trainings |= {name: victims.cli for name, victims in self.transfers.items()}
         self.data: ImageDataModule = self.attacked.data
-        self.data.prepare_data()
+        with self.ranks.first("the data"):  # which may have to be downloaded
+            self.data.prepare_data()
         for cli in self._trainings.values():
             cli.datamodule.share(self.data)
         self._check_settings()
@@ -87,6 +91,18 @@ class ExperimentRun:
         images, there = self.experiment.images, len(self.data.split("test"))
         if images is not None and not 1 <= images <= there:
             raise ValueError(f"Expected `images` to be in [1, {there}] (the test images), but got {images}.")
+        if victim.shard:
+            if victim.backend in APPROXIMATE:
+                raise ValueError(
+                    f"Expected an exact `victim.backend` with `victim.shard`, but got {victim.backend!r}, whose recall is not"
+                    " measured over several ranks. Leave `backend` out, or switch `shard` off."
+                )
+            for name, attack in self.experiment.attacks.items():
+                if attack.on_victim:
+                    raise ValueError(
+                        f"Expected attacks on logits with `victim.shard`, but {name} is on a victim and reads its whole bank."
+                        " Switch `shard` off, and lower `memory_gib` if the bank does not fit."
+                    )
         for name, cli in self._trainings.items():
             if cli.datamodule.fingerprint != self.data.fingerprint:
                 raise ValueError(
@@ -130,7 +146,7 @@ class ExperimentRun:
         given = [name for name in self.experiment.surrogates if self._trained(name).checkpoint]
         if self.attacked.checkpoint.is_file():
             for name in given:
-                self._surrogate(name)
+                self.surrogate(name)
         elif given:
             raise ValueError(
                 f"Expected `backbone.checkpoint` beside the checkpoint of {', '.join(given)}: a surrogate belongs to one"
@@ -158,7 +174,12 @@ class ExperimentRun:
     def test(self) -> ImageSplit:
         """The test images that are attacked and judged."""
         split, n = self.data.split("test"), self.experiment.images
-        return ImageSplit(split.images[:n], split.labels[:n], split.ids[:n])
+        return split if n is None else split.select(torch.arange(n))
+
+    @property
+    def starts(self) -> range:
+        """Positions of the shards' first test images."""
+        return range(0, len(self.test), SHARD)
 
     def describe(self) -> dict[str, Any]:
         """Everything the results depend on, as plain values; equal for equal experiments."""
@@ -170,7 +191,7 @@ class ExperimentRun:
             "victim": {
                 k: v
                 for k, v in asdict(experiment.victim).items()
-                if k not in ("backend", "memory_gib", "index") and (k, v) != ("layers", None)
+                if k not in ("backend", "memory_gib", "shard", "index") and (k, v) != ("layers", None)
             }
             | ({"index": self.attacked.index} if self.attacked.index else {}),
             "attacks": {
@@ -204,7 +225,20 @@ class ExperimentRun:
     @cached_property
     def surrogates(self) -> dict[str, Surrogate]:
         """The trained surrogates by name, on the device, in evaluation mode."""
-        return {name: self._surrogate(name) for name in self.experiment.surrogates}
+        return {name: self.surrogate(name) for name in self.experiment.surrogates}
+
+    def untrained(self, name: str) -> tuple[SurrogateModule, Path]:
+        """A surrogate's module with the backbone's weights, and where its checkpoint is or will be."""
+        backbone_key = self.attacked.network_key  # trains the backbone first, if it has to be
+        cli, trained = self._trainings[name], self._trained(name)
+        module = cli.model
+        module.backbone_checkpoint = self.attacked.checkpoint
+        module.load_backbone(self.data.name)
+        approximate = [module.backend, module.index] if module.backend in APPROXIMATE else []
+        votes_key = digest([backbone_key, module.layer, module.k, module.metric, *approximate])
+        module.votes_file = self.cache.folder / "votes" / votes_key
+        key = digest([training_settings(cli), backbone_key])
+        return module, Path(trained.checkpoint or self.cache.folder / "surrogate" / f"{key}.ckpt")
 
     def logits_fn(self, method: str) -> FeatureNetwork | Surrogate | JointSurrogate:
         """What attacks on a method differentiate."""
@@ -227,8 +261,7 @@ class ExperimentRun:
             network: The transfer network whose victims judge; None for the attacked one.
         """
         label = f"{method}/{attack or 'clean'}" + (f" on {network}" if network else "")
-        starts = range(0, len(self.test), SHARD)
-        progress = tqdm(starts, desc=label, disable=None, leave=False)
+        progress = tqdm(self.starts, desc=label, disable=None, leave=False)
         victims = self.transfers[network] if network else self.attacked
         return concatenate([self._rows_shard(victims, method, attack, start) for start in progress])
 
@@ -240,7 +273,7 @@ class ExperimentRun:
 
     def cost(self, method: str, attack: str) -> tuple[float, float]:
         """Seconds of attack and queries of the victim, both for an image."""
-        parts = [self._attacked(method, attack, start) for start in range(0, len(self.test), SHARD)]
+        parts = [self._attacked(method, attack, start) for start in self.starts]
         queries = sum(int(part["queries"].sum()) for part in parts if "queries" in part)
         seconds = self.cache.seconds()[f"attack {method}/{attack}"]
         return seconds / len(self.test), queries / len(self.test)
@@ -250,26 +283,35 @@ class ExperimentRun:
 
         That is ``knn/<layer>``, and also ``dknn`` where the layer votes alone. Of approximate neighbours nothing is known.
         """
-        found: dict[str, Tensor] = {}
-        if self.attacked.index:
-            return found
-        starts = range(0, len(self.test), PIECE)
-        pieces = [range(start, min(start + PIECE, len(self.test))) for start in starts]
-        for layer in self.attacked.layers:
-            scaling = pixel_scale(self.attacked.dknn.only(layer), self._shard(0)[0])
-            if scaling is None:
-                continue
-            progress = tqdm(pieces, desc=f"bound knn/{layer}", disable=None, leave=False)
-            parts = [
-                self.attacked.bounds(
-                    layer, scaling[0], self._rows_name(piece, PIECE), *self._images(piece)[:2]
-                )
-                for piece in progress
-            ]
+        found = {}
+        for layer, scale in self.scales().items():
+            parts = []
+            for piece in tqdm(self.bound_pieces(), desc=f"bound knn/{layer}", disable=None, leave=False):
+                images, labels, _ = self.images(piece)
+                find = partial(self.attacked.bounds, layer, scale, images, labels)
+                parts.append(self.cache.tensors(*self.bound_file(layer, piece), find)["bounds"])
             found[f"knn/{layer}"] = torch.cat(parts)
             if len(self.attacked.layers) == 1:
                 found["dknn"] = found[f"knn/{layer}"]
         return found
+
+    def scales(self) -> dict[str, Tensor]:
+        """The layers of pixels that a Euclidean kNN searches exactly, with their scale as `pixel_scale`."""
+        if self.attacked.index:
+            return {}
+        scalings = {
+            layer: pixel_scale(self.attacked.dknn.only(layer), self._shard(0)[0])
+            for layer in self.attacked.layers
+        }
+        return {layer: scaling[0] for layer, scaling in scalings.items() if scaling is not None}
+
+    def bound_pieces(self) -> list[range]:
+        """Positions of the test images whose bounds are found between two saves."""
+        return [range(start, min(start + PIECE, len(self.test))) for start in range(0, len(self.test), PIECE)]
+
+    def bound_file(self, layer: str, piece: range) -> tuple[str, str]:
+        """Name and stage of what is kept of such a piece."""
+        return self.attacked.bound_file(layer, self.rows_name(piece, PIECE))
 
     def images_of(self, method: str, attack: str, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clean and adversarial images of some rows, float32 ``(n, channels, H, W)``."""
@@ -291,30 +333,37 @@ class ExperimentRun:
 
     def _verdicts(self, victims: Victims, method: str, attack: str | None, start: int) -> Verdicts:
         return victims.verdicts(
+            *self.asked(method, attack, start), lambda: self.adversarial(method, attack, start)
+        )
+
+    def asked(self, method: str, attack: str | None, start: int) -> tuple[str, str, str]:
+        """What victims are asked about: the first arguments of `Victims.verdicts`."""
+        return (
             "clean" if attack is None else self._adversarial_key(method, attack),
             "clean" if attack is None else f"{method}/{attack}",
-            self._rows_name(self._rows(start), SHARD),
-            lambda: self.adversarial(method, attack, start),
+            self.rows_name(self.positions(start), SHARD),
         )
 
     def _attacked(self, method: str, attack: str, start: int) -> dict[str, Tensor]:
         """``adversarial`` float32 and, of an attack on a victim, ``queries``, how many images it asked about, by piece."""
-        key, shard = self._adversarial_key(method, attack), self._rows(start)
-        size = PIECE if method in VICTIMS else SHARD
-        pieces = [shard[first : first + size] for first in range(0, len(shard), size)]
+        pieces = self.pieces(method, attack, start)
         progress = tqdm(pieces, desc=f"attack {method}/{attack}", disable=None, leave=False)
         parts = [
-            self.cache.tensors(
-                f"adversarial/{key}/{self._rows_name(piece, size)}",
-                f"attack {method}/{attack}",
-                partial(self._attack, method, attack, piece),
-            )
-            for piece in progress
+            self.cache.tensors(name, f"attack {method}/{attack}", partial(self.attack, method, attack, piece))
+            for name, piece in progress
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _attack(self, method: str, attack: str, rows: range) -> dict[str, Tensor]:
-        images, labels, _ = self._images(rows)
+    def pieces(self, method: str, attack: str, start: int) -> list[tuple[str, range]]:
+        """Files of an attack on a shard's test images, each with the positions of its images."""
+        key, shard = self._adversarial_key(method, attack), self.positions(start)
+        size = PIECE if method in VICTIMS else SHARD
+        pieces = [shard[first : first + size] for first in range(0, len(shard), size)]
+        return [(f"adversarial/{key}/{self.rows_name(piece, size)}", piece) for piece in pieces]
+
+    def attack(self, method: str, attack: str, rows: range) -> dict[str, Tensor]:
+        """What is kept of an attack on some test images; of logits, from a whole number of batches into a shard on."""
+        images, labels, _ = self.images(rows)
         if self.experiment.label_source == "knn":
             start = rows.start - rows.start % SHARD
             known = self._verdicts(self.attacked, ORIGIN, None, start).knn
@@ -360,34 +409,28 @@ class ExperimentRun:
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and ids of the test images from `start` on, on the device."""
-        return self._images(self._rows(start))
+        return self.images(self.positions(start))
 
-    def _images(self, rows: range) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, rows: range) -> tuple[Tensor, Tensor, Tensor]:
+        """Test images at some positions with labels and ids, on the device."""
         images, labels, ids = self.test.__getitems__(rows)
         return images.to(self.device), labels.to(self.device), ids.to(self.device)
 
-    def _rows(self, start: int) -> range:
+    def positions(self, start: int) -> range:
         """Positions of a shard's test images."""
         return range(start, min(start + SHARD, len(self.test)))
 
-    def _rows_name(self, rows: range, size: int) -> str:
+    def rows_name(self, rows: range, size: int) -> str:
         """Name of a file on up to `size` images: the same for a part of the test images as for all, where it holds the same."""
         stop = rows.start + size
         if len(self.test) < min(stop, len(self.data.split("test"))):
             stop = rows.stop
         return f"{rows.start:06d}-{stop:06d}"
 
-    def _surrogate(self, name: str) -> Surrogate:
-        backbone_key = self.attacked.network_key  # trains the backbone first, if it has to be
+    def surrogate(self, name: str) -> Surrogate:
+        """A surrogate, trained or loaded, on the device, in evaluation mode."""
+        module, checkpoint = self.untrained(name)
         cli, trained = self._trainings[name], self._trained(name)
-        module = cli.model
-        module.backbone_checkpoint = self.attacked.checkpoint
-        module.load_backbone(self.data.name)
-        approximate = [module.backend, module.index] if module.backend in APPROXIMATE else []
-        votes_key = digest([backbone_key, module.layer, module.k, module.metric, *approximate])
-        module.votes_file = self.cache.folder / "votes" / votes_key
-        key = digest([training_settings(cli), backbone_key])
-        checkpoint = Path(trained.checkpoint or self.cache.folder / "surrogate" / f"{key}.ckpt")
         load_or_fit(cli, trained, checkpoint, self.experiment.seed, self.cache, name)
         surrogate: Surrogate = module.surrogate
         return surrogate.to(self.device).eval()

@@ -25,7 +25,7 @@ class Trained:
     Args:
         config: A train.py configuration.
         overrides: Arguments of the module that differ from the configuration's.
-        checkpoint: Load this instead of training.
+        checkpoint: Load this instead of training: a checkpoint of train.py, or for a backbone also a state dict of its network.
     """
 
     config: Path_fr
@@ -49,6 +49,8 @@ class VictimSettings:
             much as it takes. No vote depends on it.
         index: Settings of an approximate backend that differ from its defaults: ``nlist`` and ``nprobe``, or ``M`` and
             ``efSearch``.
+        shard: Of several ranks, each has only some of a bank's rows, and all search for all: for banks that do not fit one.
+            No vote depends on it. Attacks on the victims themselves read whole banks and cannot run so.
     """
 
     layer: str = "relu3"
@@ -59,6 +61,7 @@ class VictimSettings:
     convention: Convention = "strict"
     memory_gib: float | None = None
     index: dict[str, int] | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.settings import Trained
-from lightning_advknn.modules.checkpoint import check_identity, load_weights, read_checkpoint
+from lightning_advknn.modules.checkpoint import check_identity, is_own, load_weights, read_checkpoint
 from lightning_advknn.search import APPROXIMATE
 from lightning_advknn.storage import atomic_path, read_json, write_json
 
@@ -91,7 +91,8 @@ def instantiate(
         model: Any = cli.model
         expected = model.identity(cli.datamodule.name)
         expected.pop("backbone", None)  # not loaded yet; compared when it is
-        check_identity(checkpoint, expected, trained.checkpoint)
+        if not is_own(checkpoint, expected):  # whose weights are compared when they are loaded
+            check_identity(checkpoint, expected, trained.checkpoint)
     return cli
 
 

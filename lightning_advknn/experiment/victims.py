@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from lightning_advknn.experiment.training import instantiate, load_or_fit, train
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule
 from lightning_advknn.modules.checkpoint import check_network
-from lightning_advknn.search import describe_index, recall
+from lightning_advknn.ranks import Ranks
+from lightning_advknn.search import Exchange, describe_index, recall
 from lightning_advknn.storage import digest, weights_digest
 
 QUERIES = 100  # validation images on which recall is measured
@@ -36,6 +37,7 @@ class Victims:
         experiment: k, metric and the like, seed, data files.
         device: Where all of it runs.
         cache: Keeps what they said.
+        ranks: Who makes the bank: all of them, at the same time.
 
     Raises:
         ValueError: If the configuration is invalid or the checkpoint of something else, or the layer does not exist.
@@ -50,10 +52,13 @@ class Victims:
         experiment: Experiment,
         device: torch.device,
         cache: StageCache,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.name, self.trained, self.layer = name, trained, layer
         self.settings, self.seed = experiment.victim, experiment.seed
         self.device, self.cache = device, cache
+        self._exchange: Exchange | None = None  # of a bank that lies on several ranks
         self.cli = instantiate(trained, BackboneModule, experiment.seed, experiment.root, device)
         self.data: ImageDataModule = self.cli.datamodule
         module: Any = self.cli.model
@@ -91,11 +96,19 @@ class Victims:
 
     @cached_property
     def dknn(self) -> DkNNClassifier:
-        """DkNN on all layers that vote."""
-        settings = self.settings
+        """DkNN on all layers that vote; every rank asks for it at the same time.
+
+        A bank of which each rank has some rows (`VictimSettings.shard`) is searched by `Exchange`: a rank that asks nothing
+        must `wait` meanwhile.
+        """
+        settings, network = self.settings, self.network
+        over_ranks: Literal["copy"] | Exchange | None = None
+        if self.ranks.size > 1:
+            meet = partial(self.ranks.barrier, "a search")
+            over_ranks = Exchange(meet) if settings.shard else "copy"
         make = partial(
             build_banks,
-            self.network,
+            network,
             self.data.loader("train"),
             self.data.num_classes,
             settings.metric,
@@ -103,14 +116,30 @@ class Victims:
             settings.memory_gib,
             self.cache.folder / "bank",
             self.settings.index,
+            over_ranks,
         )
+        self.ranks.open(f"the bank of {self.name}")
         banks = self.cache.measured(f"bank/{self.name}", self._stage("build bank"), make)
-        dknn = DkNNClassifier(self.network, banks, settings.k, settings.convention)
+        if isinstance(over_ranks, Exchange):
+            self._exchange = over_ranks
+        else:
+            self.ranks.close()
+        dknn = DkNNClassifier(network, banks, settings.k, settings.convention)
         return dknn.to(self.device).eval()
 
     def free(self) -> None:
-        """Let the bank's memory go; it is made again when it is asked again."""
+        """Let the bank's memory go; it is made again when it is asked again. Of several ranks, all do so at the same time."""
+        if self._exchange is not None:
+            self._exchange.serve()
+            self.ranks.close()
+            self._exchange = None
         self.__dict__.pop("dknn", None)
+
+    def wait(self, what: str) -> None:
+        """Wait for all ranks, and answer meanwhile what they ask the bank."""
+        if self._exchange is not None:
+            self._exchange.serve()
+        self.ranks.barrier(what)
 
     def verdicts(self, key: str, label: str, shard: str, images: Callable[[], Tensor]) -> Verdicts:
         """What they say of images, which they are asked once.
@@ -123,11 +152,9 @@ class Victims:
         """
 
         def query() -> dict[str, Tensor]:
-            dnn, votes = observe(self.dknn, images())
-            return {"dnn": dnn, "votes": votes}
+            return self.query(images())
 
-        name = f"observations/{digest([key, self._key])}/{shard}"
-        found = self.cache.tensors(name, self._stage(f"query {label}"), query)
+        found = self.cache.tensors(*self.observation(key, label, shard), query)
         return decide(
             found["dnn"].to(self.device),
             found["votes"].to(self.device),
@@ -136,16 +163,29 @@ class Victims:
             self.settings.convention,
         )
 
+    def query(self, images: Tensor, rows: range | None = None) -> dict[str, Tensor]:
+        """``dnn`` and ``votes`` of images, or of some consecutive ones among them, as `observe`."""
+        dnn, votes = observe(self.dknn, images, rows=rows)
+        return {"dnn": dnn, "votes": votes}
+
+    def observation(self, key: str, label: str, shard: str) -> tuple[str, str]:
+        """Name and stage of what is kept of `verdicts`; arguments as there."""
+        return f"observations/{digest([key, self._key])}/{shard}", self._stage(f"query {label}")
+
+    @property
+    def calibration(self) -> tuple[str, str]:
+        """Name and stage of what is kept of `calibration_votes`."""
+        return f"calibration/{self._key}", self._stage("query calibration")
+
     @cached_property
     def calibration_votes(self) -> Tensor:
         """Votes of the calibration images' own classes, int64 ``(N, L)``, on the device: what credibility compares with."""
+        return self.cache.tensors(*self.calibration, self.calibrate)["votes"].to(self.device)
 
-        def query() -> dict[str, Tensor]:
-            self.dknn.calibrate(self.data.loader("calibration"))
-            return {"votes": self.dknn.calibration_votes}
-
-        stage = self._stage("query calibration")
-        return self.cache.tensors(f"calibration/{self._key}", stage, query)["votes"].to(self.device)
+    def calibrate(self) -> dict[str, Tensor]:
+        """What `calibration_votes` keeps, asked now."""
+        self.dknn.calibrate(self.data.loader("calibration"))
+        return {"votes": self.dknn.calibration_votes}
 
     @cached_property
     def index(self) -> dict[str, Any] | None:
@@ -160,14 +200,7 @@ class Victims:
         """
         if self.index is None:
             return None
-
-        def measure() -> dict[str, Tensor]:
-            split, banks = self.data.split("val"), self.dknn.banks
-            images, _, _ = split.__getitems__(range(min(QUERIES, len(split))))
-            features = self.network.features(images.to(self.device))
-            return {layer: recall(banks[layer], features[layer], self.settings.k) for layer in self.layers}
-
-        found = self.cache.tensors(f"recall/{self._key}", self._stage("measure recall"), measure)
+        found = self.cache.tensors(*self.recall_file, self.measure_recall)
         return {
             **self.index,
             "k": self.settings.k,
@@ -175,7 +208,19 @@ class Victims:
             "recall": {layer: round(found[layer].mean().item(), 4) for layer in self.layers},
         }
 
-    def bounds(self, layer: str, scale: Tensor, shard: str, images: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def recall_file(self) -> tuple[str, str]:
+        """Name and stage of what is kept of `measure_recall`."""
+        return f"recall/{self._key}", self._stage("measure recall")
+
+    def measure_recall(self) -> dict[str, Tensor]:
+        """Share of true neighbours found of each image, float64, by layer."""
+        split, banks = self.data.split("val"), self.dknn.banks
+        images, _, _ = split.__getitems__(range(min(QUERIES, len(split))))
+        features = self.network.features(images.to(self.device))
+        return {layer: recall(banks[layer], features[layer], self.settings.k) for layer in self.layers}
+
+    def bounds(self, layer: str, scale: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """How far from images all that fools the kNN on a layer of pixels is at least.
 
         For k = 1 that is the exact minimum but for the range of pixels, else a lower bound (`attacks.voronoi`).
@@ -183,23 +228,27 @@ class Victims:
         Args:
             layer: One that votes; Euclidean.
             scale: Of its features, as `pixel_scale`.
-            shard: Which of the test images, as a file's name.
-            images: These, float32 ``(n, channels, H, W)`` on the device.
+            images: float32 ``(n, channels, H, W)`` on the device.
             labels: Their classes, int64 ``(n,)``.
 
         Returns:
-            True L2, float64 ``(n,)``, on the CPU; 0 where the kNN gets the image itself wrong.
+            ``bounds``: true L2, float64 ``(n,)``; 0 where the kNN gets the image itself wrong.
         """
         knn, k = self.dknn.only(layer), self.settings.k
+        bank = knn.banks[layer]
+        known = (bank.features[:], bank.labels, features_of(knn, images)[layer], labels)
+        norms = exact_minimum(*known, scale).norms if k == 1 else lower_bound(*known, k, scale)
+        return {"bounds": norms.masked_fill(knn(images) != labels, 0)}
 
-        def find() -> dict[str, Tensor]:
-            bank = knn.banks[layer]
-            known = (bank.features[:], bank.labels, features_of(knn, images)[layer], labels)
-            norms = exact_minimum(*known, scale).norms if k == 1 else lower_bound(*known, k, scale)
-            return {"bounds": norms.masked_fill(knn(images) != labels, 0)}
+    def bound_file(self, layer: str, shard: str) -> tuple[str, str]:
+        """Name and stage of what is kept of `bounds` on a layer.
 
-        key = digest([self.network_key, layer, k, self.settings.metric, ALGORITHM])
-        return self.cache.tensors(f"bounds/{key}/{shard}", self._stage(f"bound knn/{layer}"), find)["bounds"]
+        Args:
+            layer: Which.
+            shard: Which of the test images, as a file's name.
+        """
+        key = digest([self.network_key, layer, self.settings.k, self.settings.metric, ALGORITHM])
+        return f"bounds/{key}/{shard}", self._stage(f"bound knn/{layer}")
 
     @cached_property
     def _key(self) -> str:

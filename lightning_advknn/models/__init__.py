@@ -3,7 +3,17 @@
 from lightning_advknn.models.convnet import ConvNet
 from lightning_advknn.models.features import FeatureNetwork
 from lightning_advknn.models.lenet import LeNet5
+from lightning_advknn.models.library import LibraryNetwork
 from lightning_advknn.models.normalize import Normalize
 from lightning_advknn.models.surrogate import DkNNB, JointSurrogate, Surrogate
 
-__all__ = ["ConvNet", "DkNNB", "FeatureNetwork", "JointSurrogate", "LeNet5", "Normalize", "Surrogate"]
+__all__ = [
+    "ConvNet",
+    "DkNNB",
+    "FeatureNetwork",
+    "JointSurrogate",
+    "LeNet5",
+    "LibraryNetwork",
+    "Normalize",
+    "Surrogate",
+]

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_advknn.models.library import LibraryNetwork
 
 
 class FeatureNetwork(nn.Module):
@@ -28,6 +31,7 @@ class FeatureNetwork(nn.Module):
             )
         self.network = network
         self.layers = tuple(layers)
+        self._pool = network.pool if isinstance(network, LibraryNetwork) else {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images in [0, 1]."""
@@ -42,7 +46,7 @@ class FeatureNetwork(nn.Module):
         """Logits ``(B, C)`` and each layer's features, float32 ``(B, D)``, from one forward pass.
 
         Raises:
-            ValueError: If a layer does not run, or gives something else than a tensor.
+            ValueError: If a layer does not run, gives something else than a tensor, or is to be pooled and gives no maps.
         """
         outputs: dict[str, Tensor] = {}
 
@@ -51,6 +55,13 @@ class FeatureNetwork(nn.Module):
                 raise ValueError(
                     f"Expected layer {layer!r} to give a tensor, but got a {type(output).__name__}. Choose another layer."
                 )
+            if layer in self._pool:
+                if output.ndim != 4:
+                    raise ValueError(
+                        f"Expected layer {layer!r}, which `pool` names, to give maps (B, channels, H, W), but got"
+                        f" {tuple(output.shape)}. Leave it out of `pool`."
+                    )
+                output = F.adaptive_avg_pool2d(output, self._pool[layer])
             # A copy: the next layer may change its input in place.
             outputs[layer] = output.flatten(1).to(torch.float32, copy=True)
 

@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import FeatureNetwork, LibraryNetwork
 
 IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
+_NAMED = 5  # names that an error lists
 
 Identity = dict[str, str | int | list[int]]
 
 
 def describe(network: nn.Module) -> str:
     """The architecture's import path."""
+    if isinstance(network, LibraryNetwork):
+        return network.function
     return f"{type(network).__module__}.{type(network).__qualname__}"
 
 
@@ -29,6 +34,7 @@ def check_identity(checkpoint: Mapping[str, Any], expected: Identity, source: st
     if not isinstance(identity, dict):
         raise ValueError(
             f"Expected {source} to be a checkpoint written by this project's train.py, but it says nothing of itself."
+            + (" Only a backbone may have weights of your own." if expected["kind"] != "backbone" else "")
         )
     wrong = [
         f"{name} is {identity.get(name)!r}, not {value!r}"
@@ -43,7 +49,14 @@ def check_identity(checkpoint: Mapping[str, Any], expected: Identity, source: st
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without ever running code from it.
+    """Read a checkpoint, or weights of one's own, without ever running code from it.
+
+    Args:
+        path: A checkpoint of train.py; or a state dict, alone or under ``state_dict``, that torch.save wrote; or one in safetensors
+            format, whose name then ends in ``.safetensors``.
+
+    Returns:
+        The checkpoint; of weights of one's own, their ``state_dict`` alone.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -53,6 +66,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"Expected a checkpoint at {path}, but there is none. Train it with `python train.py fit --config ...`."
         )
+    if path.suffix == ".safetensors":
+        try:
+            return {"state_dict": load_file(path)}
+        except SafetensorError as error:
+            raise ValueError(
+                f"Expected {path} to be a whole safetensors file, but reading it failed: {error}. It is truncated, corrupt or"
+                " in another format."
+            ) from error
     _check_sums(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -65,9 +86,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"Expected {path} to be a whole checkpoint, but reading it failed: {error}. It is truncated or corrupt."
         ) from error
+    if (
+        isinstance(checkpoint, dict)
+        and checkpoint
+        and all(isinstance(v, Tensor) for v in checkpoint.values())
+    ):
+        return {"state_dict": dict(checkpoint)}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"Expected {path} to hold a `state_dict`, but it does not.")
-    return checkpoint
+        raise ValueError(f"Expected {path} to hold a `state_dict`, or to be one, but it does not.")
+    return checkpoint if IDENTITY in checkpoint else {"state_dict": checkpoint["state_dict"]}
+
+
+def is_own(checkpoint: Mapping[str, Any], expected: Identity) -> bool:
+    """Whether it holds a backbone's weights that do not come from train.py, so that nothing but they can be checked."""
+    return IDENTITY not in checkpoint and expected["kind"] == "backbone"
 
 
 def _check_sums(path: Path) -> None:
@@ -91,7 +123,8 @@ def load_weights(module: LightningModule, path: Path, expected: Identity) -> Non
 
     Args:
         module: Whose weights are replaced.
-        path: Checkpoint written while training such a module.
+        path: Checkpoint written while training such a module; or, for a `BackboneModule`, a state dict of its network, without
+            the normalisation if that is a `LibraryNetwork`.
         expected: What the checkpoint must say of itself.
 
     Raises:
@@ -99,18 +132,52 @@ def load_weights(module: LightningModule, path: Path, expected: Identity) -> Non
         ValueError: If it is damaged, unsafe, of something else, or holds NaN or infinity.
     """
     checkpoint = read_checkpoint(path)
-    check_identity(checkpoint, expected, str(path))
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, AttributeError) as error:  # AttributeError: a key is no text
-        raise ValueError(
-            f"Expected the weights in {path} to fit {type(module).__name__}, but: {error}"
-        ) from error
+    if is_own(checkpoint, expected):
+        network: Any = module.network
+        _load_own(network.network, checkpoint["state_dict"], path)
+    else:
+        check_identity(checkpoint, expected, str(path))
+        try:
+            module.load_state_dict(checkpoint["state_dict"])
+        except (RuntimeError, AttributeError) as error:  # AttributeError: a key is no text
+            raise ValueError(
+                f"Expected the weights in {path} to fit {type(module).__name__}, but: {error}"
+            ) from error
     for name, tensor in module.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"Expected finite weights, but `{name}` in {path} holds NaN or infinity. Train it again."
             )
+
+
+def _load_own(network: nn.Module, weights: Mapping[Any, Any], path: Path) -> None:
+    """Load a state dict that says nothing of itself; raise a ValueError that names what does not fit."""
+    # Those of a library's network may be the library's own, or what `state_dict()` of the whole gives.
+    target = network
+    if isinstance(network, LibraryNetwork) and "normalize.mean" not in weights:
+        target = network.model
+    there = target.state_dict()
+    # Files of torch before 0.4.1 lack this count, which evaluation does not use.
+    missing = [n for n in there if n not in weights and not n.endswith("num_batches_tracked")]
+    unexpected = [str(name) for name in weights if name not in there]
+    shapes = [
+        f"{name} {tuple(weights[name].shape) if isinstance(weights[name], Tensor) else type(weights[name]).__name__} instead of"
+        f" {tuple(tensor.shape)}"
+        for name, tensor in there.items()
+        if name in weights and getattr(weights[name], "shape", None) != tensor.shape
+    ]
+    wrong = [
+        f"{what} {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
+        for what, names in (("it lacks", missing), ("it has", unexpected), ("shapes differ:", shapes))
+        if names
+    ]
+    if wrong:
+        raise ValueError(
+            f"Expected {path} to hold the weights of {describe(network)} as configured, but {'; '.join(wrong)}. Its names are to be"
+            f" like {', '.join(list(there)[:3])}: rename them (a prefix can be cut off), or set the network's `settings` to those"
+            " that it was trained with."
+        )
+    target.load_state_dict(weights, strict=False)
 
 
 def check_data(data: ImageDataModule, image_shape: tuple[int, ...], num_classes: int) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_advknn import __version__, functional
 from lightning_advknn.classifiers import build_banks
-from lightning_advknn.data import Batch, data_of
+from lightning_advknn.data import Batch, ImageDataModule, data_of
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
 from lightning_advknn.modules.checkpoint import (
@@ -52,7 +53,8 @@ class Targets(NamedTuple):
 class SurrogateModule(LightningModule):
     """DkNNB on one layer of a frozen backbone, trained to imitate the kNN on that layer.
 
-    Features and votes do not change over epochs, so both are computed once, before the first. Logs ``train/loss`` and, for val and
+    Features and votes do not change over epochs, so both are computed once, before the first; of several ranks, each computes its
+    part of both, and all get all. Logs ``train/loss`` and, for val and
     test, ``loss``, ``kl`` (Eq. 15), ``agreement`` with the kNN's prediction and ``acc`` on true labels.
 
     Args:
@@ -200,6 +202,15 @@ class SurrogateModule(LightningModule):
         backbone = BackboneModule(network, [self.layer], self.image_shape, self.num_classes)
         load_weights(backbone, self.backbone_checkpoint, backbone.identity(data_name))
 
+    def keep_votes(self, data: ImageDataModule) -> None:
+        """Compute the votes of training and validation images, each rank of the process group a part, and keep them in `votes_file`.
+
+        A fit of one process then finds them there. The module is on the device on which it will be trained.
+        """
+        for split in ("train", "val"):
+            self._prepare(split, data)
+        self._bank, self._targets = None, {}
+
     def on_fit_start(self) -> None:
         """Compute the votes that the surrogate imitates."""
         self._prepare("train")
@@ -276,25 +287,32 @@ class SurrogateModule(LightningModule):
         rows = torch.searchsorted(targets.ids, batch.ids)
         return self.surrogate.dknnb(targets.features[rows]), targets.votes[rows]
 
-    def _prepare(self, split: str) -> None:
+    def _prepare(self, split: str, data: ImageDataModule | None = None) -> None:
         if split in self._targets:
             return
+        data = data or data_of(self.trainer)
         # Tensors made in inference mode could not be trained on later.
         with torch.inference_mode(False), torch.no_grad():
             if self._bank is None:
-                self._bank = self._extract("train")
-            own = self._bank if split == "train" else self._extract(split)
+                self._bank = self._extract(data, "train")
+            own = self._bank if split == "train" else self._extract(data, split)
             kept = self._votes(self._bank, own, split)
             self._targets[split] = Targets(own.ids, own.features[:], kept["votes"].to(self.device))
             if "recall" in kept:
                 self._recall[split] = kept["recall"].mean().item()
 
-    def _extract(self, split: str) -> MemoryBank:
-        loader = data_of(self.trainer).loader(split)
-        backbone = self.surrogate.backbone
+    def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
         # Only training images are searched in.
         how: dict[str, Any] = {"backend": self.backend, "index": self.index} if split == "train" else {}
-        return build_banks(backbone, loader, self.num_classes, self.metric, **how)[self.layer]
+        made = build_banks(
+            self.surrogate.backbone,
+            data.loader(split),
+            self.num_classes,
+            self.metric,
+            **how,
+            over_ranks="copy" if dist.is_initialized() else None,
+        )
+        return made[self.layer]
 
     def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> dict[str, Tensor]:
         """``votes`` on a split's images, and ``recall`` of an approximate backend, from the votes file where it has them."""
@@ -304,16 +322,35 @@ class SurrogateModule(LightningModule):
         about = [tensors_digest(contents), self.k, self.metric, *([index] if index else [])]
         key = digest([*about, split, __version__])
         file = self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
-        if file:
-            kept = _read_votes(file, key)
-            if kept is not None:
-                return kept
-        found = {"votes": bank.leave_one_out_votes(self.k) if own is bank else bank.votes(queries, self.k)}
-        if index and own is not bank:
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        kept = _read_votes(file, key) if file and first else None
+        if dist.is_initialized():
+            votes = self._votes_over_ranks(bank, own, kept and kept["votes"])
+        elif kept is not None:
+            return kept
+        else:
+            votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(queries, self.k)
+        found = kept or {"votes": votes}
+        if index and own is not bank and not kept:
             found["recall"] = recall(bank, queries[:QUERIES], self.k)
-        if file and self.trainer.is_global_zero:
+        if file and first and not kept:
             save_tensors(file, found, {"key": key})
-        return found
+        return {**found, "votes": votes}
+
+    def _votes_over_ranks(self, bank: MemoryBank, own: MemoryBank, kept: Tensor | None) -> Tensor:
+        """Those that rank 0 has kept, else each rank's part of them; the same on all."""
+        votes = torch.zeros(len(own), self.num_classes, dtype=torch.int64, device=bank.labels.device)
+        known = torch.tensor(kept is not None, device=votes.device).int()
+        dist.broadcast(known, 0)
+        if kept is not None:
+            votes.copy_(kept)
+        elif not known:
+            mine = torch.arange(len(own), device=votes.device).tensor_split(dist.get_world_size())
+            rows = mine[dist.get_rank()]
+            own_ids = own.ids[rows] if own is bank else None
+            votes[rows] = bank.votes(own.features[rows], self.k, own_ids)
+        dist.all_reduce(votes)  # each row is of one rank, the others have zeros
+        return votes
 
 
 def _read_votes(file: Path, key: str) -> dict[str, Tensor] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_advknn.evaluation import Rows
-from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
+from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance, spread
+from lightning_advknn.ranks import Ranks
 from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.pictures import draw
@@ -42,20 +43,25 @@ Table = tuple[str, Sequence[str], list[Record]]
 """Name, columns, records."""
 
 
-def prepare(experiment: Experiment, results: str | None = None, replace: bool = False) -> ExperimentRun:
+def prepare(
+    experiment: Experiment, results: str | None = None, replace: bool = False, ranks: Ranks | None = None
+) -> ExperimentRun:
     """Check an experiment and its folders, before anything long starts.
 
     Args:
         experiment: What to run.
         results: Folder of tables over several seeds, or None.
         replace: Delete what folders hold of other experiments, instead of raising an error.
+        ranks: Processes that share the work; the first alone looks at the folders.
 
     Raises:
         ValueError: If anything in the experiment cannot work, or a folder holds something else.
         OSError: If a file is missing or a folder cannot be written.
         ImportError: If the search backend is not installed.
     """
-    run = ExperimentRun(experiment)
+    run = ExperimentRun(experiment, ranks)
+    if run.ranks.rank:
+        return run
     settings = json.loads(json.dumps(run.describe()))  # as it reads back
     claims = [Claim(Path(experiment.output), settings, ("summary.json", "leaderboard.csv"), own=True)]
     if results is not None:
@@ -70,7 +76,7 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
     (metrics, distributions of credibility, wall time by stage, command, settings, versions, device, date), and as PNG and PDF
     ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer networks also
-    ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``.
+    ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``. Of several ranks, all call this and the first writes.
 
     Args:
         run: From `prepare`.
@@ -78,6 +84,8 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         command: What the summary says made it; None for this process's own.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
+    if not spread(run):
+        return
     run.train()
     table2: list[Record] = []
     clean: dict[str, Rows] = {}

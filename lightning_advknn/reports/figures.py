@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_advknn.classifiers import DkNNClassifier, KNNClassifier
+from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.storage import atomic_path
 
@@ -37,7 +38,7 @@ class Column(NamedTuple):
 def neighbours_figure(
     dknn: DkNNClassifier,
     layer: str,
-    bank_images: Tensor,
+    bank_images: Tensor | ImageFiles,
     images: Tensor,
     adversarial: Tensor,
     rows: Rows,
@@ -48,7 +49,7 @@ def neighbours_figure(
     Args:
         dknn: Whose banks are searched.
         layer: The kNN's.
-        bank_images: Training images in the bank's order, ``(M, channels, H, W)`` in [0, 1] or uint8.
+        bank_images: Training images in the bank's order, ``(M, channels, H, W)`` in [0, 1] or uint8, or files of them.
         images: Clean images ``(n, channels, H, W)`` in [0, 1].
         adversarial: Same shape.
         rows: Their n rows.

@@ -1,9 +1,11 @@
 """Per-sample rows as CSV files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment import Experiment, ExperimentRun
 from lightning_advknn.reports.summary import neighbours_sentence
@@ -23,11 +25,19 @@ def saved_rows(run: ExperimentRun, method: str, attack: str | None, network: str
     if victims.approximation:
         constants[NOTE] = neighbours_sentence(victims.approximation)
     folder = Path(run.experiment.output) / "rows" / (network or "") / method
-    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants)
+    images = run.test.images
+    files = images.names if isinstance(images, ImageFiles) else None
+    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants, files)
     return rows
 
 
-def write_rows(path: Path, rows: Rows, layers: tuple[str, ...], settings: dict[str, object]) -> None:
+def write_rows(
+    path: Path,
+    rows: Rows,
+    layers: tuple[str, ...],
+    settings: dict[str, object],
+    files: Sequence[str] | None = None,
+) -> None:
     """Write one line a sample; an integer column of votes a layer holds its C counts separated by spaces.
 
     Args:
@@ -36,8 +46,9 @@ def write_rows(path: Path, rows: Rows, layers: tuple[str, ...], settings: dict[s
         layers: Names for votes' second dimension.
         settings: Columns that are the same on each line: method, attack, its settings and precision, label
             source, convention.
+        files: Of data that are files, each image's path below the data's root.
     """
-    columns: dict[str, list[object]] = {}
+    columns: dict[str, list[object]] = {} if files is None else {"file": list(files)}
     for name, column in rows.items():
         if name.startswith("votes_"):
             for position, layer in enumerate(layers):

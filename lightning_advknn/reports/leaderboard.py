@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning_advknn.attacks.settings import family
 from lightning_advknn.evaluation import Rows, observe
-from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance
+from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance, spread
+from lightning_advknn.ranks import Ranks
 from lightning_advknn.reports.board import NAME, Board, read_board
 from lightning_advknn.reports.board_page import print_board, write_page
 from lightning_advknn.reports.checks import check_runs, same_when_asked_again
@@ -30,12 +31,15 @@ from lightning_advknn.storage import check_writable, write_json
 ASKED_AGAIN = 100  # images of each run
 
 
-def prepare_leaderboard(experiment: Experiment, results: str | None = None) -> ExperimentRun:
+def prepare_leaderboard(
+    experiment: Experiment, results: str | None = None, ranks: Ranks | None = None
+) -> ExperimentRun:
     """Check an experiment and its folders, before anything long starts.
 
     Args:
         experiment: What to run.
         results: Folder of a leaderboard over several seeds, or None.
+        ranks: Processes that share the work; the first alone looks at the folders.
 
     Raises:
         ValueError: If anything in the experiment cannot work, or a folder holds something else.
@@ -49,7 +53,14 @@ def prepare_leaderboard(experiment: Experiment, results: str | None = None) -> E
         )
     for attack in experiment.attacks.values():
         _ = attack.measure
-    run = ExperimentRun(experiment)
+    if experiment.victim.shard and experiment.victim.metric == "euclidean":
+        raise ValueError(
+            "Expected no `victim.shard` in a leaderboard of a Euclidean kNN, whose lower bounds read the whole bank. Switch it"
+            " off, and lower `memory_gib` if the bank does not fit."
+        )
+    run = ExperimentRun(experiment, ranks)
+    if run.ranks.rank:
+        return run
     settings = json.loads(json.dumps(run.describe()))  # as it reads back
     if results is not None:
         check_writable(Path(results))
@@ -68,13 +79,16 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``leaderboard.csv`` (columns `LEADERBOARD`),
     ``leaderboard.json`` (settings; by seed: checks, thresholds of credibility, wall time by stage, command, versions, device,
-    date), the same for reading as ``leaderboard.md``, and as PNG and PDF curves of accuracy against true L2.
+    date), the same for reading as ``leaderboard.md``, and as PNG and PDF curves of accuracy against true L2. Of several ranks,
+    all call this and the first writes.
 
     Args:
         run: From `prepare_leaderboard`.
         results: Folder whose leaderboard over several seeds gets this seed's lines.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
+    if not spread(run, bounds=True):
+        return
     run.train()
     clean = _attack_run(run, ORIGIN, None, saved_rows(run, ORIGIN, None))
     runs: list[AttackRun] = []

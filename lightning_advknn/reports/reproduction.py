@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lightning_advknn.data import MissingDataError
 from lightning_advknn.experiment import Cell, ExperimentRun, Grid, cells
+from lightning_advknn.ranks import Ranks
 from lightning_advknn.reports.dashboard import Dashboard
 from lightning_advknn.reports.evaluate import evaluate, prepare
 from lightning_advknn.reports.report import write_report
@@ -39,12 +40,13 @@ class Task:
     work: float = 0.0
 
 
-def plan(grid: Grid, only: Sequence[str] = ()) -> list[Task]:
+def plan(grid: Grid, only: Sequence[str] = (), ranks: Ranks | None = None) -> list[Task]:
     """Check every cell of a grid and see what there is of it, before anything long starts.
 
     Args:
         grid: What to run.
         only: Names of cells, or beginnings or patterns of them; none for all.
+        ranks: Processes that make the same plan.
 
     Raises:
         ValueError: If anything in a cell cannot work.
@@ -58,7 +60,7 @@ def plan(grid: Grid, only: Sequence[str] = ()) -> list[Task]:
     for cell in tqdm(cells(grid, only), desc="check", disable=None, leave=False):
         if cell.data not in missing:
             try:
-                run = ExperimentRun(cell.experiment)
+                run = ExperimentRun(cell.experiment, ranks)
                 tasks.append(Task(cell, _state(cell, run), work=_work(run)))
                 continue
             except MissingDataError as error:
@@ -77,7 +79,7 @@ def show(tasks: Sequence[Task]) -> None:
         sys.stdout.write(f"{data}: data missing. {note}\n")
 
 
-def reproduce(tasks: Sequence[Task], dashboard: Dashboard) -> None:
+def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None = None) -> None:
     """Run what is not done, one cell after another.
 
     Each leaves its results at once, so an interrupted grid goes on with the cell, and within it with the stage, where it stopped.
@@ -85,17 +87,23 @@ def reproduce(tasks: Sequence[Task], dashboard: Dashboard) -> None:
     Args:
         tasks: From `plan`.
         dashboard: Where each logs to, beside its files.
+        ranks: Processes that share the work on each; the first writes.
     """
-    todo = [task for task in tasks if task.state in ("to do", "changed")]
+    ranks = ranks or Ranks()
+    say = _say if ranks.rank == 0 else _say_nothing
+    names = ranks.agree(
+        "the plan", lambda: [task.cell.name for task in tasks if task.state in ("to do", "changed")]
+    )
+    todo = [task for task in tasks if task.cell.name in names]
     for task in tasks:
         if task not in todo:
-            _say(f"{task.cell.name}: {task.state}")
+            say(f"{task.cell.name}: {task.state}")
     total, done, started = sum(task.work for task in todo), 0.0, time.perf_counter()
     for number, task in enumerate(todo, 1):
         elapsed = time.perf_counter() - started
         left = f", about {_duration(elapsed / done * (total - done))} left" if done else ""
-        _say(f"{task.cell.name}: {number} of {len(todo)}, {100 * done / total:.0f} % of the work done{left}")
-        run = prepare(task.cell.experiment, str(task.cell.results), replace=True)
+        say(f"{task.cell.name}: {number} of {len(todo)}, {100 * done / total:.0f} % of the work done{left}")
+        run = prepare(task.cell.experiment, str(task.cell.results), replace=True, ranks=ranks)
         with dashboard.experiment("evaluate", run):
             evaluate(run, str(task.cell.results), task.cell.command)
         done += task.work
@@ -137,6 +145,10 @@ def _work(run: ExperimentRun) -> float:
 
 def _say(line: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+def _say_nothing(line: str) -> None:
+    pass
 
 
 def _duration(seconds: float) -> str:

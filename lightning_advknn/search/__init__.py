@@ -4,12 +4,15 @@ from lightning_advknn.search.approximate import APPROXIMATE, describe_index, ind
 from lightning_advknn.search.bank import Backend, MemoryBank, check_backend
 from lightning_advknn.search.rows import StoredRows, check_room, in_memory, least_bytes
 from lightning_advknn.search.scan import Metric
+from lightning_advknn.search.sharded import Exchange, ShardedBank
 
 __all__ = [
     "APPROXIMATE",
     "Backend",
+    "Exchange",
     "MemoryBank",
     "Metric",
+    "ShardedBank",
     "StoredRows",
     "check_backend",
     "check_room",

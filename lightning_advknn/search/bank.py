@@ -117,6 +117,19 @@ class MemoryBank(nn.Module):
             less = " less the image's own" if leave_one_out else ""
             raise ValueError(f"Expected `k` to be in [1, {rows}] (the bank's rows{less}), but got {k}.")
 
+    def check_queries(self, queries: Tensor) -> None:
+        """Raise a ValueError unless queries are finite features of the bank's width, float32 ``(B, D)``."""
+        width = self.features.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
+            raise ValueError(
+                f"Expected float32 queries of shape (B, {width}) as in the bank, but got {queries.dtype} of shape"
+                f" {tuple(queries.shape)}."
+            )
+        if not torch.isfinite(queries).all():
+            raise ValueError(
+                "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
+            )
+
     @torch.no_grad()
     def search(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest rows of each query (Eq. 10-11), nearest first.
@@ -158,7 +171,8 @@ class MemoryBank(nn.Module):
         Raises:
             ValueError: If n exceeds the rows, or the queries have another width or are not finite.
         """
-        self._check_queries(queries, n, leave_one_out=False)
+        self.check_k(n)
+        self.check_queries(queries)
         similarities, indices = [], []
         for chunk in torch.split(queries, self._at_once):
             found = self._scanner()(chunk, n)
@@ -213,23 +227,11 @@ class MemoryBank(nn.Module):
             votes[rows] = count_votes(self.labels[indices], self.num_classes)
         return votes
 
-    def _check_queries(self, queries: Tensor, k: int, leave_one_out: bool) -> None:
-        self.check_k(k, leave_one_out)
-        width = self.features.shape[1]
-        if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
-            raise ValueError(
-                f"Expected float32 queries of shape (B, {width}) as in the bank, but got {queries.dtype} of shape"
-                f" {tuple(queries.shape)}."
-            )
-        if not torch.isfinite(queries).all():
-            raise ValueError(
-                "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
-            )
-
     def _nearest(
         self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
     ) -> tuple[Tensor, Tensor]:
-        self._check_queries(queries, k, leave_one_out=own_ids is not None)
+        self.check_k(k, leave_one_out=own_ids is not None)
+        self.check_queries(queries)
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         at_once = self._at_once

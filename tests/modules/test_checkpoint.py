@@ -373,7 +373,7 @@ def test_no_file_is_refused_with_the_way_to_make_one(
     [
         (drop("state_dict"), r"to hold a `state_dict`"),
         (put(3, "state_dict"), r"to hold a `state_dict`"),
-        (drop(IDENTITY), r"written by this project's train\.py"),
+        (drop(IDENTITY), r"it lacks conv\.weight.*it has network\.network\.conv\.weight"),
         (put("backbone", IDENTITY), r"written by this project's train\.py"),
         (drop(IDENTITY, "data"), r"its data is None, not 'Digits'"),
         (drop("state_dict", "network.network.conv.bias"), r"Missing key.*network\.conv\.bias"),

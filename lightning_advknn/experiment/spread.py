@@ -1,0 +1,180 @@
+"""An experiment's stages shared out among ranks: each makes files that all then find in the cache, as if one had made them all.
+
+Files are those of one process; one that several ranks make is made in parts, along borders at which nothing changes, and put
+together. So rows and metrics are the same whatever the number of ranks, and what is finished is kept if one dies.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_advknn.evaluation import CPU_BATCH, GPU_BATCH
+from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.run import ExperimentRun
+from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
+from lightning_advknn.experiment.victims import Victims
+
+
+def spread(run: ExperimentRun, bounds: bool = False) -> bool:
+    """Do all the long work of an experiment, each rank its share; every rank calls this. One process alone does nothing here.
+
+    Args:
+        run: With its ranks.
+        bounds: Also `ExperimentRun.bounds`.
+
+    Returns:
+        Whether this rank is the one that writes results. The others are done when it has freed the victims.
+
+    Raises:
+        LostRankError: If a rank has died.
+    """
+    if run.ranks.size == 1:
+        return True
+    _train(run)
+    attacked = run.attacked
+    _observe(run, attacked, [(ORIGIN, None)])
+    attacks = [(method, attack) for method, attack in run.attacks if attack]
+    _make(run, attacked, "attacks", _adversarial(run, attacks))
+    _observe(run, attacked, attacks)
+    if bounds:
+        _make(run, attacked, "bounds", _bounds(run))
+    for name, victims in run.transfers.items():
+        attacked.free()
+        _observe(run, victims, [(ORIGIN, None), *attacks], f" of {name}")
+        victims.free()
+    _ = attacked.dknn  # for pictures, which rank 0 makes alone
+    if run.ranks.rank:
+        attacked.free()
+    return run.ranks.rank == 0
+
+
+@dataclass(frozen=True)
+class _File:
+    """Something to keep.
+
+    Args:
+        name: Of the file.
+        stage: What its wall time counts as.
+        make: Makes some of its rows.
+        n: Number of its rows.
+        step: Rows that are made together.
+    """
+
+    name: str
+    stage: str
+    make: Callable[[range], dict[str, Tensor]]
+    n: int = 1
+    step: int = 1
+
+    def parts(self, most: int) -> list[tuple[str, range]]:
+        """Names and rows of up to so many parts; a single one is the file itself."""
+        size = -(-self.n // (most * self.step)) * self.step
+        rows = [range(first, min(first + size, self.n)) for first in range(0, self.n, size)]
+        if len(rows) == 1:
+            return [(self.name, rows[0])]
+        return [(f"{self.name}.parts/{part.start:06d}-{part.stop:06d}", part) for part in rows]
+
+
+def _make(run: ExperimentRun, victims: Victims, what: str, files: Iterable[_File]) -> None:
+    """Make what is missing of these files."""
+    ranks, named = run.ranks, {file.name: file for file in files}
+    missing = ranks.agree(
+        f"what is missing of {what}", lambda: [name for name in named if not run.cache.has(name)]
+    )
+    cache = StageCache(run.cache.folder)  # so that the wall time of parts does not count twice
+    parts = {name: named[name].parts(ranks.size) for name in missing}
+    units = [(named[name], *part) for name in missing for part in parts[name]]
+    for file, part, rows in ranks.deal(units):
+        cache.tensors(part, file.stage, partial(file.make, rows))
+    victims.wait(what)
+    for name in ranks.deal([name for name in missing if len(parts[name]) > 1]):
+        cache.join(name, named[name].stage, [part for part, _ in parts[name]])
+    ranks.barrier(f"{what}, put together")
+
+
+def _train(run: ExperimentRun) -> None:
+    """Train what has not been trained, each network by one rank; the votes that surrogates learn from, by all."""
+    ranks = run.ranks
+    networks = (run.attacked, *run.transfers.values())
+    backbones = {str(each.checkpoint): each for each in networks if not each.trained.checkpoint}
+    for path in ranks.deal(_missing(run, "backbones", backbones)):
+        _ = backbones[path].network
+    ranks.barrier("trained backbones")
+    own = [name for name, trained in run.experiment.surrogates.items() if not trained.checkpoint]
+    surrogates = {str(run.untrained(name)[1]): name for name in own}
+    missing = _missing(run, "surrogates", surrogates)
+    modules = [run.untrained(surrogates[path])[0] for path in missing]
+    for module in {module.votes_file: module for module in modules}.values():
+        with ranks.group("votes for surrogates"):
+            module.to(run.device).keep_votes(run.data)
+    for path in ranks.deal(missing):
+        _ = run.surrogate(surrogates[path])
+    ranks.barrier("trained surrogates")
+    run.train()
+
+
+def _missing(run: ExperimentRun, what: str, checkpoints: Iterable[str]) -> list[str]:
+    """Those that are not there, or without the facts beside them."""
+
+    def find() -> list[str]:
+        paths = map(Path, checkpoints)
+        return [str(path) for path in paths if not (path.is_file() and path.with_suffix(".json").is_file())]
+
+    return run.ranks.agree(f"what is missing of {what}", find)
+
+
+def _observe(
+    run: ExperimentRun, victims: Victims, attacks: Iterable[tuple[str, str | None]], whose: str = ""
+) -> None:
+    """Ask victims about test images, clean or attacked."""
+    _ = victims.dknn  # made by all, whoever asks it
+    files = [_File(*victims.calibration, lambda _: victims.calibrate())]
+    if victims.index:
+        files.append(_File(*victims.recall_file, lambda _: victims.measure_recall()))
+    _make(run, victims, f"observations{whose}", [*files, *_observations(run, victims, attacks)])
+
+
+def _observations(
+    run: ExperimentRun, victims: Victims, attacks: Iterable[tuple[str, str | None]]
+) -> Iterator[_File]:
+    for method, attack in attacks:
+        for start in run.starts:
+            make = partial(_query, run, victims, method, attack, start)
+            yield _File(
+                *victims.observation(*run.asked(method, attack, start)), make, len(run.positions(start))
+            )
+
+
+def _query(
+    run: ExperimentRun, victims: Victims, method: str, attack: str | None, start: int, rows: range
+) -> dict[str, Tensor]:
+    return victims.query(run.adversarial(method, attack, start), rows)
+
+
+def _adversarial(run: ExperimentRun, attacks: Iterable[tuple[str, str]]) -> Iterator[_File]:
+    batch = GPU_BATCH if run.device.type == "cuda" else CPU_BATCH
+    for method, attack in attacks:
+        for start in run.starts:
+            for name, piece in run.pieces(method, attack, start):
+                make = partial(_attack, run, method, attack, piece)
+                # An attack on a victim makes batches of its own.
+                step = len(piece) if method in VICTIMS else batch
+                yield _File(name, f"attack {method}/{attack}", make, len(piece), step)
+
+
+def _attack(run: ExperimentRun, method: str, attack: str, piece: range, rows: range) -> dict[str, Tensor]:
+    return run.attack(method, attack, piece[rows.start : rows.stop])
+
+
+def _bounds(run: ExperimentRun) -> Iterator[_File]:
+    for layer, scale in run.scales().items():
+        for piece in run.bound_pieces():
+            yield _File(*run.bound_file(layer, piece), partial(_bound, run, layer, scale, piece))
+
+
+def _bound(run: ExperimentRun, layer: str, scale: Tensor, piece: range, _: range) -> dict[str, Tensor]:
+    images, labels, _ids = run.images(piece)
+    return run.attacked.bounds(layer, scale, images, labels)

@@ -1,0 +1,215 @@
+"""The processes of one job, started by torchrun or by SLURM: waiting for each other, and noticing that one has died.
+
+Ranks share a folder and a key-value store. Each says every now and then in the store that it is alive, so one that waits for
+another knows long work from death: a timeout need not be longer than the longest work.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # exported conditionally
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+
+_BEATS = 10  # signs of life within a timeout
+_joined = count()  # how often this process has joined others
+_SHORTEST, _LONGEST = 0.001, 0.2  # seconds between two looks at the store
+
+
+class LostRankError(RuntimeError):
+    """A rank has died, or cannot be reached."""
+
+
+class Ranks:
+    """The processes of a job, as one of them sees them; by default there is no other.
+
+    `barrier`, `agree`, `first`, `open` and `close` are collective: every rank calls them, in the same order.
+
+    Args:
+        rank: This process, in [0, size).
+        size: Number of processes.
+        local_rank: This process among those of its machine.
+        store: Theirs; None if there is no other process.
+        timeout: Seconds without a sign of life after which a rank counts as dead.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        local_rank: int = 0,
+        store: Store | None = None,
+        timeout: float = 300.0,
+    ) -> None:
+        self.rank, self.size, self.local_rank, self.timeout = rank, size, local_rank, timeout
+        self._store = store
+        self._met = 0
+        if store is not None:
+            # A connection of its own: the other one may be busy.
+            threading.Thread(target=self._live, args=(store.clone(),), daemon=True).start()
+
+    def deal(self, units: Sequence[T]) -> Sequence[T]:
+        """This rank's share of units of work."""
+        return units[self.rank :: self.size]
+
+    def barrier(self, what: str) -> None:
+        """Wait until all ranks are here, for as long as they live.
+
+        Args:
+            what: Where that is, in words; the same on all ranks.
+
+        Raises:
+            LostRankError: If one has died.
+            RuntimeError: If one is elsewhere.
+        """
+        if self._store is None:
+            return
+        self._met += 1
+        keys = [f"met/{self._met}/{rank}" for rank in range(self.size)]
+        try:
+            self._store.set(keys[self.rank], what)
+            self._wait(keys, what)
+            places = [place.decode() for place in self._store.multi_get(keys)]
+        except dist.DistError as error:
+            raise LostRankError(
+                f"Expected to meet the other ranks at {what!r}, but their store is gone, and with it rank 0 or the launcher"
+                f" that keeps it: {error}"
+            ) from error
+        if set(places) != {what}:
+            raise RuntimeError(
+                f"Expected all ranks to do the same, but they are at {places}. Give all the same command, code and files."
+            )
+
+    def agree(self, what: str, make: Callable[[], T]) -> T:
+        """What rank 0 makes, plain values as JSON holds them, on all ranks."""
+        if self._store is None:
+            return make()
+        key = f"agreed/{self._met}"
+        if self.rank == 0:
+            self._store.set(key, json.dumps(make()))
+        self.barrier(what)
+        agreed: T = json.loads(self._store.get(key))
+        return agreed
+
+    @contextmanager
+    def first(self, what: str) -> Iterator[None]:
+        """Rank 0 does something before the others."""
+        if self.rank:
+            self.barrier(what)
+        try:
+            yield
+        finally:
+            if not self.rank:
+                self.barrier(what)
+
+    def open(self, what: str) -> None:
+        """Make all ranks the default process group: gloo, on GPUs also NCCL, with the same timeout.
+
+        Not for longer than needed: torchmetrics sums over all ranks while there is one, also where a single rank computes.
+        """
+        if self._store is None:
+            return
+        self.barrier(what)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore(f"group/{self._met}", self._store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=self.timeout),
+        )
+        self.barrier(f"{what}: connected")  # before anyone can have hung up
+
+    def close(self) -> None:
+        """Take the process group away again, once no rank needs it any longer."""
+        if self._store is None:
+            return
+        self.barrier("the end of a process group")
+        dist.destroy_process_group()
+
+    @contextmanager
+    def group(self, what: str) -> Iterator[None]:
+        """`open` and, unless there is an error, `close`."""
+        self.open(what)
+        yield
+        self.close()
+
+    def _live(self, store: Store) -> None:
+        beat = 0
+        while True:
+            try:
+                store.set(f"alive/{self.rank}", str(beat))
+            except dist.DistError:
+                return  # so is who waits for it
+            beat += 1
+            time.sleep(self.timeout / _BEATS)
+
+    def _wait(self, keys: Sequence[str], what: str) -> None:
+        store = self._store
+        if store is None:
+            return
+        missing, pause = list(range(self.size)), _SHORTEST
+        seen = {rank: (b"", time.monotonic()) for rank in missing}  # last sign of life, and when
+        while missing := [rank for rank in missing if not store.check([keys[rank]])]:
+            now = time.monotonic()
+            for rank in missing:
+                alive = f"alive/{rank}"
+                beat = store.get(alive) if store.check([alive]) else b""
+                if beat != seen[rank][0]:
+                    seen[rank] = beat, now
+                elif now - seen[rank][1] > self.timeout:
+                    raise LostRankError(
+                        f"Expected rank {rank} at {what!r}, but it has shown no sign of life for {self.timeout:g} s: it has"
+                        " died, or its network has."
+                    )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+
+def join(timeout: float = 300.0) -> Ranks:
+    """The ranks that torchrun or SLURM's srun has started, this process among them; else this process alone.
+
+    Args:
+        timeout: As in `Ranks`; also what they have to find each other.
+
+    Raises:
+        ValueError: If the timeout is not positive.
+        LostRankError: If they do not find each other.
+    """
+    if not timeout > 0:
+        raise ValueError(f"Expected `timeout` to be above 0 seconds, but got {timeout}.")
+    kinds: tuple[type[ClusterEnvironment], ...] = TorchElasticEnvironment, SLURMEnvironment
+    launcher = next((kind() for kind in kinds if kind.detect()), None)
+    if launcher is None or launcher.world_size() == 1:
+        return Ranks()
+    rank, size = launcher.global_rank(), launcher.world_size()
+    _ = launcher.main_address, launcher.main_port  # SLURM's write them where torch looks for them
+    try:
+        store, _, _ = next(
+            rendezvous(f"env://?rank={rank}&world_size={size}", timeout=timedelta(seconds=timeout))
+        )
+    except dist.DistError as error:
+        raise LostRankError(
+            f"Expected {size} processes to find each other within {timeout:g} s, but rank {rank} did not: {error}"
+        ) from error
+    # What was said in another attempt, or before, is of no use.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    named = PrefixStore(f"lightning_advknn/{attempt}/{next(_joined)}", store)
+    return Ranks(rank, size, launcher.local_rank(), named, timeout)
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error means that a rank has died: ours, or what a process group makes of it."""
+    return isinstance(error, LostRankError | dist.DistError) or "gloo" in str(error).lower()
