@@ -182,7 +182,7 @@ class Clusters:
     """
 
     def __init__(self, rows: int, classes: int) -> None:
-        self.dataset = range(rows)
+        self.dataset, self.batch_size = range(rows), _BATCH
         # Most of what classes and images differ in is in few directions, as in a network's features.
         self.spread = 0.25 / torch.arange(1, _PIXELS + 1).sqrt()
         self.centres = torch.randn(classes, _PIXELS, generator=torch.Generator().manual_seed(0))

@@ -325,7 +325,7 @@ class SurrogateModule(LightningModule):
         first = not dist.is_initialized() or dist.get_rank() == 0
         kept = _read_votes(file, key) if file and first else None
         if dist.is_initialized():
-            votes = self._votes_over_ranks(bank, own, kept and kept["votes"])
+            votes = self._votes_over_ranks(bank, own, kept["votes"] if kept else None)
         elif kept is not None:
             return kept
         else:

@@ -93,7 +93,7 @@ def test_what_no_backend_can_do_is_refused_at_the_first_batch(tmp_path, monkeypa
     monkeypatch.setattr("lightning_advknn.search.bank.WIDEST", 5)
 
     class Loader:
-        dataset = range(100)
+        dataset, batch_size = range(100), 4
 
         def __iter__(self):
             yield Batch(torch.rand(4, 1, 28, 28), torch.zeros(4).long(), torch.arange(4))
@@ -180,7 +180,7 @@ network.add_module("relu", nn.Sequential(nn.Linear(9, width), nn.ReLU()))
 network.add_module("logits", nn.Linear(width, 10))
 network = FeatureNetwork(network, ["relu"]).eval()
 class Loader:
-    dataset = range(rows)
+    dataset, batch_size = range(rows), 1000
     def __iter__(self):
         for start in range(0, rows, 1000):
             yield Batch(torch.rand(1000, 1, 3, 3), torch.arange(1000) % 10, torch.arange(start, start + 1000))
