@@ -23,6 +23,7 @@ from lightning_advknn.search import (
     ShardedBank,
     StoredRows,
     check_backend,
+    check_room,
     in_memory,
 )
 
@@ -175,6 +176,7 @@ def build_banks(
     backend: Backend = "auto",
     memory_gib: float | None = None,
     folder: Path | None = None,
+    index: Mapping[str, int] | None = None,
     over_ranks: Literal["copy"] | Exchange | None = None,
 ) -> dict[str, MemoryBank]:
     """Store each layer's features of all images of a loader.
@@ -191,6 +193,7 @@ def build_banks(
         memory_gib: Memory for banks and searches, of the network's device, in GiB; None for as much as it takes.
             Banks beyond it are kept on disk and read in blocks.
         folder: Where on disk; None for the system's temporary folder.
+        index: Settings of an approximate backend, as of `MemoryBank`.
         over_ranks: ``copy``: the ranks send each other what they compute, and each has all. An exchange: each keeps what it
             computes, and they search by this. None: this process does it alone.
 
@@ -200,7 +203,7 @@ def build_banks(
     Raises:
         ValueError: If an image is out of range, a feature is not finite, `memory_gib` is too little, the backend cannot
             search such features, or a rank would have no row.
-        OSError: If the disk is full.
+        OSError: If the disk is full, or will be.
     """
     check_backend(backend)
     device = next(network.parameters()).device
@@ -218,39 +221,40 @@ def build_banks(
     total = sum(sizes[number] for number in mine)
     kept: dict[str, Tensor] = {}
     stored: dict[str, StoredRows] = {}
-    labels: list[Tensor] = []
-    ids: list[Tensor] = []
-    start = 0
+    # In one piece: what is kept of every batch would hold on to the memory that batches leave behind.
+    labels, ids = torch.empty(2, sum(sizes), dtype=torch.int64, device=device)
+    start = end = 0
     features_of = _features_in_turn if over_ranks == "copy" else _features
     for batch, features in features_of(network, tqdm(loader, desc="bank", disable=None, leave=False), mine):
         if features and not start:
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
-            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend)
+            fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend, index)
             for layer, width in widths.items():
                 check_backend(backend, width, layer in fits)
                 if layer in fits:
                     kept[layer] = torch.empty(total, width, device=device)
                 else:
                     stored[layer] = StoredRows(width, torch.float32, folder, device)
+            check_room(folder, total, {layer: widths[layer] for layer in stored}, backend)
         for layer, rows in features.items():
             if layer in kept:
                 kept[layer][start : start + len(rows)] = rows
             else:
                 stored[layer].append(rows)
-        labels.append(batch.labels.to(device))
-        ids.append(batch.ids.to(device))
+        seen = slice(end, end + len(batch.ids))
+        labels[seen], ids[seen] = batch.labels, batch.ids
+        end = seen.stop
         start += len(batch.ids) if features else 0
-    all_labels, all_ids = torch.cat(labels), torch.cat(ids)
-    places = torch.split(torch.arange(len(all_ids), device=device), sizes)
+    places = torch.split(torch.arange(len(ids), device=device), sizes)
     rows = torch.cat([places[number] for number in mine])
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
     made = {
-        layer: MemoryBank(banks[layer], all_labels[rows], all_ids[rows], num_classes, metric, backend)
+        layer: MemoryBank(banks[layer], labels[rows], ids[rows], num_classes, metric, backend, index)
         for layer in network.layers
     }
     if not isinstance(over_ranks, Exchange):
         return made
-    return {layer: ShardedBank(own, rows, all_labels, all_ids, over_ranks) for layer, own in made.items()}
+    return {layer: ShardedBank(own, rows, labels, ids, over_ranks) for layer, own in made.items()}
 
 
 def _batch_sizes(loader: Iterable[Batch]) -> list[int]:

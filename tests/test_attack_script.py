@@ -20,6 +20,7 @@ import attack
 from lightning_advknn.data import Digits
 from lightning_advknn.experiment import run as stages
 from lightning_advknn.experiment import training, victims
+from lightning_advknn.experiment.settings import read_experiment
 from lightning_advknn.models import ConvNet, LeNet5
 from lightning_advknn.modules import BackboneModule
 from tests.wandb_runs import offline_wandb, read_runs
@@ -290,6 +291,86 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
     summary = json.loads((copy.parent / "k5" / "summary.json").read_text())
     trainings = summary["settings"]["trainings"]
     assert {trainings[n]["model"]["init_args"]["k"] for n in ("dknnb", "dknnb_cl")} == {5}
+
+
+APPROXIMATE = ("--victim.backend=ivf", '--victim.index={"nlist": 10, "nprobe": 10}')
+
+
+def test_approximate_neighbours_are_named_with_every_number(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(training, "fit", no_training)
+    content = yaml.safe_load(copy.read_text())
+    for surrogate in content["surrogates"].values():  # go on imitating the exact kNN
+        surrogate.setdefault("overrides", {})["backend"] = "auto"
+    copy.write_text(yaml.safe_dump(content))
+    folder, layers = copy.parent, ("relu3", "logits")  # wide layers take long
+    two = f"--victim.layers=[{','.join(layers)}]", "--images=100"
+    assert evaluate(copy, *two, f"--output={folder / 'exact'}", f"--results={folder / 'exact-results'}") == 0
+    kept = times(folder / "cache")
+    places = f"--output={folder / 'ivf'}", f"--results={folder / 'ivf-results'}"
+    assert evaluate(copy, *two, *APPROXIMATE, *places) == 0
+    # What exact neighbours gave is neither used nor changed.
+    assert kept.items() <= times(folder / "cache").items()
+    new = {name.split("/")[0] for name in set(times(folder / "cache")) - set(kept)}
+    assert new == {"adversarial", "calibration", "observations", "recall"}
+    # All lists are looked into, so numbers are those of exact neighbours, with a note on each.
+    note = "Approximate neighbours (ivf, nlist 10, nprobe 10): recall@10 on 100 validation images is " + (
+        ", ".join(f"{layer} 1.0000" for layer in layers) + "."
+    )
+    pairs = [(f"exact/{table}.csv", f"ivf/{table}.csv") for table in ("table1", "table2")]
+    pairs += [
+        (before.replace("exact", "exact-results"), after.replace("ivf", "ivf-results"))
+        for before, after in pairs
+    ]
+    pairs += [("exact/rows/dknnb/bim.csv", "ivf/rows/dknnb/bim.csv")]
+    for before, after in pairs:
+        assert [{**row, "neighbours": note} for row in read(folder / before)] == read(folder / after)
+    index = {"backend": "ivf", "nlist": 10, "nprobe": 10}
+    measured = {**index, "k": 10, "images": 100, "recall": dict.fromkeys(layers, 1.0)}
+    for before, after in (("exact/summary", "ivf/summary"), ("exact-results/seed0", "ivf-results/seed0")):
+        summary = json.loads((folder / f"{after}.json").read_text())
+        assert summary["approximation"] == {"origin": measured}
+        assert summary["settings"]["victim"]["index"] == index
+        exact = json.loads((folder / f"{before}.json").read_text())
+        assert not {"approximation", "index"} & {*exact, *exact["settings"]["victim"]}
+
+
+def test_only_approximate_neighbours_are_in_keys(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+
+    def run(*options: str) -> stages.ExperimentRun:
+        return stages.ExperimentRun(read_experiment([f"--config={copy}", *options]))
+
+    def keys(*options: str) -> tuple[str, ...]:
+        made = run(*options)
+        return made.attacked._key, made._adversarial_key("origin", "bim")
+
+    exact = keys()
+    assert (
+        keys("--victim.backend=float32") == keys("--victim.backend=faiss", "--victim.memory_gib=1") == exact
+    )
+    found = [
+        keys("--victim.backend=ivf"),
+        keys("--victim.backend=hnsw"),
+        keys("--victim.backend=ivf", "--victim.index.nprobe=3"),
+    ]
+    for column in zip(exact, *found, strict=True):
+        assert len(set(column)) == 4
+
+    # Surrogates imitate the victim's kNN.
+    def arguments(*options: str) -> dict[str, Any]:
+        settings = training.training_settings(run(*options)._trainings["dknnb"])
+        return dict(settings["model"]["init_args"])
+
+    assert not {"backend", "index"} & set(arguments("--victim.backend=float32"))
+    approximate = {"backend": "ivf", "index": {"nprobe": 3}}
+    assert arguments("--victim.backend=ivf", "--victim.index.nprobe=3") == {**arguments(), **approximate}
+
+    assert evaluate(copy, "--victim.backend=ivf", "--victim.index.nprobe=30") == 2
+    # The 850 images have 29 lists.
+    assert "`victim.index`: Expected `index.nprobe` to be in [1, 29]" in capsys.readouterr().err
 
 
 def test_fewer_images_are_the_first_and_share_whole_shards(copy: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attacks, measure, pipeline, report, search
+from benchmarks import attacks, large, measure, pipeline, report, search
 from lightning_advknn.experiment.training import fit, instantiate
 from lightning_advknn.modules import BackboneModule
 
@@ -43,7 +43,7 @@ def one_process(monkeypatch, tmp_path):
     def here(module, function, threads, **arguments):
         return json.loads(json.dumps(getattr(importlib.import_module(module), function)(**arguments)))
 
-    for benchmark in (attacks, pipeline, search):
+    for benchmark in (attacks, large, pipeline, search):
         monkeypatch.setattr(benchmark, "in_child", here)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -91,6 +91,37 @@ def test_pipeline(trained):
     stages = [value for case, value in seconds.items() if not case.endswith("all stages")]
     assert seconds["quick, MNIST: all stages"] == pytest.approx(sum(stages), rel=1e-3)
     assert {float(row["ratio"]) for row in rows if row["method"] == "before"} == {1.0}
+
+
+def test_large(monkeypatch):
+    pytest.importorskip("faiss")
+    large.main(["--quick", "--threads=1"])
+    rows = lines("large")
+    assert len(rows) == 3 * 3 * 3  # sizes, cases, methods
+    judged = [row for row in rows if row["checked"]]
+    ours = [row for row in judged if row["method"] == "lightning_advknn"]
+    assert [row["rows"] for row in ours] == ["2000", "4000", "8000"]
+    assert {(row["exact"], row["differing"], row["recall"]) for row in ours} == {("True", "0", "")}
+    approximate = [row for row in judged if row not in ours]
+    assert {row["method"] for row in approximate} == {"ivf", "hnsw"}
+    assert all(0.5 < float(row["recall"]) <= 1 and not row["exact"] for row in approximate)
+    first = [row for row in rows if row["rows"] == "2000"]
+    assert {row["linear"] for row in first} == {"1.0", ""}
+    for row in ours:
+        each = (float(one["cpu_seconds"]) / float(one["rows"]) for one in (row, ours[0]))
+        assert float(row["linear"]) == pytest.approx(next(each) / next(each), rel=2e-3)
+    # 640 MiB, 120 bytes a row, and the codes and links of HNSW: 3 bytes a feature, 328 a row, and what it learns from.
+    memory = {row["method"]: float(row["memory_mib"]) for row in first}
+    assert memory["lightning_advknn"] == pytest.approx(640 + 2000 * 120 / 2**20, abs=0.1)
+    hnsw = 2000 * (120 + 3 * 64 + 8 + 320) + 4 * 4 * 2000 * 64
+    assert memory["hnsw"] == pytest.approx(640 + hnsw / 2**20, abs=0.1)
+
+    def again(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(large, "in_child", again)
+    large.main(["--quick", "--threads=1"])
+    assert lines("large") == rows
 
 
 def test_a_child_has_a_peak_of_its_own():

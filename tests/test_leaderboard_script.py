@@ -357,6 +357,24 @@ def test_bounds_of_the_knn_on_pixels(pixels: Path) -> None:
             assert 0.5 < low - 1e-4 <= float(record[column]) <= float(attacked[column]) + 1e-4
 
 
+def test_approximate_neighbours_have_a_note_and_no_bounds(pixels_copy: Path) -> None:
+    pytest.importorskip("faiss")
+    folder = pixels_copy.parent
+    index = '--victim.index={"nlist": 5, "nprobe": 5}'
+    assert leaderboard(pixels_copy, "--victim.backend=ivf", index, f"--output={folder / 'ivf'}") == 0
+    said = "Approximate neighbours (ivf, nlist 5, nprobe 5): recall@1 on 100 validation images is normalize 1.0000."
+    exact, records = (read(folder / name / "leaderboard.csv") for name in ("out", "ivf"))
+    timed = {"seconds_per_image": ""}
+    assert [{**record, **timed} for record in records] == [
+        {**record, **timed, "neighbours": said} for record in exact if record["attack"] != "lower bound"
+    ]
+    run = json.loads((folder / "ivf" / "leaderboard.json").read_text())["runs"]["0"]
+    assert run["approximation"]["origin"]["recall"] == {"normalize": 1.0}
+    page = (folder / "ivf" / "leaderboard.md").read_text()
+    assert page.count(said[:-1]) == 3  # DkNN, kNN, how it was made; not the backbone
+    assert "Approximate" not in (folder / "out" / "leaderboard.md").read_text()
+
+
 def test_an_adversarial_below_the_bound_is_found_out(pixels_copy: Path) -> None:
     folder = pixels_copy.parent
     (path,) = (folder / "cache" / "adversarial").rglob("000005-*.safetensors")

@@ -332,3 +332,10 @@ def test_attacks_on_victims_refuse_a_sharded_bank(job: Job, capsys: pytest.Captu
     folder, *_ = job
     assert attack.main(["evaluate", f"--config={folder / 'one.yaml'}", "--victim.shard=true"]) == 2
     assert "Expected attacks on logits with `victim.shard`, but ask is on a victim" in capsys.readouterr().err
+
+
+def test_approximate_neighbours_refuse_a_sharded_bank(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, *_ = job
+    settings = ["--victim.shard=true", "--victim.backend=ivf"]
+    assert attack.main(["evaluate", f"--config={folder / 'one.yaml'}", *settings]) == 2
+    assert "Expected an exact `victim.backend` with `victim.shard`, but got 'ivf'" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.modules.checkpoint import check_data
 from lightning_advknn.ranks import Ranks
-from lightning_advknn.search import check_backend
+from lightning_advknn.search import APPROXIMATE, check_backend, index_settings
 from lightning_advknn.storage import digest, file_digest, weights_digest
 
 SHARD = 1000  # images attacked or queried between two saves
@@ -84,10 +84,19 @@ class ExperimentRun:
             raise ValueError(
                 f"Expected `victim.k` to be in [1, {rows}] (the bank's rows), but got {victim.k}."
             )
+        try:
+            index_settings(victim.backend, rows, victim.index)
+        except ValueError as error:
+            raise ValueError(f"`victim.index`: {error}") from error
         images, there = self.experiment.images, len(self.data.split("test"))
         if images is not None and not 1 <= images <= there:
             raise ValueError(f"Expected `images` to be in [1, {there}] (the test images), but got {images}.")
         if victim.shard:
+            if victim.backend in APPROXIMATE:
+                raise ValueError(
+                    f"Expected an exact `victim.backend` with `victim.shard`, but got {victim.backend!r}, whose recall is not"
+                    " measured over several ranks. Leave `backend` out, or switch `shard` off."
+                )
             for name, attack in self.experiment.attacks.items():
                 if attack.on_victim:
                     raise ValueError(
@@ -182,8 +191,9 @@ class ExperimentRun:
             "victim": {
                 k: v
                 for k, v in asdict(experiment.victim).items()
-                if k not in ("backend", "memory_gib", "shard") and (k, v) != ("layers", None)
-            },
+                if k not in ("backend", "memory_gib", "shard", "index") and (k, v) != ("layers", None)
+            }
+            | ({"index": self.attacked.index} if self.attacked.index else {}),
             "attacks": {
                 name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
                 for name, attack in experiment.attacks.items()
@@ -224,7 +234,8 @@ class ExperimentRun:
         module = cli.model
         module.backbone_checkpoint = self.attacked.checkpoint
         module.load_backbone(self.data.name)
-        votes_key = digest([backbone_key, module.layer, module.k, module.metric])
+        approximate = [module.backend, module.index] if module.backend in APPROXIMATE else []
+        votes_key = digest([backbone_key, module.layer, module.k, module.metric, *approximate])
         module.votes_file = self.cache.folder / "votes" / votes_key
         key = digest([training_settings(cli), backbone_key])
         return module, Path(trained.checkpoint or self.cache.folder / "surrogate" / f"{key}.ckpt")
@@ -270,7 +281,7 @@ class ExperimentRun:
     def bounds(self) -> dict[str, Tensor]:
         """How far from each test image all that fools a kNN on pixels is at least, as `Victims.bounds`, by victim.
 
-        That is ``knn/<layer>``, and also ``dknn`` where the layer votes alone.
+        That is ``knn/<layer>``, and also ``dknn`` where the layer votes alone. Of approximate neighbours nothing is known.
         """
         found = {}
         for layer, scale in self.scales().items():
@@ -285,7 +296,9 @@ class ExperimentRun:
         return found
 
     def scales(self) -> dict[str, Tensor]:
-        """The layers of pixels that a Euclidean kNN searches, with their scale as `pixel_scale`."""
+        """The layers of pixels that a Euclidean kNN searches exactly, with their scale as `pixel_scale`."""
+        if self.attacked.index:
+            return {}
         scalings = {
             layer: pixel_scale(self.attacked.dknn.only(layer), self._shard(0)[0])
             for layer in self.attacked.layers
@@ -370,12 +383,12 @@ class ExperimentRun:
 
     def _adversarial_key(self, method: str, attack: str) -> str:
         settings, through = self.experiment.victim, self.experiment.attacks[attack].through
-        knn = [settings.layer, settings.k, settings.metric]
+        votes = [settings.k, settings.metric, *([self.attacked.index] if self.attacked.index else [])]
         layer: str | list[str] = ORIGIN
-        attacked: str | list[str | int]
+        attacked: str | list[Any]
         if method in VICTIMS:
             layer = [self.attacked.layer] if method == "knn" else list(self.backbone.layers)
-            attacked = ["votes", settings.k, settings.metric]
+            attacked = ["votes", *votes]
         else:
             target = self.logits_fn(method)
             attacked = weights_digest(target)
@@ -389,7 +402,7 @@ class ExperimentRun:
                 "attacked": attacked,
                 "attack": self.experiment.attacks[attack].describe(),
                 "layer": layer,
-                "labels": knn if self.experiment.label_source == "knn" else "true",
+                "labels": [settings.layer, *votes] if self.experiment.label_source == "knn" else "true",
                 **({"through": weights_digest(self.logits_fn(through))} if through else {}),
             }
         )
@@ -423,10 +436,13 @@ class ExperimentRun:
         return surrogate.to(self.device).eval()
 
     def _trained(self, name: str) -> Trained:
-        """How a module is made; surrogates imitate the victim's kNN unless they say otherwise."""
+        """How a module is made; surrogates imitate the victim's kNN, also an approximate one, unless they say otherwise."""
         if name == ORIGIN:
             return self.experiment.backbone
         if name in self.experiment.transfer:
             return self.experiment.transfer[name].backbone
         trained, victim = self.experiment.surrogates[name], self.experiment.victim
-        return replace(trained, overrides={"k": victim.k, "metric": victim.metric, **trained.overrides})
+        victims: dict[str, Any] = {"k": victim.k, "metric": victim.metric}
+        if victim.backend in APPROXIMATE and "backend" not in trained.overrides:
+            victims |= {"backend": victim.backend, "index": victim.index}
+        return replace(trained, overrides={**victims, **trained.overrides})

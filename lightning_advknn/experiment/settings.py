@@ -42,10 +42,13 @@ class VictimSettings:
         layers: Layers that vote in DkNN; None for the backbone configuration's.
         k: Neighbours that vote.
         metric: Their distance.
-        backend: What scans the bank; no vote depends on it.
+        backend: What scans the bank. No vote depends on it, unless it is approximate: ``ivf`` or ``hnsw``. Then results say how
+            many of the true neighbours it finds.
         convention: How credibility counts ties.
         memory_gib: Memory for banks and searches, in GiB, of the device; banks beyond it are read from disk. None for as
             much as it takes. No vote depends on it.
+        index: Settings of an approximate backend that differ from its defaults: ``nlist`` and ``nprobe``, or ``M`` and
+            ``efSearch``.
         shard: Of several ranks, each has only some of a bank's rows, and all search for all: for banks that do not fit one.
             No vote depends on it. Attacks on the victims themselves read whole banks and cannot run so.
     """
@@ -57,6 +60,7 @@ class VictimSettings:
     backend: Backend = "auto"
     convention: Convention = "strict"
     memory_gib: float | None = None
+    index: dict[str, int] | None = None
     shard: bool = False
 
 

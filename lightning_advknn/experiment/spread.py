@@ -131,8 +131,10 @@ def _observe(
 ) -> None:
     """Ask victims about test images, clean or attacked."""
     _ = victims.dknn  # made by all, whoever asks it
-    calibration = _File(*victims.calibration, lambda _: victims.calibrate())
-    _make(run, victims, f"observations{whose}", [calibration, *_observations(run, victims, attacks)])
+    files = [_File(*victims.calibration, lambda _: victims.calibrate())]
+    if victims.index:
+        files.append(_File(*victims.recall_file, lambda _: victims.measure_recall()))
+    _make(run, victims, f"observations{whose}", [*files, *_observations(run, victims, attacks)])
 
 
 def _observations(

@@ -22,6 +22,7 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.settings import Trained
 from lightning_advknn.modules.checkpoint import check_identity, is_own, load_weights, read_checkpoint
+from lightning_advknn.search import APPROXIMATE
 from lightning_advknn.storage import atomic_path, read_json, write_json
 
 # Parts of a train.py configuration that say where things are or go, not what comes out.
@@ -35,7 +36,7 @@ _PLACES = {
         "enable_progress_bar",
         "logger",
     },
-    "model": {"backbone_checkpoint", "votes_file", "backend"},
+    "model": {"backbone_checkpoint", "votes_file", "backend", "index"},
 }
 
 
@@ -181,7 +182,8 @@ def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
     }
     for part, places in _PLACES.items():
         arguments = settings[part].get("init_args", settings[part])
-        for place in places & set(arguments):
+        decisive = {"backend", "index"} if arguments.get("backend") in APPROXIMATE else set()
+        for place in (places - decisive) & set(arguments):
             del arguments[place]
     settings["trainer"]["callbacks"] = [
         callback

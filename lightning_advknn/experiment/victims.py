@@ -21,8 +21,10 @@ from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule
 from lightning_advknn.modules.checkpoint import check_network
 from lightning_advknn.ranks import Ranks
-from lightning_advknn.search import Exchange
+from lightning_advknn.search import Exchange, describe_index, recall
 from lightning_advknn.storage import digest, weights_digest
+
+QUERIES = 100  # validation images on which recall is measured
 
 
 class Victims:
@@ -113,6 +115,7 @@ class Victims:
             settings.backend,
             settings.memory_gib,
             self.cache.folder / "bank",
+            self.settings.index,
             over_ranks,
         )
         self.ranks.open(f"the bank of {self.name}")
@@ -184,6 +187,39 @@ class Victims:
         self.dknn.calibrate(self.data.loader("calibration"))
         return {"votes": self.dknn.calibration_votes}
 
+    @cached_property
+    def index(self) -> dict[str, Any] | None:
+        """The approximate backend with all its settings; None of an exact one, on which no vote depends."""
+        return describe_index(self.settings.backend, len(self.data.split("train")), self.settings.index)
+
+    @cached_property
+    def approximation(self) -> dict[str, Any] | None:
+        """The approximate backend, and by layer the share of true neighbours that it finds of validation images.
+
+        Of ``hnsw`` that is one index's share: another, made by several threads, is slightly different.
+        """
+        if self.index is None:
+            return None
+        found = self.cache.tensors(*self.recall_file, self.measure_recall)
+        return {
+            **self.index,
+            "k": self.settings.k,
+            "images": len(found[self.layers[0]]),
+            "recall": {layer: round(found[layer].mean().item(), 4) for layer in self.layers},
+        }
+
+    @property
+    def recall_file(self) -> tuple[str, str]:
+        """Name and stage of what is kept of `measure_recall`."""
+        return f"recall/{self._key}", self._stage("measure recall")
+
+    def measure_recall(self) -> dict[str, Tensor]:
+        """Share of true neighbours found of each image, float64, by layer."""
+        split, banks = self.data.split("val"), self.dknn.banks
+        images, _, _ = split.__getitems__(range(min(QUERIES, len(split))))
+        features = self.network.features(images.to(self.device))
+        return {layer: recall(banks[layer], features[layer], self.settings.k) for layer in self.layers}
+
     def bounds(self, layer: str, scale: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """How far from images all that fools the kNN on a layer of pixels is at least.
 
@@ -223,6 +259,7 @@ class Victims:
                 "layers": list(self.network.layers),
                 "k": self.settings.k,
                 "metric": self.settings.metric,
+                **({"index": self.index} if self.index else {}),
             }
         )
 

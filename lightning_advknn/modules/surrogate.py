@@ -24,8 +24,19 @@ from lightning_advknn.modules.checkpoint import (
     describe,
     load_weights,
 )
-from lightning_advknn.search import Backend, MemoryBank, Metric, check_backend
+from lightning_advknn.search import (
+    APPROXIMATE,
+    Backend,
+    MemoryBank,
+    Metric,
+    check_backend,
+    describe_index,
+    index_settings,
+    recall,
+)
 from lightning_advknn.storage import digest, load_tensors, save_tensors, tensors_digest, weights_digest
+
+QUERIES = 100  # images of a split on which recall is measured
 
 
 class Targets(NamedTuple):
@@ -54,11 +65,13 @@ class SurrogateModule(LightningModule):
         num_classes: C.
         k: Neighbours that vote.
         metric: The kNN's distance.
-        backend: What scans the bank.
+        backend: What scans the bank. Of an approximate one, ``recall`` is logged too: the share of true neighbours that it
+            finds of the split's first images.
         cls_weight: lambda of Eq. (16); .3 in the paper.
         cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
         learning_rate: Of Adam.
         votes_file: Where the votes are kept, for other runs on the same features with the same k and metric.
+        index: Settings of an approximate backend that differ from its defaults, as `search.index_settings`.
 
     Raises:
         ValueError: If the layer does not exist or both weights are 0.
@@ -78,6 +91,7 @@ class SurrogateModule(LightningModule):
         cl_weight: float = 1.0,
         learning_rate: float = 1e-3,
         votes_file: str | None = None,
+        index: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         if min(cls_weight, cl_weight) < 0 or cls_weight + cl_weight == 0:
@@ -96,6 +110,7 @@ class SurrogateModule(LightningModule):
                 "cls_weight": cls_weight,
                 "cl_weight": cl_weight,
                 "learning_rate": learning_rate,
+                "index": index,
             }
         )
         backbone = BackboneModule(network, [layer], image_shape, num_classes).eval()
@@ -110,6 +125,7 @@ class SurrogateModule(LightningModule):
         self.k = k
         self.metric: Metric = metric
         self.backend: Backend = backend
+        self.index = index
         self.cls_weight, self.cl_weight = cls_weight, cl_weight
         self.learning_rate = learning_rate
         self.votes_file = Path(votes_file) if votes_file else None
@@ -124,6 +140,7 @@ class SurrogateModule(LightningModule):
         )
         self._bank: MemoryBank | None = None
         self._targets: dict[str, Targets] = {}
+        self._recall: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of q(x), ``(B, C)``, for images in [0, 1]."""
@@ -147,6 +164,7 @@ class SurrogateModule(LightningModule):
             "layer": self.layer,
             "k": self.k,
             "metric": self.metric,
+            **({"backend": f"{self.backend} {self.index or {}}"} if self.backend in APPROXIMATE else {}),
             "backbone": weights_digest(self.surrogate.backbone),
         }
 
@@ -165,6 +183,7 @@ class SurrogateModule(LightningModule):
             raise ValueError(
                 f"Expected `k` to be in [1, {rows - 1}] (the bank's rows less the image's own), but got {self.k}."
             )
+        index_settings(self.backend, rows, self.index)
 
     def load_backbone(self, data_name: str) -> None:
         """Load the frozen backbone's weights from its checkpoint.
@@ -251,6 +270,8 @@ class SurrogateModule(LightningModule):
         for name, value in values.items():
             scores[name].update(value)
         self.log_dict(scores, batch_size=len(batch.labels), prog_bar=True)
+        if stage in self._recall:
+            self.log(f"{stage}/recall", self._recall[stage], batch_size=len(batch.labels))
 
     def _loss(self, logits: Tensor, votes: Tensor) -> Tensor:
         return functional.surrogate_loss(
@@ -275,37 +296,46 @@ class SurrogateModule(LightningModule):
             if self._bank is None:
                 self._bank = self._extract(data, "train")
             own = self._bank if split == "train" else self._extract(data, split)
-            votes = self._votes(self._bank, own, split).to(self.device)
-            self._targets[split] = Targets(own.ids, own.features[:], votes)
+            kept = self._votes(self._bank, own, split)
+            self._targets[split] = Targets(own.ids, own.features[:], kept["votes"].to(self.device))
+            if "recall" in kept:
+                self._recall[split] = kept["recall"].mean().item()
 
     def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
+        # Only training images are searched in.
+        how: dict[str, Any] = {"backend": self.backend, "index": self.index} if split == "train" else {}
         made = build_banks(
             self.surrogate.backbone,
             data.loader(split),
             self.num_classes,
             self.metric,
-            self.backend,
+            **how,
             over_ranks="copy" if dist.is_initialized() else None,
         )
         return made[self.layer]
 
-    def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> Tensor:
-        """Votes on a split's images, from the votes file where it has them."""
+    def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> dict[str, Tensor]:
+        """``votes`` on a split's images, and ``recall`` of an approximate backend, from the votes file where it has them."""
         features, queries = bank.features[:], own.features[:]
         contents = {"bank": features, "labels": bank.labels, "ids": bank.ids, "queries": queries}
-        key = digest([tensors_digest(contents), self.k, self.metric, split, __version__])
+        index = describe_index(bank.backend, len(bank), bank.index)
+        about = [tensors_digest(contents), self.k, self.metric, *([index] if index else [])]
+        key = digest([*about, split, __version__])
         file = self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
         first = not dist.is_initialized() or dist.get_rank() == 0
         kept = _read_votes(file, key) if file and first else None
         if dist.is_initialized():
-            votes = self._votes_over_ranks(bank, own, kept)
+            votes = self._votes_over_ranks(bank, own, kept["votes"] if kept else None)
         elif kept is not None:
             return kept
         else:
             votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(queries, self.k)
-        if file and first and kept is None:
-            save_tensors(file, {"votes": votes}, {"key": key})
-        return votes
+        found = kept or {"votes": votes}
+        if index and own is not bank and not kept:
+            found["recall"] = recall(bank, queries[:QUERIES], self.k)
+        if file and first and not kept:
+            save_tensors(file, found, {"key": key})
+        return {**found, "votes": votes}
 
     def _votes_over_ranks(self, bank: MemoryBank, own: MemoryBank, kept: Tensor | None) -> Tensor:
         """Those that rank 0 has kept, else each rank's part of them; the same on all."""
@@ -323,7 +353,7 @@ class SurrogateModule(LightningModule):
         return votes
 
 
-def _read_votes(file: Path, key: str) -> Tensor | None:
+def _read_votes(file: Path, key: str) -> dict[str, Tensor] | None:
     """Votes kept for exactly this key; anything else is computed again."""
     if not file.is_file():
         return None
@@ -331,4 +361,4 @@ def _read_votes(file: Path, key: str) -> Tensor | None:
         tensors, metadata = load_tensors(file)
     except ValueError:
         return None  # truncated or corrupt
-    return tensors["votes"] if metadata == {"key": key} else None
+    return tensors if metadata == {"key": key} else None

@@ -10,6 +10,7 @@ from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
+from lightning_advknn.reports.summary import neighbours_sentence
 from lightning_advknn.reports.tables import Record, check_seeds, read_csv
 from lightning_advknn.storage import read_json
 
@@ -47,6 +48,16 @@ class Board:
             f"knn/{layer}": f"{VICTIMS['knn']} on {layer}",
             "dnn": VICTIMS["dnn"],
         }
+
+    @property
+    def approximate(self) -> str:
+        """What captions say of approximate neighbours, by seed; "" of exact ones."""
+        found = {
+            seed: neighbours_sentence(run.get("approximation", {}).get("origin"))
+            for seed, run in self.content["runs"].items()
+        }
+        said = [f"seed {seed}: {sentence.rstrip('.')}" for seed, sentence in found.items() if sentence]
+        return f" ({'; '.join(said)})" if said else ""
 
     def radii(self, norm: Norm) -> list[float]:
         """Each eps of this norm that there are records at."""
@@ -150,8 +161,9 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     convention = board.content["settings"]["victim"]["convention"]
     more = "" if brief else "; queries of the victim and seconds, for an image"
     more += f"; of `{BOUND}`, what no attack at all can go below" if bounded else ""
+    approximate = "" if victim == "dnn" else board.approximate
     return Table(
-        f"{board.title}, {board.victims[victim]}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
+        f"{board.title}, {board.victims[victim]}{approximate}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
         f" budgets of true L2; over images, {fooled}the least true L2 that fools; at an attack's largest eps, mean credibility"
         f" (`{convention}`) of successes and how many % of them are detected at 5 % false alarms{more}.",
         [

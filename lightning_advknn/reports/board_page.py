@@ -13,6 +13,7 @@ from lightning_advknn.reports.board_figure import board_figure
 from lightning_advknn.reports.figures import save_figure
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.page import Block, Picture, Section, render_markdown
+from lightning_advknn.reports.summary import neighbours_sentence
 from lightning_advknn.storage import atomic_path
 
 INTRODUCTION = (
@@ -68,7 +69,8 @@ def _picture(board: Board, folder: Path, name: str) -> Picture:
 
 
 def _made(run: Mapping[str, Any]) -> str:
-    return f"`{run['command']}`, {run['images']} test images, {run['device']}, {run['date']}."
+    made = f"`{run['command']}`, {run['images']} test images, {run['device']}, {run['date']}."
+    return f"{made} {neighbours_sentence(run.get('approximation', {}).get('origin'))}".strip()
 
 
 def print_board(board: Board, seed: int) -> None:

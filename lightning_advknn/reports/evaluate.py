@@ -14,7 +14,12 @@ from lightning_advknn.ranks import Ranks
 from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.pictures import draw
-from lightning_advknn.reports.summary import credibility_of, metrics_of
+from lightning_advknn.reports.summary import (
+    approximations_of,
+    credibility_of,
+    metrics_of,
+    neighbours_sentence,
+)
 from lightning_advknn.reports.tables import (
     TABLE1,
     TABLE2,
@@ -28,6 +33,8 @@ from lightning_advknn.reports.tables import (
     table1_records,
     table2_records,
     table3_records,
+    with_note,
+    with_note_column,
     write_csv,
 )
 from lightning_advknn.storage import atomic_path, write_json
@@ -97,10 +104,17 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     table1 = table1_records(run.data.name, experiment, clean)
     pictures = draw(run, pictured, last, output)
     run.attacked.free()
-    tables: list[Table] = [("table1", TABLE1, table1), ("table2", TABLE2, table2)]
-    table3 = _transferred(run)
-    if table3:
-        tables.append(("table3", TABLE3, table3))
+    note = neighbours_sentence(run.attacked.approximation)
+    table1, table2, table3 = with_note(table1, note), with_note(table2, note), _transferred(run)
+    tables: list[Table] = [
+        (name, with_note_column(columns, records), records)
+        for name, columns, records in (
+            ("table1", TABLE1, table1),
+            ("table2", TABLE2, table2),
+            ("table3", TABLE3, table3),
+        )
+        if records
+    ]
     for name, columns, records in tables:
         write_csv(output / f"{name}.csv", columns, records)
     summary = {
@@ -110,14 +124,16 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         "images": len(run.test),
         "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
         "pieces": run.cache.pieces(),
+        **approximations_of(run),
         "metrics": metrics,
         "credibility": credibility,
     }
     write_json(output / "summary.json", summary)
     if results is not None:
         _publish(Path(results), experiment.seed, tables, summary, pictures)
-    print_table1(table1, f"Table 1, {run.data.name}")
-    print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}")
+    note = note and f"\n{note}"
+    print_table1(table1, f"Table 1, {run.data.name}{note}")
+    print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}{note}")
     if table3:
         print_table3(table3, f"Table 3, {run.data.name}, seed {experiment.seed}")
     sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
@@ -129,7 +145,9 @@ def _transferred(run: ExperimentRun) -> list[Record]:
     for network, victims in run.transfers.items():
         for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
             rows = saved_rows(run, method, attack, network)
-            records += table3_records(run.data.name, run.experiment, network, method, attack, rows)
+            note = neighbours_sentence(victims.approximation)
+            own = table3_records(run.data.name, run.experiment, network, method, attack, rows)
+            records += with_note(own, note)
         victims.free()
     return records
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment import Experiment, ExperimentRun
-from lightning_advknn.reports.tables import write_csv
+from lightning_advknn.reports.summary import neighbours_sentence
+from lightning_advknn.reports.tables import NOTE, write_csv
 
 
 def saved_rows(run: ExperimentRun, method: str, attack: str | None, network: str | None = None) -> Rows:
@@ -21,6 +22,8 @@ def saved_rows(run: ExperimentRun, method: str, attack: str | None, network: str
     constants = _constants(run.experiment, method, attack)
     if network:
         constants = {"network": network, **constants}
+    if victims.approximation:
+        constants[NOTE] = neighbours_sentence(victims.approximation)
     folder = Path(run.experiment.output) / "rows" / (network or "") / method
     images = run.test.images
     files = images.names if isinstance(images, ImageFiles) else None

@@ -17,7 +17,15 @@ from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.leaderboard_records import CLEAN, LEADERBOARD, leaderboard_records
 from lightning_advknn.reports.robustness import FALSE_ALARMS, AttackRun, alarm_threshold, judge_rows
-from lightning_advknn.reports.tables import Record, merge_csv, read_csv, seed_digest
+from lightning_advknn.reports.summary import approximations_of, neighbours_sentence
+from lightning_advknn.reports.tables import (
+    Record,
+    merge_csv,
+    read_csv,
+    seed_digest,
+    with_note,
+    with_note_column,
+)
 from lightning_advknn.storage import check_writable, write_json
 
 ASKED_AGAIN = 100  # images of each run
@@ -91,14 +99,16 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
             runs.append(_attack_run(run, method, attack, rows))
             compared[f"{attack}, {method}"] = _ask_again(run, method, attack, rows)
     bounds = run.bounds()
+    note = neighbours_sentence(run.attacked.approximation)
     run.attacked.free()
-    records = leaderboard_records(runs, clean, experiment.seed, bounds)
+    records = with_note(leaderboard_records(runs, clean, experiment.seed, bounds), note)
     checks = [*check_runs(runs, clean, bounds), same_when_asked_again(compared)]
     summary = {
         "command": shlex.join(["python", *sys.argv]),
         **provenance(run.device),
         "images": len(run.test),
         "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
+        **approximations_of(run),
         "false_alarms": FALSE_ALARMS,
         "thresholds": {
             victim: alarm_threshold(judged.credibility)
@@ -157,7 +167,7 @@ def _publish(folder: Path, seed: int, records: list[Record], content: dict[str, 
     """Put a seed into a folder's leaderboard over seeds."""
     before = read_board(folder)
     table = folder / f"{NAME}.csv"
-    merge_csv(table, LEADERBOARD, records, seed)
+    merge_csv(table, with_note_column(LEADERBOARD, records), records, seed)
     own = {**content["runs"][str(seed)], "lines": seed_digest(table, seed)}
     runs = {**(before.content["runs"] if before else {}), str(seed): own}
     ordered = dict(sorted(runs.items(), key=lambda run: int(run[0])))

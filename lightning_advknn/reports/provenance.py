@@ -37,6 +37,7 @@ def settings_table(found: Sequence[Results]) -> Table:
             who = (
                 f"k {victim['k']}, {victim['metric']}, kNN on {victim['layer']}, DkNN on {', '.join(victim.get('layers', results.layers))}",
                 f"credibility convention {victim['convention']}",
+                *([f"approximate neighbours: {_listed(victim['index'])}"] if "index" in victim else []),
             )
             attacks = [
                 f"{name}: {attack_text(attack)}, gradients in {attack['precision']}"
@@ -152,6 +153,10 @@ def _add(row: dict[str, float], label: str, seconds: float) -> None:
     """Add a stage's wall time to those of its kind."""
     stage = label.partition(" ")[0]
     row[stage] = row.get(stage, 0.0) + seconds
+
+
+def _listed(index: Mapping[str, Any]) -> str:
+    return ", ".join(str(value) if name == "backend" else f"{name} {value}" for name, value in index.items())
 
 
 def _training(results: Results, name: str) -> str:

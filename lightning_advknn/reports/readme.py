@@ -66,7 +66,7 @@ def _section(results: Results) -> str:
     tables = (
         f"{table.caption}\n\n{markdown_table(table)}\n\n" for table in (table1([results]), table2(results))
     )
-    return f"{heading}{''.join(tables)}{facts}\n"
+    return f"{heading}{''.join(tables)}{' '.join([facts, *results.approximations])}\n"
 
 
 def _leaderboard(folder: Path) -> str:

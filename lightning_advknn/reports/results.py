@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_advknn.reports.summary import neighbours_sentence
 from lightning_advknn.reports.tables import Record, check_seeds, read_csv
 from lightning_advknn.storage import read_json
 
@@ -153,6 +154,15 @@ class Results:
         """The victims' settings: layer, k, metric, convention."""
         settings: Mapping[str, Any] = self.settings["victim"]
         return settings
+
+    @property
+    def approximations(self) -> list[str]:
+        """How approximate neighbours were found and how many of the true ones, by seed and network; none if they are exact."""
+        return [
+            f"{self.name}, seed {seed}, {network}: {neighbours_sentence(found)}"
+            for seed, run in self.runs.items()
+            for network, found in run.get("approximation", {}).items()
+        ]
 
     @property
     def layers(self) -> list[str]:

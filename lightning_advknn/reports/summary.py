@@ -1,11 +1,14 @@
 """What a summary says of rows, as JSON can hold it."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_advknn.evaluation import Rows, summarize
+from lightning_advknn.experiment import ORIGIN, ExperimentRun
 
 Distribution = list[tuple[float, int]]
 """Values in ascending order, each with how often it occurs."""
@@ -25,6 +28,30 @@ def credibility_of(rows: Rows) -> dict[str, dict[str, Distribution]]:
     values = rows["dknn_credibility_after"]
     wrong = rows["dknn_after"] != rows["label"]
     return {"dknn": {"all": _distribution(values), "success": _distribution(values[wrong])}}
+
+
+def approximations_of(run: ExperimentRun) -> dict[str, Any]:
+    """What a summary says of approximate neighbours: ``approximation`` by network; nothing of exact ones."""
+    networks = {ORIGIN: run.attacked, **run.transfers}
+    found = {name: victims.approximation for name, victims in networks.items() if victims.approximation}
+    return {"approximation": found} if found else {}
+
+
+def neighbours_sentence(approximation: Mapping[str, Any] | None) -> str:
+    """How approximate neighbours were found and how many of the true ones, from `Victims.approximation`; "" of exact ones.
+
+    >>> neighbours_sentence({"backend": "ivf", "nlist": 9, "nprobe": 2, "k": 75, "images": 100, "recall": {"relu3": 0.98}})
+    'Approximate neighbours (ivf, nlist 9, nprobe 2): recall@75 on 100 validation images is relu3 0.9800.'
+    """
+    if not approximation:
+        return ""
+    known = ("backend", "k", "images", "recall")
+    settings = [f"{name} {value}" for name, value in approximation.items() if name not in known]
+    shares = ", ".join(f"{layer} {share:.4f}" for layer, share in approximation["recall"].items())
+    return (
+        f"Approximate neighbours ({', '.join([approximation['backend'], *settings])}): recall@{approximation['k']} on"
+        f" {approximation['images']} validation images is {shares}."
+    )
 
 
 def _distribution(values: Tensor) -> Distribution:

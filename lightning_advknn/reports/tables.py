@@ -30,6 +30,7 @@ TABLE2 = (
     "n",
     "seed",
 )
+NOTE = "neighbours"  # column that tables have if these are approximate: how, and their recall
 TABLE3 = ("network", "victim", "method", "attack", "eps", "accuracy", "paper", "l2_mean", "n", "seed")
 
 
@@ -124,6 +125,16 @@ def table3_records(
         }
         for victim in ("dnn", "knn", "dknn")
     ]
+
+
+def with_note(records: Sequence[Record], note: str) -> list[Record]:
+    """Records with a note on approximate neighbours, if there is one."""
+    return [{**record, NOTE: note} for record in records] if note else list(records)
+
+
+def with_note_column(columns: Sequence[str], records: Sequence[Record]) -> Sequence[str]:
+    """Columns of records that may have a note."""
+    return (*columns, NOTE) if any(NOTE in record for record in records) else columns
 
 
 def write_csv(path: Path, columns: Sequence[str], records: Iterable[Mapping[str, object]]) -> None:

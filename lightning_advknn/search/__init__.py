@@ -1,11 +1,13 @@
-"""Exact nearest neighbours in a bank of stored features."""
+"""Nearest neighbours in a bank of stored features, exact unless told otherwise."""
 
+from lightning_advknn.search.approximate import APPROXIMATE, describe_index, index_settings, recall
 from lightning_advknn.search.bank import Backend, MemoryBank, check_backend
-from lightning_advknn.search.rows import StoredRows, in_memory
+from lightning_advknn.search.rows import StoredRows, check_room, in_memory, least_bytes
 from lightning_advknn.search.scan import Metric
 from lightning_advknn.search.sharded import Exchange, ShardedBank
 
 __all__ = [
+    "APPROXIMATE",
     "Backend",
     "Exchange",
     "MemoryBank",
@@ -13,5 +15,10 @@ __all__ = [
     "ShardedBank",
     "StoredRows",
     "check_backend",
+    "check_room",
+    "describe_index",
     "in_memory",
+    "index_settings",
+    "least_bytes",
+    "recall",
 ]

@@ -1,7 +1,6 @@
 """`MemoryBank`: the stored training features, and exact search in them."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, get_args
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn.functional import count_votes
+from lightning_advknn.search.approximate import APPROXIMATE, index_settings
 from lightning_advknn.search.bounds import inverse
 from lightning_advknn.search.codes import WIDEST, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
@@ -21,9 +21,9 @@ from lightning_advknn.search.settle import settle
 from lightning_advknn.search.symmetric import candidates_of_all
 
 if TYPE_CHECKING:
-    from lightning_advknn.search.faiss_backend import FaissScan
+    from lightning_advknn.search.faiss_backend import ApproximateScan, FaissScan
 
-Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss"]
+Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss", "ivf", "hnsw"]
 
 _AT_ONCE = {"cpu": 512, "cuda": 4096, "disk": 2048}  # queries
 _CANDIDATES = 2**20  # looked at together, over all queries
@@ -31,7 +31,7 @@ _MARGIN = 32  # candidates beyond k, or 3 k in low precision: enough for nearly 
 
 
 class MemoryBank(nn.Module):
-    """Features of the training images with their labels, and their exact k nearest rows.
+    """Features of the training images with their labels, and their exact k nearest rows (unless the backend is approximate).
 
     Distances are those of float64 arithmetic on the stored float32 features, whatever the backend: it only
     proposes candidates, between rigorous bounds (`search.scan`). Candidates that the bounds leave in doubt are compared
@@ -47,7 +47,9 @@ class MemoryBank(nn.Module):
         num_classes: C.
         metric: ``cosine``: 1 - cosine similarity (a zero vector has distance 1 to all). ``euclidean``: L2.
         backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the device is fastest
-            in, or faiss. No neighbour depends on it.
+            in, or faiss. No neighbour depends on it, but that ``ivf`` and ``hnsw`` are approximate: neighbours are the nearest of
+            those that faiss proposes (`search.recall` says how many it misses).
+        index: Settings of an approximate backend that differ from its defaults (`approximate.index_settings`).
 
     Raises:
         ValueError: If shapes disagree, a label is no class, a feature is not finite, the metric is unknown, or the
@@ -67,19 +69,21 @@ class MemoryBank(nn.Module):
         num_classes: int,
         metric: Metric = "cosine",
         backend: Backend = "auto",
+        index: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         _check(features, labels, ids, num_classes, metric)
         check_backend(backend, features.shape[1], isinstance(features, Tensor))
+        index_settings(backend, len(features), index)
         norms = lengths(features)
         if not torch.isfinite(norms).all():
             raise ValueError(
                 f"Expected finite features, but {(~torch.isfinite(norms)).sum().item()} of {len(norms)} rows hold"
                 " NaN or infinity. Check the network's weights."
             )
-        self.num_classes, self.metric, self.backend = num_classes, metric, backend
-        self._most_of_one = max(Counter(ids.tolist()).values())  # rows of one image
-        self._scan: TorchScan | FaissScan | None = None  # made at the first search
+        self.num_classes, self.metric, self.backend, self.index = num_classes, metric, backend, index
+        self._most_of_one = int(torch.unique(ids, return_counts=True)[1].max())  # rows of one image
+        self._scan: TorchScan | FaissScan | ApproximateScan | None = None  # made at the first search
         # Not part of checkpoints: the bank is made again from the network and the training images.
         buffers = {"labels": labels, "ids": ids, "norms": norms}
         if isinstance(features, Tensor):
@@ -103,7 +107,8 @@ class MemoryBank(nn.Module):
             there = sorted(set(self.labels.tolist()))
             raise ValueError(f"Expected the label of a class with rows, one of {there}, but got {label}.")
         kept = self.features[rows], self.labels[rows], self.ids[rows]
-        return MemoryBank(*kept, self.num_classes, self.metric, self.backend), rows
+        backend: Backend = "auto" if self.backend in APPROXIMATE else self.backend  # few rows need no index
+        return MemoryBank(*kept, self.num_classes, self.metric, backend), rows
 
     def check_k(self, k: int, leave_one_out: bool = False) -> None:
         """Raise a ValueError unless the bank has k rows to vote."""
@@ -207,7 +212,8 @@ class MemoryBank(nn.Module):
         """
         self.check_k(k, leave_one_out=True)
         at_once = self._at_once
-        scan, n = self._scanner(), self._candidates(k, leave_one_out=True)
+        scan = self._scanner()
+        n = self._candidates(k, True, scan.precision)
         votes = torch.empty(len(self), self.num_classes, dtype=torch.int64, device=self.labels.device)
         found: Iterator[Candidates | None] = repeat(None)
         if isinstance(scan, TorchScan) and scan.symmetric and 2 * n < len(self):
@@ -248,7 +254,8 @@ class MemoryBank(nn.Module):
         in_order: bool,
         found: Candidates | None = None,
     ) -> tuple[Tensor, Tensor]:
-        scan, n = self._scanner(), self._candidates(k, leave_one_out=own_ids is not None)
+        scan = self._scanner()
+        n = first = self._candidates(k, own_ids is not None, scan.precision)
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         todo = torch.arange(len(queries), device=queries.device)
@@ -266,13 +273,18 @@ class MemoryBank(nn.Module):
                 similarities[some[certain]], indices[some[certain]] = best[certain], rows[certain]
                 left.append(some[~certain])
             todo = torch.cat(left)
+            if len(todo) and n > first and scan.precision != "float32":
+                # Too many rows are too near to each other for codes to tell: all features are read, once.
+                scan = TorchScan(self.features, self.norms, self.metric, "float32")
+                n = first = self._candidates(k, own_ids is not None, scan.precision)
+                continue
             n = n if found else min(len(self), 8 * n)
             found = None
         return similarities, indices
 
-    def _candidates(self, k: int, leave_one_out: bool) -> int:
-        low_precision = self._scanner().precision != "float32"
-        return min(len(self), (3 * k if low_precision else k) + _MARGIN + leave_one_out)
+    def _candidates(self, k: int, leave_one_out: bool, precision: str) -> int:
+        own = self._most_of_one if leave_one_out else 0
+        return min(len(self), (k if precision == "float32" else 3 * k) + _MARGIN + own)
 
     def _bounded(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
         return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
@@ -281,13 +293,17 @@ class MemoryBank(nn.Module):
         exact = exact_similarities(queries, self.features, self.metric, query_rows, bank_rows)
         return exact, exact
 
-    def _scanner(self) -> "TorchScan | FaissScan":
+    def _scanner(self) -> "TorchScan | FaissScan | ApproximateScan":
         """Made at the first search, and again once the bank has moved to another device."""
         if self._scan is None or self._scan.device != self.features.device:
             if self.backend == "faiss":
                 from lightning_advknn.search.faiss_backend import FaissScan
 
                 self._scan = FaissScan(self.features[:], self.norms, self.metric)
+            elif self.backend == "ivf" or self.backend == "hnsw":
+                from lightning_advknn.search.faiss_backend import ApproximateScan
+
+                self._scan = ApproximateScan(self.features, self.norms, self.metric, self.backend, self.index)
             else:
                 automatic = fastest(self.features.device, self.features.shape[1])
                 precision = automatic if self.backend == "auto" else self.backend
@@ -308,11 +324,11 @@ def check_backend(backend: Backend, width: int = 1, in_memory: bool = True) -> N
         raise ValueError(
             f"Expected at most {WIDEST} features for `backend='int8'`, but got {width}. Use `backend='auto'`."
         )
-    if backend == "faiss":
+    if backend in ("faiss", *APPROXIMATE):
         from lightning_advknn.search.faiss_backend import import_faiss
 
         import_faiss()
-        if not in_memory:
+        if backend == "faiss" and not in_memory:
             raise ValueError(
                 "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or raise"
                 " `memory_gib`."

@@ -1,5 +1,6 @@
-"""faiss as a scan; the only file that imports faiss."""
+"""faiss as a scan, exact or approximate; the only file that imports faiss."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import distributions
 from typing import Any
@@ -7,8 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_advknn.search.approximate import index_settings, training_rows
 from lightning_advknn.search.bounds import LARGEST, SMALLEST, float64_error, inverse, relative_error
+from lightning_advknn.search.codes import lengths
+from lightning_advknn.search.rows import Rows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan, best_of
+
+_BLOCK = 2**23  # features added at once
 
 
 class FaissScan:
@@ -68,6 +74,94 @@ class FaissScan:
         return best_of(self._index.ntotal, scores - error, scores + error, rows)
 
 
+class ApproximateScan:
+    """A faiss index of 8-bit codes in lists (IVF) or a graph (HNSW), which may miss neighbours; on the CPU.
+
+    What it proposes is compared exactly afterwards, but what it does not propose is taken to be no neighbour: no bound says so.
+    A query for which it finds too few rows is given to an exact scan. Rows are read in blocks, so they may be on disk; the index is
+    in memory. Lists are the same whenever they are made by as many threads from the same rows, graphs only if
+    made by one thread: of several, faiss lets each link rows as they come.
+
+    Args:
+        features: Bank rows, float32 ``(M, D)``.
+        norms: Their Euclidean norms, float64 ``(M,)``.
+        metric: Which score.
+        backend: ``ivf`` or ``hnsw``.
+        index: Settings that differ from the defaults of `index_settings`.
+
+    Raises:
+        ImportError: If faiss is missing, unusable, or installed twice.
+        ValueError: If a setting is out of range, or rows are too long for Euclidean distances in float32.
+    """
+
+    precision = "float32"  # as for a scan in float32, few candidates beyond k do
+
+    def __init__(
+        self, features: Rows, norms: Tensor, metric: Metric, backend: str, index: Mapping[str, int] | None
+    ) -> None:
+        faiss = import_faiss()
+        self.metric, self.device = metric, features.device
+        self._features, self._norms = features, norms
+        self._longest = norms.max()
+        if metric == "euclidean" and self._longest > 2.0**60:
+            raise ValueError(
+                f"Expected features of length below 2^60 for `backend={backend!r}`, but got {self._longest:.3g}. Use"
+                " `backend='auto'`."
+            )
+        self._reference: TorchScan | None = None  # for what faiss cannot do
+        rows, width = features.shape
+        settings = index_settings(backend, rows, index)
+        kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+        codes = faiss.ScalarQuantizer.QT_8bit
+        self._index: Any
+        if backend == "ivf":
+            # The index does not keep the quantizer's Python object alive.
+            self._quantizer = faiss.IndexFlat(width, kind)
+            self._index = faiss.IndexIVFScalarQuantizer(
+                self._quantizer, width, settings["nlist"], codes, kind
+            )
+            self._index.cp.min_points_per_centroid = 1  # faiss would only warn
+            self._index.nprobe = settings["nprobe"]
+        else:
+            self._index = faiss.IndexHNSWSQ(width, codes, settings["M"], kind)
+        self._ef = settings.get("efSearch")
+        chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+        chosen = chosen[: training_rows(rows, width, settings)].sort().values.to(self.device)
+        self._index.train(self._values(features[chosen], norms[chosen]))
+        step = max(1, _BLOCK // width)
+        for start in range(0, rows, step):
+            block = slice(start, start + step)
+            self._index.add(self._values(features[block], norms[block]))
+
+    def __call__(self, queries: Tensor, n: int) -> Candidates:
+        """Return n likely rows for queries, float32 ``(B, D)``; n is in [1, M]. No other row counts as nearer."""
+        if self._ef is not None:
+            self._index.hnsw.efSearch = max(self._ef, n)
+        length = lengths(queries)
+        found, indices = self._index.search(self._values(queries, length), n)
+        rows, scores = (torch.from_numpy(part).to(self.device) for part in (indices, found))
+        if self.metric == "cosine":
+            similarity, doubt = scores.double(), torch.full_like(length, 4.0)
+        else:
+            similarity, doubt = -scores.double(), 4 * (length + self._longest).square()
+        lower, upper = similarity - doubt[:, None], similarity + doubt[:, None]  # all are looked at closely
+        missing = (rows < 0).any(1)
+        if missing.any():
+            if self._reference is None:
+                self._reference = TorchScan(self._features, self._norms, self.metric, "float32")
+            exact = self._reference(queries[missing], n)
+            lower[missing], upper[missing], rows[missing] = exact.lower, exact.upper, exact.indices
+        return Candidates(lower, upper, rows, torch.full_like(lower[:, :1], -torch.inf))
+
+    def _values(self, rows: Tensor, norms: Tensor) -> Any:
+        """As the index holds them, a numpy array: unit vectors where the metric is cosine."""
+        if self.metric == "cosine":
+            # In two steps, as the inverse of a tiny length is no float32.
+            root = inverse(norms).sqrt().float()[:, None]
+            rows = rows * root * root
+        return rows.contiguous().cpu().numpy()
+
+
 @cache  # what is installed takes a while to read
 def import_faiss() -> Any:  # faiss ships no types
     """The faiss module; raises an ImportError if it is missing, unusable or installed twice."""
@@ -86,7 +180,7 @@ def import_faiss() -> Any:  # faiss ships no types
         if installed:
             remedy = f"`pip uninstall {installed[0]}` and then {remedy}"
         raise ImportError(
-            f"Expected a working faiss for `backend='faiss'`, but importing it failed: {error}."
+            f"Expected a working faiss for this `backend`, but importing it failed: {error}."
             f" Run {remedy} or use `backend='auto'`."
         ) from error
     return faiss

@@ -4,14 +4,18 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_advknn.search.approximate import index_bytes
+
 _WORKING = 640 * 2**20  # bytes that a search takes at most, measured on 60000 x 16384
 # Bytes of a feature in memory: float32, and what a scan keeps of it, or makes on the way there.
-_BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12}
+# Indices of approximate backends are counted apart: they are in memory wherever the rows are.
+_BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12, "ivf": 4, "hnsw": 4}
 
 
 class StoredRows:
@@ -100,7 +104,39 @@ Rows = Tensor | StoredRows
 """float32 ``(M, D)``: in memory, or in a file."""
 
 
-def in_memory(rows: int, widths: dict[str, int], gib: float, backend: str = "auto") -> set[str]:
+def check_room(folder: Path | None, rows: int, widths: Mapping[str, int], backend: str) -> None:
+    """Raise an OSError unless a disk has room for banks and their codes.
+
+    Args:
+        folder: On the disk; None for the system's temporary folder.
+        rows: M.
+        widths: D of each layer's bank that goes there.
+        backend: What scans them.
+    """
+    place = folder or Path(tempfile.gettempdir())
+    needed = rows * sum(widths.values()) * _BYTES[backend]
+    if widths and needed > (free := shutil.disk_usage(place).free):
+        raise OSError(
+            f"Expected {needed / 2**30:.2f} GiB of room in {place} for the features of {rows} images ({', '.join(widths)}), but"
+            f" it has {free / 2**30:.2f}. Free some, choose another folder, or raise `memory_gib`."
+        )
+
+
+def least_bytes(
+    rows: int, widths: Mapping[str, int], backend: str = "auto", index: Mapping[str, int] | None = None
+) -> int:
+    """Memory that searching banks takes if all of them are on disk; arguments as of `in_memory`."""
+    # Labels, ids, norms and what a scan keeps of each row; candidates and blocks of codes and scores.
+    return rows * 120 * len(widths) + _WORKING + index_bytes(backend, rows, widths, index)
+
+
+def in_memory(
+    rows: int,
+    widths: dict[str, int],
+    gib: float,
+    backend: str = "auto",
+    index: Mapping[str, int] | None = None,
+) -> set[str]:
     """Which banks fit into so much memory together with what searching them takes; the others are read from disk.
 
     Args:
@@ -108,12 +144,12 @@ def in_memory(rows: int, widths: dict[str, int], gib: float, backend: str = "aut
         widths: D of each layer's bank.
         gib: Memory for banks and searches, in GiB, beyond that of Python and torch.
         backend: What scans them.
+        index: Its settings, if it is approximate.
 
     Raises:
         ValueError: If not even a search of banks on disk fits.
     """
-    # Labels, ids, norms and what a scan keeps of each row; candidates and blocks of codes and scores.
-    left = gib * 2**30 - rows * 120 * len(widths) - _WORKING
+    left = gib * 2**30 - least_bytes(rows, widths, backend, index)
     if left < 0:
         raise ValueError(
             f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows from disk,"

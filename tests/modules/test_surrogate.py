@@ -394,6 +394,31 @@ def test_kept_votes_of_something_else_are_not_used(
     assert changed.shape != kept.shape or not torch.equal(changed, kept)
 
 
+def test_an_approximate_knn_is_imitated_and_its_recall_logged(
+    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, tmp_path: Path, searches: list[int]
+) -> None:
+    pytest.importorskip("faiss")
+
+    def validated(**arguments: Any) -> tuple[dict[str, float], Tensor]:
+        searches.clear()
+        module = make_surrogate(votes_file=str(tmp_path / "votes"), **arguments)
+        (logged,) = make_trainer().validate(module, datamodule=small_data(), verbose=False)
+        return dict(logged), load_file(tmp_path / "votes.val.safetensors")["votes"]
+
+    exact, votes = validated()
+    everywhere = {"backend": "ivf", "index": {"nlist": 3, "nprobe": 3}}
+    for searched in (True, False):
+        logged, found = validated(**everywhere)
+        assert bool(searches) is searched  # not the votes of the exact kNN, and then its own again
+        assert torch.equal(found, votes)
+        assert logged == {**exact, "val/recall": 1.0}
+    # Half of the rows, and more than the k + 32 that a search wants.
+    logged, found = validated(backend="ivf", index={"nlist": 2, "nprobe": 1})
+    assert searches
+    differing = (found != votes)[:100].any(1).double().mean().item()
+    assert 0 < 1 - logged["val/recall"] < differing < 1
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -202,6 +202,23 @@ def test_an_empty_grid(tmp_path: Path) -> None:
     assert page.text.count("Not in the grid.") == 10
 
 
+def test_approximate_neighbours_are_named(tmp_path: Path, folders: ModuleType) -> None:
+    index = {"backend": "ivf", "nlist": 234, "nprobe": 8}
+    own = folders.settings()
+    own["victim"]["index"] = index
+    found = {"origin": {**index, "k": 75, "images": 100, "recall": {"relu3": 0.98765}}}
+    folders.write_results(tmp_path / "mnist", own, lambda *_: 50.0, approximation=found)
+    write_report({"mnist": {"tables": [Planned(0, "run")]}}, tmp_path, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    recall = "recall@75 on 100 validation images is relu3 0.9877."
+    section = text[text.index("Table 2: accuracy") : text.index("Table 3: transfer")]
+    assert (
+        f"mnist/tables, seed 0, origin: Approximate neighbours (ivf, nlist 234, nprobe 8): {recall}"
+        in section
+    )
+    assert "approximate neighbours: ivf, nlist 234, nprobe 8" in text
+
+
 def test_nothing_from_a_file_becomes_markup(tmp_path: Path, folders: ModuleType) -> None:
     folder = tmp_path / "results" / "mnist"
     own = folders.settings()

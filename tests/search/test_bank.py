@@ -817,7 +817,8 @@ def test_unknown_metric_or_backend_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"`metric` to be one of \('cosine', 'euclidean'\), but got 'l1'"):
         make_bank(torch.ones(2, 2), "l1")
     with pytest.raises(
-        ValueError, match=r"`backend` to be one of \('auto', 'int8', .* 'faiss'\), but got 'annoy'"
+        ValueError,
+        match=r"`backend` to be one of \('auto', 'int8', .* 'faiss', 'ivf', 'hnsw'\), but got 'annoy'",
     ):
         make_bank(torch.ones(2, 2), "cosine", "annoy")
 

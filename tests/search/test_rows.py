@@ -93,7 +93,7 @@ def test_what_no_backend_can_do_is_refused_at_the_first_batch(tmp_path, monkeypa
     monkeypatch.setattr("lightning_advknn.search.bank.WIDEST", 5)
 
     class Loader:
-        dataset = range(100)
+        dataset, batch_size = range(100), 4
 
         def __iter__(self):
             yield Batch(torch.rand(4, 1, 28, 28), torch.zeros(4).long(), torch.arange(4))
@@ -147,27 +147,60 @@ def test_build_banks_keeps_what_fits_in_memory(tmp_path, monkeypatch):
         assert torch.equal(bank.votes(bank.features, 5), halved[layer].votes(bank.features, 5))
 
 
+@pytest.mark.parametrize("backend", ["int8", "bfloat16"])
+def test_rows_that_codes_cannot_tell_apart_are_not_read_one_by_one(tmp_path, monkeypatch, backend):
+    generator = torch.Generator().manual_seed(3)
+    # Nearer to each other than codes lose, though float32 tells them apart.
+    rows = 1 + 0.03 * torch.rand(6000, 16, generator=generator)
+    queries = 1 + 0.03 * torch.rand(5, 16, generator=generator)
+    distances = torch.cdist(queries.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    expected = distances.argsort(dim=1, stable=True)[:, :4]
+    read = []
+    monkeypatch.setattr(StoredRows, "_read", lambda self, *at: read.append(self) or read_row(self, *at))
+    bank = MemoryBank(
+        stored(rows, tmp_path), torch.arange(6000) % 9, torch.arange(6000), 9, "euclidean", backend
+    )
+    assert torch.equal(bank.search(queries, 4)[1], expected)
+    assert len(read) < 2000  # of 5 x 6000 pairs
+
+
+read_row = StoredRows._read
+
 PEAK = """
 import sys, torch
 from pathlib import Path
-from lightning_advknn.search import MemoryBank, StoredRows
+from torch import nn
+from lightning_advknn.classifiers import build_banks
+from lightning_advknn.data import Batch
+from lightning_advknn.models import FeatureNetwork
 rows, width = 40000, 4096  # 655 MB
-features = StoredRows(width, torch.float32, Path(sys.argv[1]), torch.device("cpu"))
-generator = torch.Generator().manual_seed(0)
-for _ in range(rows // 1000):
-    features.append(torch.rand(1000, width, generator=generator))
+network = nn.Sequential()
+network.add_module("flatten", nn.Flatten())
+network.add_module("relu", nn.Sequential(nn.Linear(9, width), nn.ReLU()))
+network.add_module("logits", nn.Linear(width, 10))
+network = FeatureNetwork(network, ["relu"]).eval()
+class Loader:
+    dataset, batch_size = range(rows), 1000
+    def __iter__(self):
+        for start in range(0, rows, 1000):
+            yield Batch(torch.rand(1000, 1, 3, 3), torch.arange(1000) % 10, torch.arange(start, start + 1000))
+torch.manual_seed(0)
 def peak():  # in KiB; `ru_maxrss` would begin at the parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
-bank = MemoryBank(features, torch.arange(rows) % 10, torch.arange(rows), 10)
-bank.votes(torch.rand(300, width, generator=generator), 75)
-print((peak() - before) / 2**10)
+bank = build_banks(network, Loader(), 10, memory_gib=0.635, folder=Path(sys.argv[1]))["relu"]
+extracted = peak() - before
+bank.votes(network.features(torch.rand(300, 1, 3, 3))["relu"], 75)
+print(type(bank.features).__name__, extracted / 2**10, (peak() - before) / 2**10)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_bank_on_disk_takes_no_more_memory_than_stated(tmp_path):
-    peak = subprocess.run(
+    said = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True, timeout=300
     ).stdout
-    assert float(peak) < 640  # MiB, as `in_memory` reckons; the bank and its codes are 780
+    kind, extracted, peak = said.split()
+    assert kind == "StoredRows"
+    assert float(extracted) < 200  # MiB: a batch is 16, and 16 more with what comes before the ReLU
+    assert float(peak) < 0.635 * 1024  # MiB, as `in_memory` reckons; the bank and its codes are 780
