@@ -14,7 +14,6 @@ force comes after. What has run is kept in ``runs/benchmarks/large`` for a run t
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections import OrderedDict
@@ -34,7 +33,7 @@ from lightning_advknn.data import Batch
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import APPROXIMATE, Backend, MemoryBank, check_backend, least_bytes
-from lightning_advknn.storage import digest, load_tensors, save_tensors, write_json
+from lightning_advknn.storage import digest, load_tensors, read_json, save_tensors, write_json
 
 T = TypeVar("T")
 
@@ -79,7 +78,7 @@ def _measured(
         with tempfile.TemporaryDirectory(dir=given.folder) as place:
             arguments = {**sizes, "backend": backend, "folder": place, "truth": truth}
             write_json(kept, in_child("benchmarks.large", "measure", given.threads, **arguments))
-    times = json.loads(kept.read_text(encoding="utf-8"))
+    times = read_json(kept)
     label = f"{'quick, ' if given.quick else ''}{rows} x {width} on disk: "
     return [{"case": label + case, "method": method, "rows": rows, **each} for case, each in times.items()]
 
