@@ -12,6 +12,8 @@ from nbformat import NotebookNode
 
 DOCS = Path(__file__).parents[1] / "docs"
 
+pytestmark = pytest.mark.xdist_group("notebook")  # one worker, so that it runs once
+
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
