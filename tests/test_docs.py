@@ -1,0 +1,136 @@
+"""What the documentation tells its readers to run, runs; what it quotes and lists is there."""
+
+import csv
+import importlib
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_advknn.reports import paper
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if not path.is_symlink())  # README.md has tests of its own
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Pages and the code blocks of a language that they have."""
+    return [
+        (page.relative_to(DOCS).as_posix(), block)
+        for page in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+
+
+COMMANDS = [
+    command for _, block in blocks("bash") for line in block.splitlines() for command in line.split(" && ")
+]
+
+
+@pytest.mark.parametrize(("page", "code"), [each for each in blocks("python") if each[0] != "tutorial.md"])
+def test_examples_hold(page: str, code: str) -> None:
+    assert "assert " in code
+    exec(compile(code, page, "exec"), {})  # noqa: S102
+
+
+def test_the_tutorials_example_reads_what_evaluate_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((_, code),) = [each for each in blocks("python") if each[0] == "tutorial.md"]
+    rows = tmp_path / "runs" / "digits" / "rows" / "dknnb_cl"
+    rows.mkdir(parents=True)
+    (rows / "bim.csv").write_text("label,dknn_after,l2\n1,1,1.5\n2,7,2\n3,0,2.5\n4,9,4\n")
+    lines = "dknn,dknnb_cl,fgsm,1,1\nknn,dknnb_cl,bim,2,2\ndknn,dknnb_cl,bim,25.0,2.5\n"
+    (tmp_path / "runs" / "digits" / "table2.csv").write_text(
+        f"victim,method,attack,accuracy,l2_mean\n{lines}"
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "tutorial.md", "exec"), {})  # noqa: S102
+    # By hand: one of four is right, and the mean of 1.5, 2, 2.5 and 4 is 2.5.
+    assert (
+        capsys.readouterr().out == "DkNN accuracy 25.00 % (table: 25.0), mean true L2 2.5000 (table: 2.5)\n"
+    )
+    with (ROOT / "results" / "mnist" / "table2.csv").open() as file:
+        assert {"victim", "method", "attack", "accuracy", "l2_mean", "l2_mean_success"} <= set(
+            next(csv.reader(file))
+        )
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "attack.py" in command])
+def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    python, script, *arguments = shlex.split(command)
+    assert (python, script) == ("python", "attack.py")
+    monkeypatch.chdir(ROOT)
+    options = runpy.run_path(str(ROOT / script))["make_parser"]().parse_args(arguments)
+    assert options.subcommand == arguments[0]
+
+
+def test_other_commands_are_known() -> None:
+    others = {command for command in COMMANDS if "attack.py" not in command}
+    assert others == {
+        "python -m pip install -e .",
+        'python -m pip install -e ".[docs]"',
+        "mkdocs build --strict",
+        "python -m lightning_advknn.reports.readme",
+    }
+
+
+def test_printed_and_true_l2_agree() -> None:
+    text = (DOCS / "concepts" / "units.md").read_text()
+    converted = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert {float(printed) for printed, _ in converted} == {
+        paper.OWN_POINT[1],
+        paper.FILTERED[1],
+        paper.CREDIBILITY[1],
+    }
+    for printed, true in converted:
+        # Bytes are 255 to a pixel's 1, and 28 x 28 pixels are 784.
+        assert float(true) == round(float(printed) / 255 * 784, 2)
+
+
+def test_quoted_results_are_results() -> None:
+    with (ROOT / "results" / "mnist" / "table2.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["method"] == "origin"]
+    clean = {
+        line["victim"]: float(line["credibility_mean"])
+        for line in lines
+        if (line["attack"], line["seed"]) == ("clean", "0")
+    }
+    text = " ".join((DOCS / "concepts" / "credibility.md").read_text().split())
+    assert (
+        f"its mean is {clean['dknn']:.2f} for DkNN and {clean['knn']:.2f} for the kNN".replace("0.", ".")
+        in text
+    )
+    bim = [float(line["l2_mean"]) for line in lines if (line["victim"], line["attack"]) == ("dknn", "bim")]
+    mean = sum(bim) / len(bim)
+    text = " ".join((DOCS / "concepts" / "units.md").read_text().split())
+    assert f"BIM at .25 has a mean of {mean:.2f} on MNIST" in text
+    assert f"a true L2 of about {mean:.2f} here, which is {mean * 255 / 784:.2f} in the authors' unit" in text
+
+
+def test_every_page_is_in_the_navigation_and_every_part_in_the_reference() -> None:
+    # Plain YAML: no tags, so that this needs no MkDocs.
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = set(re.findall(r"[\w/-]+\.(?:md|ipynb)", yaml.safe_dump(navigation)))
+    files = {
+        path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")
+    }
+    assert listed == files
+    documented = {
+        name
+        for page in (DOCS / "api").glob("*.md")
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    }
+    package = ROOT / "lightning_advknn"
+    parts = {path.stem for path in [*package.glob("*.py"), *package.glob("*/")]} - {"__init__", "__pycache__"}
+    expected = {f"lightning_advknn.{part}" for part in parts}
+    # Where a module has the name of the function in it, MkDocs takes the part's name for the module.
+    for folder in (path.parent for path in package.glob("*/__init__.py")):
+        public = importlib.import_module(f"lightning_advknn.{folder.name}")
+        hidden = (name for name in public.__all__ if (folder / f"{name}.py").exists())
+        expected |= {f"lightning_advknn.{folder.name}.{name}.{name}" for name in hidden}
+    assert documented - {"lightning_advknn.attacks.voronoi"} == expected
