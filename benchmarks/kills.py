@@ -45,7 +45,7 @@ _STAGES = {
     "saving": ("save_tensors", "atomic_path", "save_checkpoint"),
     "targets": ("leave_one_out_votes",),
     "extraction": ("build_banks",),
-    "surrogate training": ("_surrogate",),
+    "surrogate training": ("surrogate",),
     "backbone training": ("fit",),
     "attack": ("perturb",),
     "query": ("observe", "calibrate"),
@@ -106,10 +106,15 @@ def fill(home: Path, logs: Path, right: Answer, random: Random) -> list[Any]:
     lines: list[dict[str, Any]] = []
     used = 1024 * _kib(home)
     while True:
-        used += random.randrange(2**19, 2**22)
+        used += random.randrange(2**20, 2**23)
         _mount(f"remount,size={used}", home)
         before = _finished(home)
-        run = Fork(attack.main, ARGS, home, logs)
+        run = Fork(attack.main, ARGS, home, logs, watched=True)
+        stage = "start"
+        while run.alive and run.seconds < LIMIT:
+            now = stage_of(run.functions())
+            stage = stage if now == "start" else now  # as while it tells what is wrong
+            time.sleep(0.01)
         outcome = run.wait(LIMIT)
         if lines:
             lines[-1]["resumed"] = all(_finished(home).get(file) == made for file, made in before.items())
@@ -119,9 +124,7 @@ def fill(home: Path, logs: Path, right: Answer, random: Random) -> list[Any]:
         if not told or "No space left" not in outcome.errors:
             sys.stdout.write(f"exit code {outcome.code}: {outcome.errors}\n")
         ending = "ENOSPC" if told else "ENOSPC, not told"
-        lines.append(
-            {"stage": stage_of(run.functions()), "seconds": round(outcome.seconds, 3), "signal": ending}
-        )
+        lines.append({"stage": stage, "seconds": round(outcome.seconds, 3), "signal": ending})
     equal = (evaluated(home), reported(home)) == right
     return [{**line, "equal": equal} for line in lines]
 

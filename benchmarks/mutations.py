@@ -83,9 +83,9 @@ def reported(home: Path) -> Answer:
 
 
 def _trained(home: Path) -> Answer:
-    version = _only(home, "metrics.csv").parent
-    settings = yaml.safe_load((version / "config.yaml").read_text())
-    return settings, read_csv(version / "metrics.csv")
+    settings = yaml.safe_load(_only(home, "config.yaml").read_text())
+    # None without a logger, which may be what was asked for.
+    return settings, [read_csv(path) for path in sorted(home.glob("runs/**/metrics.csv"))]
 
 
 def _only(home: Path, name: str) -> Path:
@@ -99,6 +99,7 @@ def _json(path: Path) -> Any:
 
 EVALUATE = Command("evaluate", attack.main, ("evaluate", "--config", small.EXPERIMENT), evaluated)
 SVHN = Command("svhn", attack.main, ("evaluate", "--config", small.SVHN), evaluated)
+FOLDER = Command("folder", attack.main, ("evaluate", "--config", small.FOLDER), evaluated)
 BOARD = Command("leaderboard", attack.main, ("leaderboard", "--config", small.BOARD), _ranked)
 REPORT = Command("reproduce", attack.main, ("reproduce", "--config", small.GRID), reported)
 TRAIN = Command(
@@ -109,7 +110,7 @@ TRAIN = Command(
 )
 
 
-KINDS = ("config", "checkpoint", "bank", "observations", "adversarials", "idx", "mat", "results")
+KINDS = ("config", "checkpoint", "bank", "observations", "adversarials", "idx", "mat", "image", "results")
 EITHER, ERROR, RIGHT = "error or right answer", "error", "right answer"
 
 
@@ -175,6 +176,15 @@ def _of_svhn(home: Path, random: Random) -> Iterator[Case]:
     yield from _data("mat", home, "data/*.mat", random, 8, SVHN)
 
 
+def _of_folder(home: Path, random: Random) -> Iterator[Case]:
+    for kind in ("png", "jpg", "bmp"):
+        for part in ("train", "test"):
+            file = str(random.choice(sorted((home / "images" / part).glob(f"*/*.{kind}"))).relative_to(home))
+            yield Case("image", file, mutants.Mutant("a folder", ...), FOLDER, EITHER)
+            yield Case("image", file, mutants.Mutant("missing", None), FOLDER, EITHER)
+            yield from _files("image", home, file, random, 4, FOLDER, EITHER)
+
+
 def _of_training(home: Path, random: Random) -> Iterator[Case]:
     yield from _settings(home, random, [(small.TRAINING, 1)], TRAIN)
 
@@ -193,6 +203,7 @@ def _of_report(home: Path, random: Random) -> Iterator[Case]:
 PLAN: tuple[tuple[Command, Callable[[Path, Random], Iterator[Case]], set[str]], ...] = (
     (EVALUATE, _of_evaluate, {"config", "checkpoint", "bank", "observations", "adversarials", "idx"}),
     (SVHN, _of_svhn, {"mat"}),
+    (FOLDER, _of_folder, {"image"}),
     (TRAIN, _of_training, {"config"}),
     (BOARD, _of_board, {"config"}),
     (REPORT, _of_report, {"config", "results"}),

@@ -10,6 +10,7 @@ import scipy.io
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 
 from lightning_advknn.data import Digits
 
@@ -17,6 +18,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 TRAINING = "configs/digits/backbone.yaml"
 EXPERIMENT = "configs/digits/attack.yaml"
 SVHN = "configs/svhn/attack.yaml"
+FOLDER = "configs/folder/attack.yaml"
 BOARD = "configs/digits/leaderboard.yaml"
 GRID = "configs/digits/reproduce.yaml"
 
@@ -24,7 +26,8 @@ GRID = "configs/digits/reproduce.yaml"
 def write_project(home: Path, images: int = 60, epochs: int = 2) -> None:
     """Write configurations and data files.
 
-    The embedded digits, as files in the formats of MNIST and SVHN, with checksums off as for files of one's own.
+    The embedded digits, as files in the formats of MNIST and SVHN, with checksums off as for files of one's own, and as a folder
+    of images.
 
     Args:
         home: Empty folder.
@@ -42,15 +45,41 @@ def write_project(home: Path, images: int = 60, epochs: int = 2) -> None:
         _write(folder / "data.yaml", {"class_path": f"lightning_advknn.data.{name}", "init_args": own})
         for kind in ("backbone", "surrogate"):
             training = _read(folder / f"{kind}.yaml")
-            trainer = training["trainer"]
-            trainer |= {"max_epochs": epochs if kind == "backbone" else 2 * epochs, "log_every_n_steps": 5}
-            trainer["logger"] = trainer["logger"][:1]  # files
-            measures = trainer["callbacks"][1]["init_args"]
-            measures |= {"num_images": 10, "num_calibration": 20}
-            measures["attacks"] = {"fgsm": measures["attacks"]["fgsm"]}
             training["model"]["init_args"] |= {"image_shape": shape}
-            _write(folder / f"{kind}.yaml", training)
+            _write_training(folder / f"{kind}.yaml", training, epochs if kind == "backbone" else 2 * epochs)
         _shorten(folder, images)
+    _write_folder(home, splits)
+
+
+def _write_folder(home: Path, splits: Any) -> None:
+    """Thirty training and eight test images of each class, and the configurations of folders of images."""
+    for part, (images, labels), n in zip(("train", "test"), splits, (30, 8), strict=True):
+        for label in range(10):
+            folder = home / "images" / part / str(label)
+            folder.mkdir(parents=True)
+            for number, image in enumerate(images[labels == label][:n]):
+                kind = ("png", "jpg", "bmp")[number % 3]
+                Image.fromarray(image[0].numpy()).save(folder / f"{number:02d}.{kind}")
+    folder = home / "configs" / "folder"
+    shutil.copytree(CONFIGS / "folder", folder)
+    data = _read(folder / "data.yaml")
+    data["init_args"] |= {"batch_size": 50, "val_size": 50, "calibration_per_class": 2}
+    _write(folder / "data.yaml", data)
+    for kind in ("backbone", "surrogate"):
+        _write_training(folder / f"{kind}.yaml", _read(folder / f"{kind}.yaml"), 1)
+    experiment = _read(folder / "attack.yaml")
+    experiment["attacks"] = {"fgsm": experiment["attacks"]["fgsm"]}
+    _write(folder / "attack.yaml", experiment | {"images": 20})
+
+
+def _write_training(path: Path, training: dict[str, Any], epochs: int) -> None:
+    trainer = training["trainer"]
+    trainer |= {"max_epochs": epochs, "log_every_n_steps": 5}
+    trainer["logger"] = trainer["logger"][:1]  # files
+    measures = trainer["callbacks"][1]["init_args"]
+    measures |= {"num_images": 10, "num_calibration": 20}
+    measures["attacks"] = {"fgsm": measures["attacks"]["fgsm"]}
+    _write(path, training)
 
 
 def _shorten(folder: Path, images: int) -> None:

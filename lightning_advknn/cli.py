@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 import yaml
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -19,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_advknn import __version__
 from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.modules.checkpoint import read_checkpoint
+from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, read_checkpoint
 
 # Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -119,6 +120,13 @@ class AdvKNNCLI(LightningCLI):
             wandb_panels.keep_artifacts_in(Path(loggers[0]["save_dir"] or "."))
         if self.subcommand == "fit" and config["ckpt_path"] is not None:
             self._going_on = _go_on(config, loggers)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, and have it write checkpoints whole or not at all, unless it has a plugin for them."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     def before_fit(self) -> None:
         """Put checkpoints beside the one that ``last`` stood for: so the best of all epochs stays the best."""

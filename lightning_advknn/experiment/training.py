@@ -124,7 +124,7 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
             trainer.fit(
                 cli.model,
                 datamodule=cli.datamodule,
-                ckpt_path=_last_epoch(unfinished / "last.ckpt"),
+                ckpt_path=_last_epoch(unfinished),
                 weights_only=True,
             )
         except SystemExit:
@@ -193,16 +193,23 @@ def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
     return settings
 
 
-def _last_epoch(path: Path) -> Path | None:
-    """The checkpoint that an interrupted run goes on from; None if it left none that is whole."""
+def _last_epoch(unfinished: Path) -> Path | None:
+    """The checkpoint that an interrupted run goes on from; None if it left none that is whole.
+
+    Others that this one does not know of are deleted: each attempt would write them again, under further names.
+    """
+    path = unfinished / "last.ckpt"
+    known: set[str] = set()
     if path.is_file():
         try:
-            read_checkpoint(path)
+            states = read_checkpoint(path).get("callbacks", {}).values()
+            known = {path.name, *(Path(best).name for each in states for best in each.get("best_k_models", ()))}
         except ValueError as error:
             warnings.warn(f"{error} Training starts over.", stacklevel=2)
-            return None
-        return path
-    return None
+    for other in unfinished.glob("*.ckpt"):
+        if other.name not in known:
+            other.unlink()
+    return path if known else None
 
 
 def _argument(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What a checkpoint holds, and refusing the wrong one."""
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,11 +16,32 @@ from torch import Tensor, nn
 
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.models import FeatureNetwork, LibraryNetwork
+from lightning_advknn.storage import atomic_path
 
 IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
 _NAMED = 5  # names that an error lists
 
 Identity = dict[str, str | int | list[int]]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, whole or not there also when the disk is full.
+
+    Lightning itself writes them to the system's temporary folder and moves them: onto another disk by copying, of which a part
+    may remain.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; on a place that is not a local path, as Lightning does."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # writing a file itself, torch.save would not say why it cannot
+        torch.save(checkpoint, buffer)
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
 
 def describe(network: nn.Module) -> str:
