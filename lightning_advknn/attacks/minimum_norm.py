@@ -46,7 +46,9 @@ def minimum_norm(
     As DDN (Rony et al., arXiv 1811.09600), whose radius shrinks after each success and grows after each failure while
     the perturbation turns along the gradient. First the surrogate stands in for the victim, once for each of the likeliest wrong
     classes; each perturbation is then lengthened until the victim itself is fooled. From the nearest of these on the victim
-    decides on success, and the gradient is that of its own soft votes at the current image (`neighbours`).
+    decides on success, and the gradient is that of its own soft votes at the current image (`neighbours`). Where that comes to
+    nothing, it starts once more on the way to the nearest of the other images that the victim takes for another class, as decision-based
+    attacks do (Brendel et al., arXiv 1712.04248).
 
     Args:
         victim: kNN or DkNN.
@@ -78,19 +80,30 @@ def minimum_norm(
     if not len(images):
         return images
 
-    def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        found = find_neighbours(victim, adversarial, neighbours)
-        directions = vote_directions(victim, found, found.runner_up(labels), labels, temperature)
-        return found.fooled(labels), ascend_votes(victim, adversarial, directions, batch_size)
+    def descend(rows: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        own, left = images[rows], labels[rows]
+
+        def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
+            found = find_neighbours(victim, adversarial, neighbours)
+            directions = vote_directions(victim, found, found.runner_up(left), left, temperature)
+            return found.fooled(left), ascend_votes(victim, adversarial, directions, batch_size)
+
+        return _confirm(own, _descend(own, start, look, steps, norm, _SHRINK), left, victim)
 
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
+        classified = victim(images)
         crossed = cross_boundary(
             victim, images, labels, surrogate, norm, classes, surrogate_steps, batch_size
         )
-        found = _descend(images, crossed, look, steps, norm, _SHRINK)
-        right = victim(images) == labels
-        return torch.where(per_image(right, images), _confirm(images, found, labels, victim), images)
+        found, fooled = descend(torch.arange(len(images), device=images.device), crossed)
+        rows = (~fooled).nonzero().squeeze(1)
+        starts, others = _nearest_others(images, classified, labels, rows, norm)
+        rows, others = rows[starts], others[starts]
+        if len(rows):
+            start, _ = _reach(victim, images[rows], others, labels[rows])
+            found[rows] = descend(rows, start)[0]
+        return torch.where(per_image(classified == labels, images), found, images)
 
 
 def cross_boundary(
@@ -190,15 +203,25 @@ def _reach(victim: DkNNClassifier, images: Tensor, near: Tensor, labels: Tensor)
     return (images + per_image(high, images) * (near - images)).clamp(0, 1), fooled
 
 
-def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNNClassifier) -> Tensor:
-    """Lengthen what fools the scan, but not the victim itself, by half a percent at a time."""
+def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNNClassifier) -> tuple[Tensor, Tensor]:
+    """Lengthen what fools the scan, but not the victim itself, by half a percent at a time; and which fool it in the end."""
     for _ in range(8):
         fooled = victim(found) != labels
         if fooled.all():
-            break
+            return found, fooled
         farther = (images + 1.005 * (found - images)).clamp(0, 1)
         found = torch.where(per_image(fooled, images), found, farther)
-    return found
+    return found, victim(found) != labels
+
+
+def _nearest_others(
+    images: Tensor, classified: Tensor, labels: Tensor, rows: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """For some images, whether any is classified otherwise than they shall stay, bool ``(n,)``, and the nearest of these."""
+    other = classified != labels[rows][:, None]
+    p = 2.0 if norm == "l2" else torch.inf
+    distances = torch.cdist(images[rows].flatten(1), images.flatten(1), p=p)
+    return other.any(1), images[distances.masked_fill(~other, torch.inf).argmin(1)]
 
 
 def _logits(logits_fn: LogitsFn, images: Tensor, batch_size: int) -> Tensor:

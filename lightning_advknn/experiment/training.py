@@ -203,7 +203,10 @@ def _last_epoch(unfinished: Path) -> Path | None:
     if path.is_file():
         try:
             states = read_checkpoint(path).get("callbacks", {}).values()
-            known = {path.name, *(Path(best).name for each in states for best in each.get("best_k_models", ()))}
+            known = {
+                path.name,
+                *(Path(best).name for each in states for best in each.get("best_k_models", ())),
+            }
         except ValueError as error:
             warnings.warn(f"{error} Training starts over.", stacklevel=2)
     for other in unfinished.glob("*.ckpt"):

@@ -134,6 +134,28 @@ def test_minimum_norm_leaves_what_is_wrong_already(device):
     assert torch.equal(adversarial, images)
 
 
+def away(images):
+    return -rightward(images)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_minimum_norm_goes_towards_other_images_where_surrogate_and_votes_lead_nowhere(device, norm):
+    victim = two_columns(device)
+    images, labels, distances = queries(device)
+    settings = {"surrogate": away, "norm": norm, "neighbours": 42, "surrogate_steps": 3, "steps": 0}
+    assert set(labels.tolist()) == {0, 1}
+    together = minimum_norm(victim, images, labels, **settings)
+    assert (victim(together) != labels).all()
+    # Half way at most to the nearest image of the other class, and to the sixth halving's precision.
+    other = labels != labels[:, None]
+    apart = torch.cdist(images.flatten(1), images.flatten(1), p=2 if norm == "l2" else torch.inf)
+    assert (length(together - images, norm) <= apart.masked_fill(~other, torch.inf).amin(1) + 1e-6).all()
+    assert (length(together - images, norm).cpu() >= distances - 1e-6).all()
+    one = labels == labels[0]
+    alone = minimum_norm(victim, images[one], labels[one], **settings)
+    assert (victim(alone) == labels[one]).all()
+
+
 def test_minimum_norm_gives_the_farthest_where_nothing_fools(device):
     points = torch.rand(10, 2, generator=torch.Generator().manual_seed(0))
     victim = pixels_knn(points, torch.zeros(10).long(), 1, device)
