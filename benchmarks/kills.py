@@ -1,4 +1,4 @@
-"""What becomes of experiments that are killed: python -m benchmarks.kills [--kills 60] [--seed 0].
+"""What becomes of experiments that are killed: python -m benchmarks.kills [--kills 70] [--seed 0].
 
 A small project (`benchmarks.small`) is run once without harm. Then it is run from nothing, killed at a random moment
 of a stage, and the same command is given again, until it ends; and all of that again until there have been as many kills.
@@ -79,7 +79,7 @@ def trial(
         before = _finished(home)
         run = Fork(attack.main, ARGS, home, logs, watched=True)
         wanted = min(_STAGES, key=lambda stage: (counts[stage], random.random()))
-        ending = random.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+        ending = random.choice([signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT])
         line = _strike(run, wanted, ending, random) if len(lines) < left else None
         outcome = run.wait(LIMIT)
         if lines:
@@ -164,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=60, help="How many; %(default)s.")
+    parser.add_argument("--kills", type=int, default=70, help="How many; %(default)s.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments; %(default)s.")
     parser.add_argument(
         "--disk", choices=("full", "enough"), default="full", help="Whether disks run full, too; %(default)s."

@@ -635,6 +635,20 @@ def test_training_that_was_interrupted_goes_on_bitwise(
     assert all(torch.equal(ours_state[name], theirs_state[name]) for name in theirs_state)
 
 
+def test_attempts_leave_no_checkpoints_that_the_last_epoch_does_not_know(done: Path, tmp_path: Path) -> None:
+    (checkpoint,) = (done / "cache" / "backbone").glob("*.ckpt")
+    content = checkpoint.read_bytes()
+    last = tmp_path / "last.ckpt"
+    for name in ("best", "best-v1", "last"):
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+    assert training._last_epoch(tmp_path) == last
+    assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt"}
+    last.write_bytes(content[:1000])
+    with pytest.warns(UserWarning, match="Training starts over"):
+        assert training._last_epoch(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
 def _spoil(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t * float("nan") if t.is_floating_point() else t for name, t in state.items()}
 

@@ -39,6 +39,19 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     assert code == 0
 
 
+def test_landed_outcomes_are_good() -> None:
+    folder = Path(__file__).parents[1] / "results" / "reliability"
+    damaged, killed = lines(folder / "mutations.csv"), lines(folder / "kills.csv")
+    assert tuple(damaged[0]) == mutations.COLUMNS
+    assert tuple(killed[0]) == kills.COLUMNS
+    assert len(damaged) >= 200
+    assert {line["kind"] for line in damaged} == set(mutations.KINDS)
+    assert {line["ok"] for line in damaged} == {"True"}
+    assert len([line for line in killed if line["signal"] == "SIGKILL"]) >= 50
+    assert "ENOSPC" in {line["signal"] for line in killed}
+    assert {(line["resumed"], line["equal"]) for line in killed} == {("True", "True")}
+
+
 RIGHT = ({"k": 1}, [0.5])
 
 

@@ -19,6 +19,7 @@ from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import SVHN, Digits
 from lightning_advknn.models import ConvNet
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.modules.checkpoint import AtomicCheckpointIO
 from tests.wandb_runs import offline_wandb, read_runs
 
 pytestmark = [
@@ -403,6 +404,7 @@ def test_an_interrupted_run_goes_on_as_one(
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 3
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
     assert cli.trainer.checkpoint_callback.best_model_score.item() == pytest.approx(max(accuracies))
+    assert isinstance(cli.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     # A checkpoint that is named goes on in its run too; a run that is named wins.
     named = [*resumable[:-1], f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_epochs=4"]
     assert run_cli(*named).trainer.loggers[1].version == before["wandb_run"]

@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, unsafe or of something else are refused with words; sound ones hold plain types."""
 
 import copy
+import errno
 import io
 import pickle
 import re
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 
 from lightning_advknn.data import Digits
 from lightning_advknn.modules import BackboneModule, SurrogateModule, load_weights
-from lightning_advknn.modules.checkpoint import IDENTITY, read_checkpoint
+from lightning_advknn.modules.checkpoint import IDENTITY, AtomicCheckpointIO, read_checkpoint
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -416,3 +418,28 @@ def test_a_checkpoint_with_wrong_contents_is_refused(
     with pytest.raises(ValueError, match="(?s)" + message) as caught:
         load(backbone, path)
     assert "wrong.ckpt" in str(caught.value)
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, writer = tmp_path / "checkpoints" / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"epoch": 1}, path)
+
+    def half(self: Path, content: Any) -> None:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left"):
+            writer.save_checkpoint({"epoch": 2}, path)
+    assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_places_that_are_no_paths_are_left_to_lightning() -> None:
+    fsspec.filesystem("memory").rm("/", recursive=True)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, "memory://folder/last.ckpt")
+    assert fsspec.filesystem("memory").exists("/folder/last.ckpt")
