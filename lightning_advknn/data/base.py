@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,27 @@ class Batch(NamedTuple):
     """int64 ``(B,)``."""
     ids: Tensor
     """Position in the data set's original split, int64 ``(B,)``."""
+
+
+class TrainingLoader(DataLoader[Batch]):
+    """Batches of an epoch that go on where the trainer is: after resuming in the middle of one, without those it has had.
+
+    Lightning itself would begin the epoch's order again.
+    """
+
+    trainer: Trainer | None = None  # no argument: Lightning makes loaders again from theirs
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises its own kind of iterator
+        """Nothing happens before the first batch is asked for: only then the trainer knows how far it is."""
+        had = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+        yield from islice(super().__iter__(), had, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing that the trainer does not know; but with it, Lightning trusts that the loader can go on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
 
 
 class ImageSplit(Dataset[Batch]):
@@ -173,7 +195,9 @@ class ImageDataModule(LightningDataModule, ABC):
             # The sampler adds the epoch: far apart, seed 0's second epoch is not seed 1's first.
             seed=torch.initial_seed() * 1_000_003 % 2**32,
         )
-        return DataLoader(split, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_batch)
+        loader = TrainingLoader(split, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_batch)
+        loader.trainer = trainer
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Images that pick epochs, each once over all ranks."""

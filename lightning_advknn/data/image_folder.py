@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader
 
-from lightning_advknn.data.base import Batch, ImageDataModule, MissingDataError
+from lightning_advknn.data.base import Batch, ImageDataModule, MissingDataError, TrainingLoader
 from lightning_advknn.data.files import ImageFiles
 
 
@@ -111,10 +111,12 @@ class ImageFolder(ImageDataModule):
         loader = super().train_dataloader()
         if len(loader.sampler) % self.batch_size != 1:  # type: ignore[arg-type]  # it is a DistributedSampler
             return loader
-        return DataLoader(
+        shorter = TrainingLoader(
             loader.dataset,
             batch_size=self.batch_size,
             sampler=loader.sampler,
             collate_fn=loader.collate_fn,
             drop_last=True,
         )
+        shorter.trainer = self.trainer
+        return shorter

@@ -209,10 +209,11 @@ def train(
 ) -> tuple[Trainer, dict[str, Tensor]]:
     """Train on 150 digits in a process seeded like a new one; trainer and weights."""
     seed_everything(seed, verbose=False)
-    ckpt_path = options.pop("ckpt_path", None)
+    ckpt_path, batch_size = options.pop("ckpt_path", None), options.pop("batch_size", 64)
     module = BackboneModule(make_network(), ["relu"], learning_rate=0.01)
     trainer = make_trainer(**options)
-    trainer.fit(module, datamodule=Digits(val_size=850), ckpt_path=ckpt_path, weights_only=True)
+    data = Digits(val_size=850, batch_size=batch_size)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return trainer, weights(module)
 
 
@@ -277,6 +278,46 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     trainer, resumed = train(make_trainer, small_net, seed=3, ckpt_path=last, **keep_last())
     assert same(resumed, uninterrupted)
     assert trainer.current_epoch == 4
+
+
+class SeenIds(Callback):
+    """Keeps the ids of all training images in order."""
+
+    def __init__(self) -> None:
+        self.ids: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        self.ids.append(batch.ids.tolist())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_training_that_is_interrupted_within_an_epoch_goes_on_there(
+    small_net: type[nn.Module], make_trainer: MakeTrainer, tmp_path: Path, cut: int
+) -> None:
+    def options(*callbacks: Callback) -> dict[str, Any]:
+        # A checkpoint after each step; an epoch is 7 of its 10 batches.
+        keeper = ModelCheckpoint(tmp_path, save_top_k=0, save_last=True, every_n_train_steps=1)
+        return {
+            "max_epochs": 3,
+            "batch_size": 16,
+            "limit_train_batches": 7,
+            "enable_checkpointing": True,
+            "callbacks": [*callbacks, keeper],
+        }
+
+    whole_run, first, rest = SeenIds(), SeenIds(), SeenIds()
+    _, uninterrupted = train(make_trainer, small_net, seed=3, **options(whole_run))
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(SystemError, match="power cut"):
+        train(make_trainer, small_net, seed=3, **options(PowerCut(cut), first))
+    # The cut came before the third batch, of which `first` has heard nothing.
+    assert first.ids == whole_run.ids[: 7 * cut + 2]
+    last = tmp_path / "last.ckpt"
+    _, resumed = train(make_trainer, small_net, seed=3, ckpt_path=last, **options(rest))
+    assert first.ids + rest.ids == whole_run.ids
+    assert len(whole_run.ids) == 21
+    assert same(resumed, uninterrupted)
 
 
 def test_channels_last_trains_the_same_network(make_trainer: MakeTrainer) -> None:
