@@ -83,6 +83,8 @@ def main(args: list[str] | None = None) -> int:
         options = parser.instantiate(parser.parse_args(args))
     except (TypeError, RecursionError) as error:  # jsonargparse takes some nestings for others
         parser.error(f"Expected settings nested as in configs/, but: {error}")
+    except UnicodeError as error:
+        parser.error(f"Expected a configuration to be text in UTF-8, but: {error}. Save it in that encoding.")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ranks = Ranks()

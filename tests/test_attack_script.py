@@ -988,3 +988,15 @@ def test_a_dashboard_that_cannot_be_is_found_out_at_once(
     }
     assert expected[missing] in error
     assert "`--wandb_mode " in error
+
+
+@pytest.mark.parametrize("command", ["evaluate", "leaderboard", "reproduce"])
+def test_a_configuration_in_another_encoding_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    config = tmp_path / "other.yaml"
+    config.write_text("seed: 0\n", encoding="utf-16")
+    with pytest.raises(SystemExit) as leaving:
+        attack.main([command, f"--config={config}"])
+    assert leaving.value.code == 2
+    assert "Expected a configuration to be text in UTF-8" in capsys.readouterr().err
