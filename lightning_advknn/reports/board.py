@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_advknn.attacks.balls import Norm
+from lightning_advknn.reports import paper
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
@@ -173,6 +174,47 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
             *(title for title, _ in columns.values()),
         ],
         rows,
+    )
+
+
+def published_table(board: Board, victim: str) -> Table | None:
+    """What others have published beside the same attack here and all attacks together; None where nothing is comparable.
+
+    Args:
+        board: What to show.
+        victim: Whose numbers.
+    """
+    settings = board.content["settings"]
+    theirs = paper.published(
+        settings["data"]["name"], victim.split("/")[0], {"layers": None, **settings["victim"]}
+    )
+    rows: list[list[Lines]] = []
+    for each in theirs:
+        place: Place = ("linf" if each.norm == "linf" else "l2", each.eps)
+        credibility = board.value(each.entry, victim, "credibility_success_mean", place)
+        values = [
+            (each.accuracy, board.value(each.entry, victim, "accuracy", place), 2),
+            (each.l2, board.value(each.entry, victim, "l2_mean", place), 2),
+            (each.credibility, credibility if settings["victim"]["convention"] == "ge" else None, 3),
+        ]
+        (accuracy, ours, _), *others = values
+        if ours is None:
+            continue
+        worst = _text(board.value(WORST_CASE, victim, "accuracy", place))
+        cells = [f"{accuracy:.2f}", _text(ours), worst]
+        for their, our, digits in others:
+            cells += ["-" if their is None else f"{their:.{digits}f}", _text(our, digits)]
+        norm = "Linf" if each.norm == "linf" else "L2"
+        rows.append([(each.source,), (each.entry,), (f"{norm} {each.eps:g}",), *((cell,) for cell in cells)])
+    if not rows:
+        return None
+    return Table(
+        f"{board.title}, {board.victims[victim]}: published numbers beside the same attack here and all attacks together: accuracy"
+        " in %, mean true L2 of all and mean credibility (`ge`) of successes. Networks, images and, of AdvKNN, the label that is"
+        " left differ; AdvKNN's are on all test images.",
+        ["published", "here", "at", "accuracy", "here", "worst case", "L2", "here", "credibility", "here"],
+        rows,
+        headings=3,
     )
 
 

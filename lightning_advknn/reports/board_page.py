@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table as Columns
 
-from lightning_advknn.reports.board import NAME, Board, board_table, read_board
+from lightning_advknn.reports.board import NAME, Board, board_table, published_table, read_board
 from lightning_advknn.reports.board_figure import board_figure
 from lightning_advknn.reports.figures import save_figure
 from lightning_advknn.reports.layout import Lines, Table
@@ -28,9 +28,9 @@ INTRODUCTION = (
 def write_page(board: Board, folder: Path) -> None:
     """Write ``leaderboard.md`` and its figure, as PNG and PDF; equal leaderboards give equal files."""
     sections = [Section("curves", "Accuracy against true L2", [_picture(board, folder, NAME)])]
-    sections += [
-        Section(victim, title, [board_table(board, victim)]) for victim, title in board.victims.items()
-    ]
+    for victim, title in board.victims.items():
+        beside = published_table(board, victim)
+        sections.append(Section(victim, title, [board_table(board, victim), *filter(None, [beside])]))
     for seed, run in board.content["runs"].items():
         sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), _made(run)]))
     text = render_markdown(f"Leaderboard, {board.title}", [INTRODUCTION], sections)
@@ -51,8 +51,8 @@ def leaderboards_section(results: Path, output: Path) -> Section:
         if board is not None:
             made = [_made(run) for run in board.content["runs"].values()]
             whole = f"`{(place / NAME).as_posix()}.csv` has all numbers, `.md` every victim and checks."
-            table = board_table(board, "dknn", brief=True)
-            blocks += [whole, table, _picture(board, output, "-".join([*place.parts, NAME])), *made]
+            tables = filter(None, [board_table(board, "dknn", brief=True), published_table(board, "dknn")])
+            blocks += [whole, *tables, _picture(board, output, "-".join([*place.parts, NAME])), *made]
     if blocks:
         blocks.insert(0, INTRODUCTION)
     return Section("leaderboards", "Leaderboards: all attacks side by side", blocks or ["None has run."])

@@ -1,7 +1,7 @@
 """The paper's own numbers: accuracies in %."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 # Table 1: data set -> classifier. The paper does not say whether its DkNNB was trained with CL.
 TABLE1: dict[str, dict[str, float]] = {
@@ -74,6 +74,63 @@ CREDIBILITY = (0.4608, 3.005)
 SITAWARIN_WAGNER_CREDIBILITY = (0.1037, 3.476)
 
 
+class Published(NamedTuple):
+    """What others have published of an attack on a victim on MNIST, k = 75, four layers, cosine distance."""
+
+    source: str
+    victim: str
+    """``knn`` or ``dknn``."""
+    entry: str
+    """Of a leaderboard: the same attack here."""
+    norm: str
+    eps: float
+    accuracy: float
+    l2: float | None = None
+    """Mean true L2."""
+    credibility: float | None = None
+    """Mean of successes, convention ``ge``."""
+
+
+# Sitawarin & Wagner (2019), by Linf eps, and their baseline.
+_SITAWARIN_WAGNER_LINF = {
+    0.05: (96.14, 0.068),
+    0.1: (84.15, 0.071),
+    0.15: (53.24, 0.079),
+    0.2: (17.44, 0.104),
+    0.25: (2.10, 0.150),
+    0.3: (0.0, 0.181),
+}
+PUBLISHED: tuple[Published, ...] = (
+    *(
+        Published(
+            "Sitawarin & Wagner 2019",
+            "dknn",
+            "sitawarin_wagner_published, dknn",
+            "linf",
+            eps,
+            accuracy,
+            3.476 if eps == 0.2 else None,
+            credibility,
+        )
+        for eps, (accuracy, credibility) in _SITAWARIN_WAGNER_LINF.items()
+    ),
+    Published("their baseline", "dknn", "sitawarin_wagner_baseline, dknn", "l2", 3.476, 50.04, 3.436),
+    *(
+        Published(
+            f"AdvKNN, {method} {attack.upper()}",
+            victim,
+            f"{attack}, {kind}",
+            "linf",
+            0.25,
+            cells[kind][place],
+        )
+        for victim, cells in _TABLE2["MNIST"].items()
+        for kind, method in (("origin", "Origin"), ("dknnb_cl", "DkNNB + CL"))
+        for place, attack in ((1, "fgsm"), (2, "bim"))
+    ),
+)
+
+
 # Settings of the attacks in Tables 2 and 3; the victims have k = 75 and cosine distance, the kNN is on the third layer.
 # Fashion-MNIST's are not stated: its cells stand beside whatever was run.
 _ATTACKS: dict[str, dict[str, dict[str, float]]] = {
@@ -124,6 +181,19 @@ def table2_cell(data: str, victim: str, method: str, attack: str) -> float | Non
     cell = _TABLE2.get(data, {}).get(victim, {}).get(method)
     attacks = ("clean", "fgsm", "bim")
     return None if cell is None or attack not in attacks else cell[attacks.index(attack)]
+
+
+def published(data: str, victim: str, victim_settings: Mapping[str, Any]) -> list[Published]:
+    """What others have published; nothing where victims are others.
+
+    Args:
+        data: Name of the data set.
+        victim: ``knn`` or ``dknn``.
+        victim_settings: The victims'.
+    """
+    if data != "MNIST" or not _is_papers(victim_settings):
+        return []
+    return [each for each in PUBLISHED if each.victim == victim]
 
 
 def true_l2(l2: float) -> float:

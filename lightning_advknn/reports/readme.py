@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from lightning_advknn.reports.board import NAME, board_table, read_board
+from lightning_advknn.reports.board import NAME, board_table, published_table, read_board
 from lightning_advknn.reports.layout import table1, table2
 from lightning_advknn.reports.page import markdown_table
 from lightning_advknn.reports.results import Planned, Results, load
@@ -74,10 +74,11 @@ def _leaderboard(folder: Path) -> str:
     board = read_board(folder)
     if board is None:
         return ""
-    table = board_table(board, "dknn", brief=True)
+    tables = filter(None, [board_table(board, "dknn", brief=True), published_table(board, "dknn")])
     where = f"{folder.parent.name}/{folder.name}/{NAME}"
     whole = f"[All attacks against every victim]({where}.md), [curves]({where}.png), [numbers]({where}.csv)."
-    return f"\nLeaderboard. {table.caption}\n\n{markdown_table(table)}\n\n{whole}\n"
+    shown = "\n\n".join(f"{table.caption}\n\n{markdown_table(table)}" for table in tables)
+    return f"\nLeaderboard. {shown}\n\n{whole}\n"
 
 
 if __name__ == "__main__":

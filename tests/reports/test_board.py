@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from lightning_advknn.reports.board import Board, board_table, read_board
+from lightning_advknn.reports.board import Board, board_table, published_table, read_board
 from lightning_advknn.reports.board_figure import COLOURS, NAMED, board_figure
 from lightning_advknn.reports.board_page import leaderboards_section, print_board, write_page
 from lightning_advknn.reports.layout import Table
@@ -162,6 +162,50 @@ def test_a_brief_table_has_the_strongest(tmp_path: Path) -> None:
         *("median L2", "credibility", "detected"),
     ]
     assert "the 10 strongest of 12 attacks" in table.caption
+
+
+def mnist_board(**victim: Any) -> Board:
+    """Two entries that others have published numbers of, one of them against two victims."""
+    settings = {"layer": "relu3", "k": 75, "metric": "cosine", "convention": "ge", **victim}
+    more = {"l2_mean": 3.25, "credibility_success_mean": 0.1234}
+    empty = dict.fromkeys(LEADERBOARD)
+    records = [
+        empty | record
+        for record in (
+            line("sitawarin_wagner_published, dknn", "dknn", "linf", 0.2, 0, accuracy=11.1, **more),
+            line("bim, dknnb_cl", "dknn", "linf", 0.25, 0, accuracy=0.5, **more),
+            line("bim, dknnb_cl", "knn/relu3", "linf", 0.25, 0, accuracy=0.0, **more),
+            line("worst case", "dknn", "linf", 0.2, 0, accuracy=0.3),
+        )
+    ]
+    return Board(records, {"settings": {"data": {"name": "MNIST"}, "victim": settings}, "runs": {}})
+
+
+def test_published_numbers_stand_beside_ours() -> None:
+    table = published_table(mnist_board(), "dknn")
+    assert table is not None
+    wagner, advknn = ([cell[0] for cell in row] for row in table.rows)
+    # Of Sitawarin & Wagner 17.44 % at a mean L2 of 3.476, credibility .104; of the paper's Table 2 only 5.97 %.
+    name = "sitawarin_wagner_published, dknn"
+    assert wagner == [
+        *("Sitawarin & Wagner 2019", name, "Linf 0.2", "17.44", "11.10"),
+        *("0.30", "3.48", "3.25", "0.104", "0.123"),
+    ]
+    assert advknn == [
+        *("AdvKNN, DkNNB + CL BIM", "bim, dknnb_cl", "Linf 0.25", "5.97", "0.50"),
+        *("-", "-", "3.25", "-", "0.123"),
+    ]
+    knn = published_table(mnist_board(), "knn/relu3")
+    assert knn is not None
+    assert [row[3][0] for row in knn.rows] == ["1.03"]
+    strict = published_table(mnist_board(convention="strict"), "dknn")
+    assert strict is not None
+    assert [row[-1][0] for row in strict.rows] == ["-", "-"]
+
+
+@pytest.mark.parametrize("other", [{"k": 25}, {"metric": "euclidean"}, {"layers": ["relu3"]}])
+def test_other_victims_have_no_published_numbers(other: dict[str, Any]) -> None:
+    assert published_table(mnist_board(**other), "dknn") is None
 
 
 def with_bound(board: Board) -> Board:
