@@ -1,5 +1,6 @@
 """Every attack's curve of accuracy against true L2."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -18,12 +19,12 @@ NAMED = 2 * len(COLOURS)  # curves that can be told apart
 def board_figure(board: Board) -> Figure:
     """Accuracy that each entry leaves within growing budgets of true L2: DkNN's, and that of the kNN on the layer under attack.
 
-    The worst case is black, the lower bound dotted red. Each attack has a colour, for the curve on what it is strongest on against the
-    victim; those on other things are grey.
+    The worst case is black, the lower bound dotted red. Attacks have colours, for the curve on what each is strongest on against the
+    victim, those first that are strong against either; other curves are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]
-    named = list(_strongest(board, victims[0]))[:NAMED]
+    named = _strongest_of_all(board, victims)[:NAMED]
     grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
     # Below the best attack, which is often all but the worst case.
     black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
@@ -58,6 +59,12 @@ def _strongest(board: Board, victim: str) -> dict[str, str]:
     for name in board.ranked(victim):
         best.setdefault(name.partition(",")[0], name)
     return best
+
+
+def _strongest_of_all(board: Board, victims: Sequence[str]) -> list[str]:
+    """Attacks by their best place against any of these victims."""
+    places = [list(_strongest(board, victim)) for victim in victims]
+    return sorted(places[0], key=lambda attack: min(order.index(attack) for order in places))
 
 
 def _curve(board: Board, name: str, victim: str) -> list[tuple[float, Mean]]:

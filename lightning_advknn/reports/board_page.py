@@ -62,7 +62,7 @@ def _picture(board: Board, folder: Path, name: str) -> Picture:
     save_figure(board_figure(board), folder / name)
     caption = (
         f"{board.title}: accuracy within a budget of true L2. Black: all attacks together. Dotted red: below it no attack can go,"
-        " where this is known. In colour, each attack on what it is strongest on against the victim; grey, on anything else."
+        " where this is known. In colour, the strongest attacks, each on what it is strongest on against the victim; grey, all else."
     )
     png = base64.b64encode((folder / f"{name}.png").read_bytes()).decode("ascii")
     return Picture(name, caption, f"Line chart. {caption} The tables have its numbers.", png)

@@ -299,6 +299,22 @@ def test_an_attack_has_one_colour_for_what_is_strongest_on_each_victim(tmp_path:
         assert {line.get_color() for line in axes.lines} == {"black", "0.65", COLOURS[0]}
 
 
+def test_what_is_strong_against_one_victim_has_a_colour(tmp_path: Path) -> None:
+    board = write_board(tmp_path, {f"a{place}, origin": (5.0 + place, True) for place in range(15)})
+    swap = {"a0, origin": "a14, origin", "a14, origin": "a0, origin"}
+    records = [
+        {**record, "attack": swap.get(str(record["attack"]), record["attack"])}
+        if record["victim"] == "knn/relu3"
+        else record
+        for record in board.records
+    ]
+    swapped = Board(records, board.content)
+    assert swapped.ranked("dknn")[-1] == swapped.ranked("knn/relu3")[0] == "a0, origin"
+    for axes in board_figure(swapped).axes:
+        named = [str(line.get_label()) for line in axes.lines if line.get_color() != "0.65"][1:]
+        assert sorted(named) == sorted(["a0", *(f"a{place}" for place in range(14, 15 - NAMED, -1))])
+
+
 def test_the_page_has_tables_checks_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     board = write_board(tmp_path, ENTRIES, (0, 1))
     write_page(board, tmp_path)
