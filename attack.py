@@ -117,6 +117,10 @@ def _run(options: Any, ranks: Ranks) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("attack.py: interrupted; the same command goes on from here\n")
         return 130
+    except SystemExit:  # with code 143; of several ranks each has said so
+        if ranks.size == 1:
+            sys.stderr.write("attack.py: terminated; the same command goes on from here\n")
+        raise
     except (ValueError, OSError) as error:
         sys.stderr.write(
             f"attack.py: error: {error}\nWhat was done is kept; the same command goes on from here.\n"

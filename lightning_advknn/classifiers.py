@@ -235,7 +235,8 @@ def build_banks(
                     kept[layer] = torch.empty(total, width, device=device)
                 else:
                     stored[layer] = StoredRows(width, torch.float32, folder, device)
-            check_room(folder, total, {layer: widths[layer] for layer in stored}, backend)
+            copies = dist.get_world_size() if over_ranks == "copy" else 1
+            check_room(folder, total, {layer: widths[layer] for layer in stored}, backend, copies)
         for layer, rows in features.items():
             if layer in kept:
                 kept[layer][start : start + len(rows)] = rows

@@ -36,7 +36,7 @@ class LostRankError(RuntimeError):
 class Ranks:
     """The processes of a job, as one of them sees them; by default there is no other.
 
-    `barrier`, `agree`, `first`, `open` and `close` are collective: every rank calls them, in the same order.
+    `barrier`, `agree`, `gather`, `first`, `open` and `close` are collective: every rank calls them, in the same order.
 
     Args:
         rank: This process, in [0, size).
@@ -103,6 +103,15 @@ class Ranks:
         self.barrier(what)
         agreed: T = json.loads(self._store.get(key))
         return agreed
+
+    def gather(self, what: str, value: T) -> list[T]:
+        """Every rank's value, a plain one as JSON holds it, on all ranks."""
+        if self._store is None:
+            return [value]
+        keys = [f"said/{self._met}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], json.dumps(value))
+        self.barrier(what)
+        return [json.loads(said) for said in self._store.multi_get(keys)]
 
     @contextmanager
     def first(self, what: str) -> Iterator[None]:
@@ -185,13 +194,24 @@ def join(timeout: float = 300.0) -> Ranks:
         timeout: As in `Ranks`; also what they have to find each other.
 
     Raises:
-        ValueError: If the timeout is not positive.
+        ValueError: If the timeout is not positive, or SLURM has started several processes in a way that they do not know of each other.
         LostRankError: If they do not find each other.
     """
     if not timeout > 0:
         raise ValueError(f"Expected `timeout` to be above 0 seconds, but got {timeout}.")
     kinds: tuple[type[ClusterEnvironment], ...] = TorchElasticEnvironment, SLURMEnvironment
-    launcher = next((kind() for kind in kinds if kind.detect()), None)
+    try:
+        launcher = next((kind() for kind in kinds if kind.detect()), None)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected SLURM to start one process a GPU with `--ntasks-per-node`, but: {error}"
+        ) from error
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if launcher is None and tasks > 1:
+        raise ValueError(
+            f"Expected one process in a SLURM job called {os.environ.get('SLURM_JOB_NAME')!r}, which is taken for interactive, but srun"
+            f" has started {tasks}. Give srun another `--job-name`, or use torchrun."
+        )
     if launcher is None or launcher.world_size() == 1:
         return Ranks()
     rank, size = launcher.global_rank(), launcher.world_size()

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,17 @@ def file_digest(path: Path) -> str:
     """Short hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def code_of(path: str) -> list[str]:
+    """What tells the code that an import path names from an edited one: hash of the file that has it, version of its package.
+
+    Raises:
+        ImportError: If its module cannot be imported.
+    """
+    name, _, attribute = path.rpartition(".")
+    found = getattr(import_module(name), attribute, None)
+    module = import_module(getattr(found, "__module__", None) or name)
+    package = import_module(module.__name__.partition(".")[0])
+    file = getattr(module, "__file__", None)
+    return [file_digest(Path(file)) if file else "", str(getattr(package, "__version__", ""))]

@@ -1,6 +1,7 @@
 """`attack.py evaluate` from the command line's arguments to files and exit codes."""
 
 import csv
+import importlib
 import json
 import re
 import shutil
@@ -371,6 +372,75 @@ def test_only_approximate_neighbours_are_in_keys(copy: Path, capsys: pytest.Capt
     assert evaluate(copy, "--victim.backend=ivf", "--victim.index.nprobe=30") == 2
     # The 850 images have 29 lists.
     assert "`victim.index`: Expected `index.nprobe` to be in [1, 29]" in capsys.readouterr().err
+
+
+def test_what_steers_an_attack_on_a_victim_is_in_its_key(copy: Path) -> None:
+    config = yaml.safe_load(copy.read_text())
+    config["attacks"]["least"] = {"function": "minimum_norm", "through": "dknnb", "targets": ["dknn"]}
+    copy.write_text(yaml.safe_dump(config))
+
+    def made(backend: str) -> stages.ExperimentRun:
+        return stages.ExperimentRun(read_experiment([f"--config={copy}", f"--victim.backend={backend}"]))
+
+    runs = [made(backend) for backend in ("auto", "int8", "float32")]
+    assert len({run._adversarial_key("dknn", "least") for run in runs}) == 3
+    assert len({run._adversarial_key("origin", "bim") for run in runs}) == 1
+    assert [run.describe()["victim"].get("backend") for run in runs] == [None, "int8", "float32"]
+
+
+def test_an_edited_attack_of_ones_own_is_run_again(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "attack_that_is_edited.py"
+    config = yaml.safe_load(copy.read_text())
+    config |= {
+        "images": 10,
+        "output": str(copy.parent / "edited"),
+        "attacks": {"own": {"function": "attack_that_is_edited.shift", "targets": ["origin"]}},
+    }
+    copy.write_text(yaml.safe_dump(config))
+    for change, distance in (("0.25 - images.round() / 2", 0.25), ("0.5 - images.round()", 0.5)):
+        source.write_text(f"def shift(logits_fn, images, labels):\n    return images + {change}\n")
+        sys.modules.pop("attack_that_is_edited", None)
+        importlib.invalidate_caches()
+        assert evaluate(copy) == 0
+        with (copy.parent / "edited" / "rows" / "origin" / "own.csv").open(newline="") as file:
+            assert [float(row["linf"]) for row in csv.DictReader(file)] == pytest.approx([distance] * 10)
+
+
+def test_a_best_score_of_zero_is_a_score(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path / "digits", "digits", k=10)
+    run = stages.ExperimentRun(read_experiment([f"--config={config}"]))
+    cli, trained = run.attacked.cli, run.attacked.trained
+    monkeypatch.setattr(type(cli.trainer), "fit", lambda *args, **kwargs: None)
+    (best,) = (done / "cache" / "backbone").glob("*.ckpt")
+    picker = training._picker(cli, trained)
+    picker.best_model_score, picker.best_model_path = torch.tensor(0.0), str(best)
+    checkpoint = tmp_path / "made" / "0.ckpt"
+    checkpoint.with_suffix(".unfinished").mkdir(parents=True)
+    training.fit(cli, trained, checkpoint, 0)
+    facts = json.loads(checkpoint.with_suffix(".json").read_text())
+    assert facts["validation"] == {picker.monitor: 0.0}
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), SystemExit(1)])
+def test_a_training_that_is_terminated_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: SystemExit
+) -> None:
+    config = write_config(tmp_path / "digits", "digits", k=10)
+
+    def stop(self: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(BackboneModule, "on_train_epoch_start", stop, raising=False)
+    if error.code == 143:
+        with pytest.raises(SystemExit, match="143"):
+            evaluate(config)
+        assert "attack.py: terminated; the same command goes on from here" in capsys.readouterr().err
+    else:  # what Lightning makes of Ctrl-C
+        assert evaluate(config) == 130
 
 
 def test_fewer_images_are_the_first_and_share_whole_shards(copy: Path) -> None:

@@ -9,7 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -309,6 +312,56 @@ def test_ranks_that_do_different_things_are_told(rank: Callable[..., Ranks]) -> 
         other.join()
     finally:
         threading.excepthook = before
+
+
+def test_each_rank_learns_what_all_say(rank: Callable[..., Ranks]) -> None:
+    ranks = [rank(number, 3, 30.0) for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for number in range(2):
+            found = list(pool.map(lambda one: one.gather("numbers", [one.rank, number]), ranks))  # noqa: B023
+            assert found == [[[0, number], [1, number], [2, number]]] * 3
+
+
+def test_ranks_that_do_not_share_the_cache_are_told(
+    rank: Callable[..., Ranks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread_module = import_module("lightning_advknn.experiment.spread")
+    monkeypatch.setattr(spread_module, "_SEEN", 0.3)
+
+    def check(number: int, folder: str) -> None:
+        run: Any = SimpleNamespace(
+            ranks=rank(number, 2, 30.0), cache=SimpleNamespace(folder=tmp_path / folder)
+        )
+        spread_module._check_shared(run)
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in [pool.submit(check, number, "one") for number in range(2)]:
+            found.result()
+        assert list((tmp_path / "one").iterdir()) == []
+        for found in [pool.submit(check, number, folder) for number, folder in enumerate(("one", "two"))]:
+            with pytest.raises(ValueError, match=r"share the files in `cache`, but .* of ranks \[1\]"):
+                found.result()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "run"}, "Expected SLURM to start .* `--ntasks-per-node`"),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "2"},
+            "SLURM job called 'bash', .* srun has started 2",
+        ),
+    ],
+)
+def test_what_slurm_starts_apart_is_refused(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM", "TORCHELASTIC"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        join()
 
 
 def test_units_are_dealt_once(rank: Callable[..., Ranks]) -> None:

@@ -13,7 +13,9 @@ from lightning_advknn.models import ConvNet, Normalize
 from lightning_advknn.storage import (
     atomic_path,
     check_writable,
+    code_of,
     digest,
+    file_digest,
     load_tensors,
     read_json,
     save_tensors,
@@ -237,3 +239,17 @@ def test_tensors_without_a_digest_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "kept.safetensors", {"stage": "bank"})
     with pytest.raises(ValueError, match="has changed since"):
         load_tensors(tmp_path / "kept.safetensors")
+
+
+def test_edited_code_is_other_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "code_that_is_edited.py"
+    source.write_text("def attack(victim):\n    return 1\n")
+    before = code_of("code_that_is_edited.attack")
+    assert before == code_of("code_that_is_edited.attack") == [file_digest(source), ""]
+    source.write_text("def attack(victim):\n    return 2\n")
+    assert code_of("code_that_is_edited.attack") != before
+    # Where it is defined counts, not where it is named from.
+    (tmp_path / "code_by_another_name.py").write_text("from code_that_is_edited import attack\n")
+    assert code_of("code_by_another_name.attack") == code_of("code_that_is_edited.attack")
+    assert code_of("torch.nn.Linear")[1] == torch.__version__

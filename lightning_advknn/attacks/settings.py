@@ -16,6 +16,7 @@ from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.libraries import LibraryAttack, load_function
 from lightning_advknn.attacks.precision import Precision
 from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.storage import code_of
 
 Target = LogitsFn | DkNNClassifier
 """What an attack fools: a logits function, or a victim itself. A kNN is a DkNN of one layer."""
@@ -123,6 +124,11 @@ class AttackSettings:
         """What its outcome depends on, beside its target."""
         through = {"through": self.through} if self.through else {}
         return {"function": self.function, "settings": self.settings, "precision": self.precision, **through}
+
+    @property
+    def code(self) -> list[str]:
+        """Of a function by import path, what tells it from an edited one (`storage.code_of`); else nothing."""
+        return code_of(self.function) if "." in self.function else []
 
     def _load(self) -> Callable[..., Tensor]:
         from lightning_advknn import attacks  # here, as the package itself imports this file

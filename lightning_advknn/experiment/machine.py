@@ -20,7 +20,8 @@ def find_device(name: str, ranks: Ranks) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks.size > 1:
-        name = f"cuda:{ranks.local_rank}"
+        # A launcher that gives each rank a GPU of its own shows it no other.
+        name = f"cuda:{ranks.local_rank if torch.cuda.device_count() > 1 else 0}"
     try:
         device = torch.zeros(0, device=name, dtype=torch.float64).device
         if device.type not in ("cpu", "cuda"):

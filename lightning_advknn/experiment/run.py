@@ -1,6 +1,6 @@
 """The stages of an experiment, each saved once under a key of all it depends on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -193,7 +193,8 @@ class ExperimentRun:
                 for k, v in asdict(experiment.victim).items()
                 if k not in ("backend", "memory_gib", "shard", "index") and (k, v) != ("layers", None)
             }
-            | ({"index": self.attacked.index} if self.attacked.index else {}),
+            | ({"index": self.attacked.index} if self.attacked.index else {})
+            | self._scan(experiment.attacks),
             "attacks": {
                 name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
                 for name, attack in experiment.attacks.items()
@@ -404,7 +405,19 @@ class ExperimentRun:
                 "layer": layer,
                 "labels": [settings.layer, *votes] if self.experiment.label_source == "knn" else "true",
                 **({"through": weights_digest(self.logits_fn(through))} if through else {}),
+                **({"code": code} if (code := self.experiment.attacks[attack].code) else {}),
+                **self._scan([attack]),
             }
+        )
+
+    def _scan(self, attacks: Iterable[str]) -> dict[str, str]:
+        """The exact backend, if one is named: attacks on victims look for near images with its precision, which changes no vote."""
+        backend = self.experiment.victim.backend
+        named = backend not in ("auto", *APPROXIMATE)
+        return (
+            {"backend": backend}
+            if named and any(self.experiment.attacks[a].on_victim for a in attacks)
+            else {}
         )
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:

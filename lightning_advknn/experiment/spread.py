@@ -4,6 +4,9 @@ Files are those of one process; one that several ranks make is made in parts, al
 together. So rows and metrics are the same whatever the number of ranks, and what is finished is kept if one dies.
 """
 
+import os
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +19,8 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
 from lightning_advknn.experiment.victims import Victims
+
+_SEEN = 10.0  # seconds that a file may take to show on another machine
 
 
 def spread(run: ExperimentRun, bounds: bool = False) -> bool:
@@ -30,9 +35,11 @@ def spread(run: ExperimentRun, bounds: bool = False) -> bool:
 
     Raises:
         LostRankError: If a rank has died.
+        ValueError: If the ranks do not share the cache.
     """
     if run.ranks.size == 1:
         return True
+    _check_shared(run)
     _train(run)
     attacked = run.attacked
     _observe(run, attacked, [(ORIGIN, None)])
@@ -49,6 +56,31 @@ def spread(run: ExperimentRun, bounds: bool = False) -> bool:
     if run.ranks.rank:
         attacked.free()
     return run.ranks.rank == 0
+
+
+def _check_shared(run: ExperimentRun) -> None:
+    """Raise unless all ranks see the files of one cache."""
+    folder = run.cache.folder
+
+    def leave() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, path = tempfile.mkstemp(prefix=".shared-", dir=folder)
+        os.close(handle)
+        return Path(path).name
+
+    token = folder / run.ranks.agree("a file in the cache", leave)
+    until = time.monotonic() + _SEEN
+    while not (seen := token.is_file()) and time.monotonic() < until:
+        time.sleep(0.1)
+    found = run.ranks.gather("who sees the cache", seen)
+    if run.ranks.rank == 0:
+        token.unlink()
+    if not all(found):
+        blind = [rank for rank, sees in enumerate(found) if not sees]
+        raise ValueError(
+            f"Expected all ranks to share the files in `cache`, but {folder} of ranks {blind} is another than that of rank 0. Choose"
+            " a folder on a file system that all machines share."
+        )
 
 
 @dataclass(frozen=True)
@@ -99,12 +131,12 @@ def _train(run: ExperimentRun) -> None:
     """Train what has not been trained, each network by one rank; the votes that surrogates learn from, by all."""
     ranks = run.ranks
     networks = (run.attacked, *run.transfers.values())
-    backbones = {str(each.checkpoint): each for each in networks if not each.trained.checkpoint}
+    backbones = {each.checkpoint: each for each in networks if not each.trained.checkpoint}
     for path in ranks.deal(_missing(run, "backbones", backbones)):
         _ = backbones[path].network
     ranks.barrier("trained backbones")
     own = [name for name, trained in run.experiment.surrogates.items() if not trained.checkpoint]
-    surrogates = {str(run.untrained(name)[1]): name for name in own}
+    surrogates = {run.untrained(name)[1]: name for name in own}
     missing = _missing(run, "surrogates", surrogates)
     modules = [run.untrained(surrogates[path])[0] for path in missing]
     for module in {module.votes_file: module for module in modules}.values():
@@ -116,14 +148,15 @@ def _train(run: ExperimentRun) -> None:
     run.train()
 
 
-def _missing(run: ExperimentRun, what: str, checkpoints: Iterable[str]) -> list[str]:
+def _missing(run: ExperimentRun, what: str, checkpoints: Iterable[Path]) -> list[Path]:
     """Those that are not there, or without the facts beside them."""
+    paths = list(checkpoints)
 
-    def find() -> list[str]:
-        paths = map(Path, checkpoints)
-        return [str(path) for path in paths if not (path.is_file() and path.with_suffix(".json").is_file())]
+    def find() -> list[int]:
+        there = [path.is_file() and path.with_suffix(".json").is_file() for path in paths]
+        return [place for place, whole in enumerate(there) if not whole]
 
-    return run.ranks.agree(f"what is missing of {what}", find)
+    return [paths[place] for place in run.ranks.agree(f"what is missing of {what}", find)]
 
 
 def _observe(

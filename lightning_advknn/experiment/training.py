@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lightning_advknn.experiment.machine import provenance
 from lightning_advknn.experiment.settings import Trained
 from lightning_advknn.modules.checkpoint import check_identity, is_own, load_weights, read_checkpoint
 from lightning_advknn.search import APPROXIMATE
-from lightning_advknn.storage import atomic_path, read_json, write_json
+from lightning_advknn.storage import atomic_path, code_of, read_json, write_json
 
 # Parts of a train.py configuration that say where things are or go, not what comes out.
 _PLACES = {
@@ -107,6 +108,7 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
 
     Raises:
         KeyboardInterrupt: If training was interrupted.
+        SystemExit: With code 143, if it was terminated.
     """
     trainer: Any = cli.trainer  # its attributes are set where type checkers do not see them
     unfinished = checkpoint.with_suffix(".unfinished")
@@ -127,13 +129,16 @@ def fit(cli: AdvKNNCLI, trained: Trained, checkpoint: Path, seed: int) -> None:
                 ckpt_path=_last_epoch(unfinished),
                 weights_only=True,
             )
-        except SystemExit:
+        except SystemExit as error:
+            if trainer.received_sigterm or error.code == 143:
+                raise SystemExit(143) from None
             # What Lightning makes of Ctrl-C, after switching further ones off.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
+    score = picker.best_model_score
     facts = {
         "training": training_settings(cli),
-        "validation": {picker.monitor: float(picker.best_model_score or "nan")},
+        "validation": {picker.monitor: None if score is None else float(score)},
         "seconds": round(time.perf_counter() - started, 3),
         **provenance(cli.model.device),
     }
@@ -190,7 +195,19 @@ def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
         for callback in settings["trainer"].get("callbacks") or []
         if not callback["class_path"].endswith("AttackEvaluation")
     ]
-    return settings
+    code = _network_code(settings)
+    return {**settings, "code": code} if code else settings
+
+
+def _network_code(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What tells a network that is not of this package from an edited one, by import path (`code_of`).
+
+    Args:
+        settings: As of `training_settings`.
+    """
+    network = settings["model"]["init_args"]["network"]
+    paths = network["class_path"], network.get("init_args", {}).get("function")
+    return {path: code_of(path) for path in paths if path and not path.startswith("lightning_advknn.")}
 
 
 def _last_epoch(unfinished: Path) -> Path | None:

@@ -91,8 +91,10 @@ class Victims:
     @cached_property
     def network_key(self) -> str:
         """Hash of what the trained backbone computes, and on which images."""
-        architecture = training_settings(self.cli)["model"]["init_args"]["network"]
-        return digest([architecture, weights_digest(self.network), self.data.fingerprint, __version__])
+        settings = training_settings(self.cli)
+        architecture = settings["model"]["init_args"]["network"]
+        code = [settings["code"]] if "code" in settings else []
+        return digest([architecture, weights_digest(self.network), self.data.fingerprint, __version__, *code])
 
     @cached_property
     def dknn(self) -> DkNNClassifier:

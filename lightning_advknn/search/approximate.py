@@ -74,7 +74,8 @@ def index_bytes(
 
 def training_rows(rows: int, width: int, settings: Mapping[str, int]) -> int:
     """How many of a bank's rows an index learns from."""
-    return min(rows, max(1, _TRAINING // width), 64 * settings.get("nlist", 1024))
+    lists = settings.get("nlist")
+    return min(rows, max(lists or 1, _TRAINING // width), 64 * (lists or 1024))
 
 
 def describe_index(backend: str, rows: int, given: Mapping[str, int] | None) -> dict[str, Any] | None:

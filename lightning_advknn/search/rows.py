@@ -104,7 +104,9 @@ Rows = Tensor | StoredRows
 """float32 ``(M, D)``: in memory, or in a file."""
 
 
-def check_room(folder: Path | None, rows: int, widths: Mapping[str, int], backend: str) -> None:
+def check_room(
+    folder: Path | None, rows: int, widths: Mapping[str, int], backend: str, copies: int = 1
+) -> None:
     """Raise an OSError unless a disk has room for banks and their codes.
 
     Args:
@@ -112,13 +114,15 @@ def check_room(folder: Path | None, rows: int, widths: Mapping[str, int], backen
         rows: M.
         widths: D of each layer's bank that goes there.
         backend: What scans them.
+        copies: Processes that each write them.
     """
     place = folder or Path(tempfile.gettempdir())
-    needed = rows * sum(widths.values()) * _BYTES[backend]
+    needed = copies * rows * sum(widths.values()) * _BYTES[backend]
+    times = f", {copies} times," if copies > 1 else ""
     if widths and needed > (free := shutil.disk_usage(place).free):
         raise OSError(
-            f"Expected {needed / 2**30:.2f} GiB of room in {place} for the features of {rows} images ({', '.join(widths)}), but"
-            f" it has {free / 2**30:.2f}. Free some, choose another folder, or raise `memory_gib`."
+            f"Expected {needed / 2**30:.2f} GiB of room in {place} for the features of {rows} images"
+            f" ({', '.join(widths)}){times or ','} but it has {free / 2**30:.2f}. Free some, choose another folder, or raise `memory_gib`."
         )
 
 

@@ -15,6 +15,7 @@ from lightning_advknn.search import (
     index_settings,
     recall,
 )
+from lightning_advknn.search.approximate import training_rows
 
 pytest.importorskip("faiss")
 
@@ -145,3 +146,13 @@ def test_a_disk_without_room_is_found_before_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=150_000))
     check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8")
     check_room(None, 1000, {}, "int8")
+    with pytest.raises(OSError, match=r"\(relu1, relu2\), 2 times, but it has"):
+        check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8", 2)
+
+
+def test_an_index_learns_from_no_fewer_rows_than_it_has_lists():
+    assert training_rows(100_000, 65536, {"nlist": 5000}) == 5000
+    assert training_rows(100_000, 65536, {"nlist": 500}) == 1024  # 2 ** 26 numbers
+    assert training_rows(100_000, 64, {"nlist": 500}) == 32000
+    assert training_rows(100_000, 64, {"M": 32}) == 65536
+    assert training_rows(300, 64, {"nlist": 300}) == 300
