@@ -44,6 +44,7 @@ COMMANDS = {
     "leaderboard": "attack.py leaderboard",
     "lenet": "train.py fit",
     "libraries": "attack.py evaluate",
+    "minimum_norm": "attack.py leaderboard",
     "pixels": "attack.py leaderboard",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
@@ -57,7 +58,7 @@ KINDS = {
     "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
     "folder": EVERYWHERE | {"leaderboard"},  # test_own.py runs it
-    "mnist": EVERYWHERE | FIGURES | {"leaderboard", "pixels", "sweep", "variants"},
+    "mnist": EVERYWHERE | FIGURES | {"leaderboard", "minimum_norm", "pixels", "sweep", "variants"},
     "svhn": EVERYWHERE,
 }
 
@@ -283,13 +284,13 @@ def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) 
         assert attack.targets is None or set(attack.targets) <= (
             {"knn", "dknn"} if attack.on_victim else there
         )
-    # Of every gradient-sign attack there are several, for a curve; variants are of attacks without eps.
+    # Of every gradient-sign attack there are several, for a curve; these two are of attacks without eps.
     families = [
         name.partition("@")[0]
         for name, attack in experiment.attacks.items()
         if attack.function in ("fgsm", "bim")
     ]
-    assert bool(families) == (config.stem != "variants")
+    assert bool(families) == (config.stem not in ("minimum_norm", "variants"))
     assert all(families.count(name) > 1 for name in families)
 
 

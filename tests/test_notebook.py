@@ -57,7 +57,8 @@ def test_victims_fall_for_the_attacks(notebook: NotebookNode) -> None:
     for knn, dknn, _ in table.values():
         assert knn < percent["knn"]
         assert dknn < percent["dknn"]
-    assert table["BIM on the surrogate"][0] < table["BIM on the backbone"][0]
+    # Of few images, and an equal number on some processors.
+    assert table["BIM on the surrogate"][0] <= table["BIM on the backbone"][0]
     # The same victim falls for less.
     smallest, bim = table["minimum norm on DkNN"], table["BIM on the surrogate"]
     assert smallest[1] < 10
