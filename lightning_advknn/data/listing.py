@@ -97,12 +97,12 @@ def check_names(folder: Path, names: Iterable[str]) -> None:
 def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
     """Say what is not used, how many of each kind; "" if all is."""
     parts = []
-    for kind, paths in unused.items():
+    for kind, paths in sorted(unused.items()):
         counts = Counter(path.suffix.lower() or "none" for path in paths)
         of_each = ", ".join(f"{_shown(ending)}: {n}" for ending, n in counts.most_common(10))
         known = f" ({of_each})" if kind == EXTENSION else ""
         parts.append(
-            f"{len(paths)} {kind}{known}: {_some(path.relative_to(root).as_posix() for path in paths)}"
+            f"{len(paths)} {kind}{known}: {_some(path.relative_to(root).as_posix() for path in sorted(paths))}"
         )
     return f"Not used in {root}: {'; '.join(parts)}." if parts else ""
 
