@@ -113,7 +113,9 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         space = _SPACES.get(source.profile.xcolor_space.strip())
         if space is None or (space != mode and (space, mode) != ("RGB", "L")):
             return None
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), space, "RGB")
+        # LittleCMS's shortcut for greys is off by up to 10 of 255.
+        flags = ImageCms.Flags.NOOPTIMIZE if space == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), space, "RGB", flags=flags)
     except ImageCms.PyCMSError:  # a damaged profile says nothing, to viewers too
         return None
     if space == "RGB":

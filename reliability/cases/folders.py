@@ -28,8 +28,13 @@ SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06
 def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
     """What Pillow writes of an image."""
     file = BytesIO()
-    image.copy().save(file, kind, **settings)  # saving leaves settings in an image
+    image.copy().save(file, kind, **settings)  # a copy: saving leaves settings in an image
     return file.getvalue()
+
+
+def two_frames(image: Image.Image, kind: str, **settings: object) -> bytes:
+    """What Pillow writes of a grey image and its negative, as pages or frames."""
+    return encoded(image, kind, save_all=True, append_images=[ImageOps.invert(image)], **settings)
 
 
 def png16(pixels: np.ndarray, colour_type: int) -> bytes:
@@ -236,7 +241,6 @@ def _modes(folder: Path) -> Outcome:
     """Each file must be right within the rounding of its coding, or refused with a reason."""
     rgb, grey = Image.fromarray(np.dstack([RAMP] * 3)), Image.fromarray(RAMP)
     wide = RAMP.astype(np.uint16) * 257
-    two = {"save_all": True, "append_images": [ImageOps.invert(grey)]}
     opaque = np.full_like(wide, 65535)
     shown = {
         "L.png": encoded(grey, "PNG"),
@@ -247,7 +251,7 @@ def _modes(folder: Path) -> Outcome:
         "P.png": encoded(rgb.quantize(16), "PNG"),
         "LA.png": encoded(grey.convert("LA"), "PNG"),
         "white is zero.tif": encoded(grey, "TIFF", tiffinfo={262: 0}),
-        "with a preview.jpg": encoded(grey, "MPO", quality=100, **two),
+        "with a preview.jpg": two_frames(grey, "MPO", quality=100),
     }
     refused = {
         "I16.png": png16(wide, 0),
@@ -261,11 +265,11 @@ def _modes(folder: Path) -> Outcome:
         "F.tif": encoded(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"),
         "RGB16.ppm": b"P6 16 16 65535\n" + np.dstack([wide] * 3).astype(">u2").tobytes(),
         "L16.sgi": encoded(grey, "SGI", bpc=2),
-        "two pages.tif": encoded(grey, "TIFF", **two),
-        "animated.png": encoded(grey, "PNG", **two),
-        "animated.gif": encoded(grey, "GIF", **two),
-        "animated.webp": encoded(grey, "WEBP", lossless=True, **two),
-        "animated.avif": encoded(grey, "AVIF", **two),
+        "two pages.tif": two_frames(grey, "TIFF"),
+        "animated.png": two_frames(grey, "PNG"),
+        "animated.gif": two_frames(grey, "GIF"),
+        "animated.webp": two_frames(grey, "WEBP", lossless=True),
+        "animated.avif": two_frames(grey, "AVIF"),
     }
     wrong = []
     for name, content in {**shown, **refused}.items():
