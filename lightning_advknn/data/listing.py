@@ -10,12 +10,12 @@ from typing import NamedTuple
 from lightning_advknn.data.decoding import extensions
 from lightning_advknn.data.files import ImageFile
 
-EXTENSION = "whose extension is none that Pillow reads"
-HIDDEN = "hidden"
+EXTENSION = "files of kinds that Pillow does not read"
+HIDDEN = "hidden files and folders"
 LINK = "links out of their class folder, to folders or to nothing"
-BESIDE = "beside the class folders"
-SPECIAL = "no regular files"
-OTHER_PART = "folders of the same classes beside train and test"
+BESIDE = "files beside the class folders"
+SPECIAL = "pipes, sockets and devices"
+OTHER_PART = "folders beside train and test that have their classes"
 
 _HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
 _NAMED = 3  # examples
@@ -63,7 +63,7 @@ def _walk(folder: Path, home: Path, unused: Unused) -> Iterator[Path]:
             path = Path(entry.path)
             if is_hidden(entry.name):
                 unused[HIDDEN].append(path)
-            elif entry.is_symlink() and not (entry.is_file() and path.resolve().is_relative_to(home)):
+            elif entry.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
                 unused[LINK].append(path)
             elif entry.is_dir():
                 yield from _walk(path, home, unused)
@@ -98,11 +98,12 @@ def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
     """Say what is not used, how many of each kind; "" if all is."""
     parts = []
     for kind, paths in sorted(unused.items()):
-        counts = Counter(path.suffix.lower() or "none" for path in paths)
-        of_each = ", ".join(f"{_shown(ending)}: {n}" for ending, n in counts.most_common(10))
-        known = f" ({of_each})" if kind == EXTENSION else ""
+        endings = Counter(path.suffix.lower() or "none" for path in paths).most_common(10)
+        of_each = (
+            ", ".join(f"{_shown(ending)} {n}" for ending, n in endings) + "; " if kind == EXTENSION else ""
+        )
         parts.append(
-            f"{len(paths)} {kind}{known}: {_some(path.relative_to(root).as_posix() for path in sorted(paths))}"
+            f"{kind}: {len(paths)} ({of_each}{_some(path.relative_to(root).as_posix() for path in sorted(paths))})"
         )
     return f"Not used in {root}: {'; '.join(parts)}." if parts else ""
 
@@ -135,12 +136,12 @@ def equal_words(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]
     words = []
     if shared:
         words.append(
-            f"{len(shared)} of {len(test)} test images are training images too, pixel by pixel, so that a kNN has seen them:"
-            f" {_some(shared)}. Delete one of each."
+            f"Test images that are training images too, pixel by pixel, which a kNN has seen: {len(shared)} of {len(test)}"
+            f" ({_some(shared)}). Delete one of each."
         )
     if torn:
         words.append(
-            f"{len(torn)} images are in the folders of several classes, pixel by pixel: {_some(torn)}. Delete the wrong ones."
+            f"Images in the folders of several classes, equal pixel by pixel: {len(torn)} ({_some(torn)}). Delete the wrong ones."
         )
     return " ".join(words)
 
