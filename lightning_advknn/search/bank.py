@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lightning_advknn.functional import count_votes
 from lightning_advknn.search.approximate import APPROXIMATE, index_settings
 from lightning_advknn.search.bounds import inverse
-from lightning_advknn.search.codes import WIDEST, fastest, lengths
+from lightning_advknn.search.codes import WIDEST, check_int8, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
 from lightning_advknn.search.rows import Rows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan
@@ -46,14 +46,14 @@ class MemoryBank(nn.Module):
         ids: Image ids, int64 ``(M,)``, by which a row can be kept from voting for itself.
         num_classes: C.
         metric: ``cosine``: 1 - cosine similarity (a zero vector has distance 1 to all). ``euclidean``: L2.
-        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the device is fastest
-            in, or faiss. No neighbour depends on it, but that ``ivf`` and ``hnsw`` are approximate: neighbours are the nearest of
-            those that faiss proposes (`search.recall` says how many it misses).
+        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the kind of device is
+            fastest in (`codes.fastest`), or faiss. No neighbour depends on it, but that ``ivf`` and ``hnsw`` are
+            approximate: neighbours are the nearest of those that faiss proposes (`search.recall` says how many it misses).
         index: Settings of an approximate backend that differ from its defaults (`approximate.index_settings`).
 
     Raises:
         ValueError: If shapes disagree, a label is no class, a feature is not finite, the metric is unknown, or the
-            backend cannot search such features.
+            backend cannot search such features. At the first search: if ``int8`` products overflow on the device.
     """
 
     features: Rows
@@ -307,6 +307,8 @@ class MemoryBank(nn.Module):
             else:
                 automatic = fastest(self.features.device, self.features.shape[1])
                 precision = automatic if self.backend == "auto" else self.backend
+                if precision == "int8":
+                    check_int8(self.features.device)
                 self._scan = TorchScan(self.features, self.norms, self.metric, precision)
         return self._scan
 
