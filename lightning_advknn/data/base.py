@@ -167,6 +167,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.setup()
         return self._splits[name]
 
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class, in order of labels, by split."""
+        return {
+            name: self.split(name).labels.bincount(minlength=self.num_classes).tolist()
+            for name in ("train", "val", "calibration", "test")
+        }
+
     def share(self, other: "ImageDataModule") -> None:
         """Take over another's splits, if it is made alike, instead of reading the files again."""
         if type(self) is type(other) and self._made_of() == other._made_of():
