@@ -1,0 +1,1 @@
+"""Whether the project keeps its word on inputs that it was not made for."""

@@ -1,0 +1,1 @@
+"""Inputs of users, by kind; each module lists its `CASES`."""
