@@ -16,6 +16,7 @@ from lightning_advknn.attacks.wang import pixel_scale
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import arithmetic, find_device
@@ -176,7 +177,9 @@ class ExperimentRun:
     def test(self) -> ImageSplit:
         """The test images that are attacked and judged."""
         split, n = self.data.split("test"), self.experiment.images
-        return split if n is None else split.select(torch.arange(n))
+        if n is None or n == len(split):
+            return split
+        return split.select(fair_order(split.labels, self.data.split_seed)[:n])
 
     @property
     def starts(self) -> range:
@@ -211,8 +214,9 @@ class ExperimentRun:
             "version": __version__,
         }
         # Only where they say something: all images, given as a number or not, are one experiment.
-        if len(self.test) < len(self.data.split("test")):
+        if self._sample:
             settings["images"] = len(self.test)
+            settings["sample"] = {"of": len(self.data.split("test")), "seed": self.data.split_seed}
         if experiment.joint:
             settings["joint"] = experiment.joint
         if self.transfers:
@@ -446,11 +450,14 @@ class ExperimentRun:
         return range(start, min(start + SHARD, len(self.test)))
 
     def rows_name(self, rows: range, size: int) -> str:
-        """Name of a file on up to `size` images: the same for a part of the test images as for all, where it holds the same."""
-        stop = rows.start + size
-        if len(self.test) < min(stop, len(self.data.split("test"))):
-            stop = rows.stop
-        return f"{rows.start:06d}-{stop:06d}"
+        """Name of a file on up to `size` test images; a sample of them has files of its own."""
+        return f"{self._sample}{rows.start:06d}-{rows.start + size:06d}"
+
+    @cached_property
+    def _sample(self) -> str:
+        """How names of files on a sample of the test images begin: with a hash of their ids; "" of all test images."""
+        whole = len(self.test) == len(self.data.split("test"))
+        return "" if whole else f"sample-{digest(self.test.ids.tolist())}-"
 
     def surrogate(self, name: str) -> Surrogate:
         """A surrogate, trained or loaded, on the device, in evaluation mode."""
