@@ -231,7 +231,7 @@ def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(".: ")
 
 
-_UNTARGETED = "labels are classes to move away from, so it must not be targeted (`targeted: false`, where it has that setting)"
+_UNTARGETED = "labels are classes to move away from, so `targeted` must be false"
 
 
 def _make_torchattacks(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Made:

@@ -70,12 +70,13 @@ def try_out(
     Returns:
         What it returned, and the images ``(2, channels, H, W)``; None if it takes longer.
     """
-    probe = Probe(image_shape, num_classes)
-    images, labels = probe.examples()
-    with seeded(0), warnings.catch_warnings(), prepared(probe, precision) as logits_fn:
+    with torch.inference_mode(False), torch.enable_grad(), seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those that matter come again
+        probe = Probe(image_shape, num_classes)
+        images, labels = probe.examples()
         try:
-            return attack(logits_fn, images.clone(), labels), images
+            with prepared(probe, precision) as logits_fn:
+                return attack(logits_fn, images.clone(), labels), images
         except _EnoughError:
             return None
 

@@ -86,11 +86,10 @@ class AttackSettings:
             raise ValueError(
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
+        _ = self._norm  # of a library's attack, judges its settings too
         if isinstance(function, LibraryAttack):
-            _ = self.measure
             return
         _check_types(self.function, function, self.settings)
-        _ = self._norm
         if "." not in self.function and not self.on_victim:
             # The function itself judges its settings.
             try_out(partial(function, **self.settings), precision=self.precision)
@@ -115,7 +114,7 @@ class AttackSettings:
             tried = try_out(bound, image_shape, num_classes, self.precision)
         except Exception as error:
             if isinstance(function, LibraryAttack):
-                raise
+                raise  # it names itself
             raise ValueError(
                 f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small module of"
                 f" {num_classes} classes, but it raised {type(error).__name__}: {error}"
