@@ -42,3 +42,21 @@ def check_positive(**settings: float) -> None:
     for name, value in settings.items():
         if not value > 0:
             raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
+
+
+def check_returned(name: str, adversarial: object, images: Tensor) -> None:
+    """Raise a ValueError unless an attack returned images.
+
+    Args:
+        name: Of the attack.
+        adversarial: What it returned: a floating-point tensor of the images' shape is right.
+        images: What it was given, ``(B, channels, H, W)``.
+    """
+    wanted = f"Expected {name} to return a floating-point tensor of shape {tuple(images.shape)}, but got"
+    if not isinstance(adversarial, Tensor):
+        kind = f"{type(adversarial).__module__}.".removeprefix("builtins.") + type(adversarial).__qualname__
+        raise ValueError(f"{wanted} a {kind}. Return the adversarial images alone, as a torch.Tensor.")
+    if adversarial.shape != images.shape:
+        raise ValueError(f"{wanted} shape {tuple(adversarial.shape)}. Return one image for each image.")
+    if not adversarial.is_floating_point():
+        raise ValueError(f"{wanted} {adversarial.dtype}. Return images in [0, 1]: divide bytes by 255.")

@@ -55,7 +55,8 @@ class ExperimentRun:
         check_backend(experiment.victim.backend)
         if experiment.victim.backend == "int8":
             check_int8(self.device)
-        self._attacks = {name: attack.bind() for name, attack in experiment.attacks.items()}
+        for attack in experiment.attacks.values():
+            attack.check()
         make = partial(Victims, experiment=experiment, device=self.device, cache=self.cache, ranks=self.ranks)
         self.attacked = make(ORIGIN, experiment.backbone, experiment.victim.layer)
         self._trainings = {
@@ -78,6 +79,10 @@ class ExperimentRun:
         for cli in self._trainings.values():
             cli.datamodule.share(self.data)
         self._check_settings()
+        self._attacks = {
+            name: attack.bind(self.data.image_shape, self.data.num_classes)
+            for name, attack in experiment.attacks.items()
+        }
         self._load_given()
 
     def _check_settings(self) -> None:
