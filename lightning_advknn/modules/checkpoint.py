@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lightning_advknn.storage import atomic_path
 
 IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
 _NAMED = 5  # names that an error lists
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # of training
 
 Identity = dict[str, str | int | list[int]]
 
@@ -201,6 +202,16 @@ def _load_own(network: nn.Module, weights: Mapping[Any, Any], path: Path) -> Non
             " that it was trained with."
         )
     target.load_state_dict(weights, strict=False)
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Raise a ValueError unless a trainer leaves weights in float32, in which victims decide; also mixed with shorter numbers."""
+    precision = trainer.precision
+    if precision not in _PRECISIONS:
+        raise ValueError(
+            f"Expected the trainer's `precision` to be one of {list(_PRECISIONS)}, but got {precision!r}: weights are kept, and"
+            " victims decide, in float32. For speed use 'bf16-mixed'."
+        )
 
 
 def check_data(data: ImageDataModule, image_shape: tuple[int, ...], num_classes: int) -> None:
