@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -104,6 +104,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     num_classes: int = 10
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = tuple("0123456789")
+    """In order of labels."""
+    note: str = ""
+    """What results have to say of the files, if anything."""
 
     def __init__(
         self,
@@ -150,15 +154,12 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"Expected `val_size` to be below {len(training)} (the training split's images),"
                 f" but got {self.val_size}."
             )
-        order = torch.randperm(len(training), generator=self._generator())
-        calibration = self._per_class(testing.labels)
-        rest = torch.ones(len(testing), dtype=torch.bool)
-        rest[calibration] = False
+        val, calibration = self._held_out(training.labels), self._per_class(testing.labels)
         self._splits = {
-            "train": training.select(order[self.val_size :]),
-            "val": training.select(order[: self.val_size]),
+            "train": training.select(_others(val, len(training))),
+            "val": training.select(val),
             "calibration": testing.select(calibration),
-            "test": testing.select(rest.nonzero().squeeze(1)),
+            "test": testing.select(_others(calibration, len(testing))),
         }
 
     def split(self, name: str) -> ImageSplit:
@@ -172,6 +173,7 @@ class ImageDataModule(LightningDataModule, ABC):
             other.setup()
             self._splits = other._splits
             self.image_shape, self.num_classes = other.image_shape, other.num_classes
+            self.class_names, self.note = other.class_names, other.note
             self.fingerprint = other.fingerprint
 
     @cached_property
@@ -214,7 +216,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _made_of(self) -> dict[str, Any]:
         """What decides on its splits."""
         no_matter = ("batch_size", "eval_batch_size", "download")
-        found = ("fingerprint", "image_shape", "num_classes")  # in the files
+        found = ("fingerprint", "image_shape", "num_classes", "class_names", "note")  # in the files
         plain = (str, int, float, bool, Path, tuple)
         return {
             name: value
@@ -247,6 +249,10 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         return ImageSplit(images, labels, torch.arange(len(images)))
 
+    def _held_out(self, labels: Tensor) -> Tensor:
+        """Which training images are for validation, int64 ``(n,)``, of training labels int64 ``(N,)``."""
+        return torch.randperm(len(labels), generator=self._generator())[: self.val_size]
+
     def _per_class(self, labels: Tensor) -> Tensor:
         shuffled = torch.randperm(len(labels), generator=self._generator())
         chosen = []
@@ -263,8 +269,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.split_seed)
 
-    def _check_files(self, folder: Path, md5_by_file: dict[str, str]) -> None:
-        """Raise unless each file is there and, if checksums are verified, is the official one."""
+    def _check_files(self, folder: Path, md5_by_file: Mapping[str, str | None]) -> None:
+        """Raise unless each file is there and, if checksums are verified and its own is known, is the official one."""
         for file, md5 in md5_by_file.items():
             path = folder / file
             if not path.is_file():
@@ -272,7 +278,7 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"Expected {self.name}'s file {path}, but it is missing. Set `root` to the folder that holds"
                     " it, or `download` to true."
                 )
-            if self.verify_checksums and not check_integrity(path, md5):
+            if self.verify_checksums and md5 and not check_integrity(path, md5):
                 raise ValueError(
                     f"Expected {path} to have the official MD5 sum {md5}, but it differs: the file is truncated,"
                     " corrupt or another one. Delete it and download it again, or set `verify_checksums` to false if"
@@ -308,6 +314,13 @@ def data_of(trainer: Trainer) -> ImageDataModule:
             f"Expected the trainer to run with `datamodule` set to an ImageDataModule, but got {type(data).__name__}."
         )
     return data
+
+
+def _others(chosen: Tensor, n: int) -> Tensor:
+    """Which of n positions are not among some, both int64."""
+    rest = torch.ones(n, dtype=torch.bool)
+    rest[chosen] = False
+    return rest.nonzero().squeeze(1)
 
 
 def _as_batch(batch: Any) -> Batch:

@@ -75,7 +75,8 @@ class ImageFolder(ImageDataModule):
             raise ValueError(
                 f"Expected a folder for each of at least two classes in {self.root / 'train'}, but got {classes['train']}."
             )
-        self.num_classes = len(classes["train"])
+        self.class_names = tuple(classes["train"])
+        self.num_classes = len(self.class_names)
 
     def setup(self, stage: str | None = None) -> None:
         """Read every file and split the images, once."""

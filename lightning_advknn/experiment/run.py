@@ -200,7 +200,8 @@ class ExperimentRun:
                 for name, attack in experiment.attacks.items()
             },
             "label_source": experiment.label_source,
-            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint},
+            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint}
+            | ({"note": self.data.note} if self.data.note else {}),
             "version": __version__,
         }
         # Only where they say something: all images, given as a number or not, are one experiment.

@@ -18,7 +18,7 @@ from lightning_advknn.reports.summary import (
     approximations_of,
     credibility_of,
     metrics_of,
-    neighbours_sentence,
+    notes_of,
 )
 from lightning_advknn.reports.tables import (
     TABLE1,
@@ -104,7 +104,7 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     table1 = table1_records(run.data.name, experiment, clean)
     pictures = draw(run, pictured, last, output)
     run.attacked.free()
-    note = neighbours_sentence(run.attacked.approximation)
+    note = notes_of(run.attacked)
     table1, table2, table3 = with_note(table1, note), with_note(table2, note), _transferred(run)
     tables: list[Table] = [
         (name, with_note_column(columns, records), records)
@@ -145,7 +145,7 @@ def _transferred(run: ExperimentRun) -> list[Record]:
     for network, victims in run.transfers.items():
         for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
             rows = saved_rows(run, method, attack, network)
-            note = neighbours_sentence(victims.approximation)
+            note = notes_of(victims)
             own = table3_records(run.data.name, run.experiment, network, method, attack, rows)
             records += with_note(own, note)
         victims.free()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import Rows, summarize
 from lightning_advknn.experiment import ORIGIN, ExperimentRun
+from lightning_advknn.experiment.victims import Victims
 
 Distribution = list[tuple[float, int]]
 """Values in ascending order, each with how often it occurs."""
@@ -35,6 +36,13 @@ def approximations_of(run: ExperimentRun) -> dict[str, Any]:
     networks = {ORIGIN: run.attacked, **run.transfers}
     found = {name: victims.approximation for name, victims in networks.items() if victims.approximation}
     return {"approximation": found} if found else {}
+
+
+def notes_of(victims: Victims) -> str:
+    """What every number on these victims has to say of itself: whose images, how many of the true neighbours; "" if nothing."""
+    data = victims.data
+    files = f"{data.name}: {data.note}." if data.note else ""
+    return " ".join(filter(None, (files, neighbours_sentence(victims.approximation))))
 
 
 def neighbours_sentence(approximation: Mapping[str, Any] | None) -> str:
