@@ -166,7 +166,9 @@ class DkNNClassifier(nn.Module):
             votes = self.votes(self.network.features(batch.images.to(device)))
             parts.append(functional.true_class_votes(votes, batch.labels.to(device)))
         if not sum(map(len, parts)):
-            raise ValueError("Expected calibration images, but got none. Give those of the split `calibration`.")
+            raise ValueError(
+                "Expected calibration images, but got none. Give those of the split `calibration`."
+            )
         self.calibration_votes = torch.cat(parts)
 
     def credibility(self, votes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from lightning_advknn.functional import autocast_devices, check_images, check_labels
@@ -20,8 +21,7 @@ def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), *
         settings: By name.
     """
     for name, value in settings.items():
-        number = isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim)
-        if isinstance(value, bool) or not number:
+        if not _is_number(value):
             raise ValueError(f"Expected `{name}` to be one number, but got {value!r}.")
         if not 0 <= value < float("inf"):
             raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
@@ -48,3 +48,10 @@ def check_positive(**settings: float) -> None:
     for name, value in settings.items():
         if not value > 0:
             raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
+
+
+def _is_number(value: object) -> bool:
+    """Python's and NumPy's numbers, and tensors of one; no bool."""
+    if isinstance(value, Tensor):
+        return not value.ndim and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -32,7 +32,7 @@ def float32_arithmetic() -> Iterator[None]:
 
     Also a decorator. cuDNN's convolutions are left as they are.
     """
-    matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made when imported
     lowered = [(each, each.fp32_precision) for each in matmuls if each.fp32_precision in ("tf32", "bf16")]
     with ExitStack() as stack:
         for device in autocast_devices():

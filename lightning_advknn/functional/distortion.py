@@ -50,7 +50,11 @@ def authors_l2(l2: Tensor) -> Tensor:
 
 def _difference(images: Tensor, adversarial: Tensor) -> Tensor:
     """In float64, ``(B, D)``."""
-    if images.shape != adversarial.shape or not images.is_floating_point() or not adversarial.is_floating_point():
+    if (
+        images.shape != adversarial.shape
+        or not images.is_floating_point()
+        or not adversarial.is_floating_point()
+    ):
         raise ValueError(
             "Expected images and adversarials in [0, 1] of one shape, but got"
             f" {images.dtype} {tuple(images.shape)} and {adversarial.dtype} {tuple(adversarial.shape)}. Divide bytes by 255."

@@ -90,5 +90,7 @@ def _whole(name: str, values: Tensor) -> Tensor:
     """As int64: a tie rule in smaller numbers would overflow, and among fractions it would be wrong."""
     if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"Expected `{name}` to be an int64 tensor, but got {got}. Convert it with `.long()`.")
+        raise ValueError(
+            f"Expected `{name}` to be an int64 tensor, but got {got}. Convert it with `.long()`."
+        )
     return values.long()
