@@ -842,7 +842,9 @@ def test_shapes_that_disagree(features, labels, ids):
 
 @pytest.mark.parametrize("wrong", [-1, 5])
 def test_labels_beyond_the_classes(wrong):
-    with pytest.raises(ValueError, match=rf"labels in \[0, 4\], but got {min(wrong, 0)} to {max(wrong, 4)}"):
+    with pytest.raises(
+        ValueError, match=rf"labels` in \[0, 4\] \(the classes\), but got {min(wrong, 0)} to {max(wrong, 4)}"
+    ):
         MemoryBank(torch.ones(3, 2), torch.tensor([0, 4, wrong]), torch.arange(3), 5)
 
 
