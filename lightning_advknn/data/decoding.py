@@ -57,8 +57,8 @@ def decode(content: bytes, image_size: int | None, background: Sequence[float] |
         Exception: Anything, of damaged files.
     """
     with Image.open(BytesIO(content), formats=formats()) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format not in _FIRST_IS_ALL:
+        frames = 1 if image.format in _FIRST_IS_ALL else getattr(image, "n_frames", 1)
+        if frames > 1:
             raise ValueError(f"{frames} frames or pages: save the one that counts as a file of its own")
         if _is_deep(image, content):
             raise ValueError(f"mode {image.mode}, more than 8 bits a channel: save it with 8")

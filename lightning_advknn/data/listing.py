@@ -17,6 +17,9 @@ BESIDE = "files beside the class folders"
 SPECIAL = "pipes, sockets and devices"
 OTHER_PART = "folders beside train and test that have their classes"
 
+SHARED = "test images that are training images too"
+TORN = "images in the folders of several classes"
+
 _HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
 _NAMED = 3  # examples
 
@@ -105,7 +108,7 @@ def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
         parts.append(
             f"{kind}: {len(paths)} ({of_each}{_some(path.relative_to(root).as_posix() for path in sorted(paths))})"
         )
-    return f"Not used in {root}: {'; '.join(parts)}." if parts else ""
+    return f"Not used, of {root}: {'; '.join(parts)}." if parts else ""
 
 
 def class_words(names: Iterable[str]) -> str:
@@ -121,29 +124,33 @@ def class_words(names: Iterable[str]) -> str:
     )
 
 
-def equal_words(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]) -> str:
-    """Say which images, files with their labels, are in the training and the test part, or under two labels; "" if none."""
-    first: dict[str, ImageFile] = {}
-    for file in training:
-        first.setdefault(file.pixels, file)
-    labels = defaultdict(set)
-    named: dict[str, list[str]] = defaultdict(list)
+def equal_images(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]) -> dict[str, list[str]]:
+    """Images that are in both parts, or under two labels, pixel by pixel: files' names by what is the matter.
+
+    Args:
+        training: Files with their labels.
+        test: The same.
+    """
+    first: dict[str, str] = {}
+    names, labels = defaultdict(list), defaultdict(set)
     for file, label in (*training.items(), *test.items()):
+        names[file.pixels].append(file.name)
         labels[file.pixels].add(label)
-        named[file.pixels].append(file.name)
-    shared = [f"{file.name} = {first[file.pixels].name}" for file in test if file.pixels in first]
-    torn = [" = ".join(named[pixels][:4]) for pixels, found in labels.items() if len(found) > 1]
-    words = []
-    if shared:
-        words.append(
-            f"Test images that are training images too, pixel by pixel, which a kNN has seen: {len(shared)} of {len(test)}"
-            f" ({_some(shared)}). Delete one of each."
-        )
-    if torn:
-        words.append(
-            f"Images in the folders of several classes, equal pixel by pixel: {len(torn)} ({_some(torn)}). Delete the wrong ones."
-        )
-    return " ".join(words)
+    for file in training:
+        first.setdefault(file.pixels, file.name)
+    found = {
+        SHARED: [f"{file.name} = {first[file.pixels]}" for file in test if file.pixels in first],
+        TORN: [" = ".join(names[pixels][:4]) for pixels, several in labels.items() if len(several) > 1],
+    }
+    return {kind: equal for kind, equal in found.items() if equal}
+
+
+def equal_words(equal: Mapping[str, Sequence[str]]) -> str:
+    """Say which images are equal; "" if none are."""
+    parts = [f"{kind}: {len(names)} ({_some(names)})" for kind, names in equal.items()]
+    return (
+        f"Equal pixel by pixel, {'; '.join(parts)}. Delete those that should not be there." if parts else ""
+    )
 
 
 def _some(names: Iterable[str]) -> str:

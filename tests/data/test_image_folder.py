@@ -186,7 +186,7 @@ def damage(root: Path, what: str) -> None:
         ("missing", r"images in .*test/<class>/, but there is no such folder.*set `root`"),
         ("classes", r"test lacks \['bee'\]\. Add or delete"),
         ("one class", r"at least two classes in .*train, but got \['ant'\]"),
-        ("empty", r"images in .*test/bee, but there are none that Pillow reads.*\.txt: 5.*Put some there"),
+        ("empty", r"images in .*test/bee, but there are none that Pillow reads\. Not used.*\.txt 5.*Put some there"),
         ("truncated", r"readable images.*train/bee/2\.png \(.+\)\. .*replace or delete"),
         ("no image", r"train/bee/2\.png \(cannot identify.*replace or delete"),
         ("jpeg", r"train/bee/2\.jpg \(.*truncated.*replace or delete"),
@@ -243,23 +243,22 @@ def test_a_file_that_changes_is_named(root: Path) -> None:
 
 
 def warned(root: Path, **options: object) -> tuple[ImageFolder, str]:
-    """The data, and what it warned of, which it also keeps."""
+    """The data, and what it warned of, once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = ImageFolder(str(root), **{**SMALL, **options})
         data.setup()
         data.setup()
-    said = [str(each.message) for each in caught]
-    assert said == ([data.note] if data.note else [])
-    other = ImageFolder(str(root), **{**SMALL, **options})
-    other.share(data)
+        other = ImageFolder(str(root), **{**SMALL, **options})
+        other.share(data)
     assert other.note == data.note
-    return data, data.note
+    assert len(caught) <= 1
+    return data, "".join(str(each.message) for each in caught)
 
 
 def test_nothing_is_said_of_a_folder_of_images(root: Path) -> None:
     data, said = warned(root)
-    assert said == ""
+    assert (said, data.note) == ("", "")
     assert data.class_names == CLASSES
     counts = data.counts()
     assert list(counts) == list(SPLITS)
@@ -326,8 +325,8 @@ def test_what_is_not_used_is_named(root: Path, change: Callable[[Path], None], w
     save(root.parent / "other.png", np.zeros((8, 10, 3), np.uint8))
     change(root)
     data, said = warned(root)
-    assert re.fullmatch(rf"Not used in \S+: .*{words}.*\.", said)
-    assert data.fingerprint == before.fingerprint
+    assert re.fullmatch(rf"Not used, of \S+: .*{words}.*\.", said)
+    assert (data.fingerprint, data.note) == (before.fingerprint, "")
     assert data.class_names == CLASSES
 
 
@@ -343,19 +342,21 @@ def test_links_that_stay_in_their_class_are_used(root: Path) -> None:
 def test_equal_images_in_train_and_test_are_named(root: Path) -> None:
     shutil.copyfile(root / "train" / "ant" / "2.png", root / "test" / "ant" / "same.png")
     Image.open(root / "train" / "bee" / "3.png").save(root / "test" / "bee" / "coded.bmp")
-    _, said = warned(root)
-    assert said.startswith("Test images that are training images too")
-    assert "2 of 17 (test/ant/same.png = train/ant/2.png, test/bee/coded.bmp = train/bee/3.png" in said
-    assert "several classes" not in said
+    data, said = warned(root)
+    pairs = "test/ant/same.png = train/ant/2.png, test/bee/coded.bmp = train/bee/3.png"
+    assert said == (
+        f"Equal pixel by pixel, test images that are training images too: 2 ({pairs}). Delete those that should not be there."
+    )
+    assert data.note == "test images that are training images too: 2"
 
 
 def test_equal_images_of_several_classes_are_named(root: Path) -> None:
     shutil.copyfile(root / "train" / "ant" / "2.png", root / "train" / "bee" / "same.png")
     shutil.copyfile(root / "train" / "ant" / "3.png", root / "train" / "ant" / "copy.png")
     shutil.copyfile(root / "test" / "ant" / "4.png", root / "test" / "cat" / "same.png")
-    _, said = warned(root)
-    assert said.startswith("Images in the folders of several classes, equal pixel by pixel: 2 (")
+    data, said = warned(root)
     assert "train/ant/2.png = train/bee/same.png, test/ant/4.png = test/cat/same.png" in said
+    assert data.note == "images in the folders of several classes: 2"
 
 
 def test_classes_that_differ_in_case_are_named(root: Path) -> None:
