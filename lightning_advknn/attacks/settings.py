@@ -99,6 +99,12 @@ class AttackSettings:
         return next(iter(inspect.signature(self._load()).parameters), None) == "victim"
 
     @property
+    def eps(self) -> float | None:
+        """Radius of its ball; None of an attack without one."""
+        eps = self.settings.get("eps")
+        return float(eps) if isinstance(eps, int | float) else None
+
+    @property
     def measure(self) -> Norm:
         """What its eps is measured in, or what it makes small without one.
 
