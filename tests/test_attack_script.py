@@ -24,6 +24,7 @@ from lightning_advknn.experiment import training, victims
 from lightning_advknn.experiment.settings import read_experiment
 from lightning_advknn.models import ConvNet, LeNet5
 from lightning_advknn.modules import BackboneModule
+from lightning_advknn.storage import digest
 from tests.wandb_runs import offline_wandb, read_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -386,6 +387,47 @@ def test_what_steers_an_attack_on_a_victim_is_in_its_key(copy: Path) -> None:
     assert len({run._adversarial_key("dknn", "least") for run in runs}) == 3
     assert len({run._adversarial_key("origin", "bim") for run in runs}) == 1
     assert [run.describe()["victim"].get("backend") for run in runs] == [None, "int8", "float32"]
+
+
+def test_how_a_machine_computes_is_in_keys(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load(copy.read_text())
+    config["attacks"]["least"] = {"function": "minimum_norm", "through": "dknnb", "targets": ["dknn"]}
+    copy.write_text(yaml.safe_dump(config))
+
+    def keys() -> dict[str, str]:
+        run = stages.ExperimentRun(read_experiment([f"--config={copy}"]))
+        return {
+            "training": run.attacked.network_key + run.untrained("dknnb")[1].name,
+            "experiment": digest(run.describe()),
+            "votes": run.attacked._key,
+            "bim": run._adversarial_key("origin", "bim"),
+            "least": run._adversarial_key("dknn", "least"),
+        }
+
+    def changed() -> set[str]:
+        return {name for name, key in keys().items() if key != before[name]}
+
+    before, numbers = keys(), {"votes", "bim", "least"}
+    assert changed() == set()
+    quick = torch.cpu._is_vnni_supported()
+    with monkeypatch.context() as pretended:
+        pretended.setattr("torch.cpu._is_vnni_supported", lambda: not quick)
+        pretended.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
+        assert changed() == {"least"}  # neighbours, and so votes, are exact whatever scans
+    with monkeypatch.context() as pretended:
+        pretended.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
+        assert changed() == numbers
+    with monkeypatch.context() as pretended:
+        pretended.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+        assert changed() == numbers
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")  # which it is, unless set otherwise
+        assert changed() == set()
+        torch.set_float32_matmul_precision("medium")
+        assert changed() == numbers
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def test_an_edited_attack_of_ones_own_is_run_again(

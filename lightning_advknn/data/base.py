@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets.utils import check_integrity
 
 from lightning_advknn.data.files import ImageFiles
+from lightning_advknn.functional import check_defaults, check_labels
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Batch(NamedTuple):
@@ -142,12 +145,16 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, train: bool) -> tuple[Tensor | ImageFiles, Tensor]:
-        """Read one original split: images uint8 ``(n, channels, H, W)``, or files of such, and labels int64 ``(n,)``."""
+        """Read one original split: images uint8 ``(n, channels, H, W)``, or files of such, and labels int64 ``(n,)``.
+
+        Labels of other whole numbers are taken as they are; anything else is a ValueError.
+        """
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the data set, once."""
         if self._splits:
             return
+        check_defaults()
         training, testing = (self._read(train) for train in (True, False))
         if not self.val_size < len(training):
             raise ValueError(
@@ -166,6 +173,13 @@ class ImageDataModule(LightningDataModule, ABC):
         """One of the splits ``train``, ``val``, ``calibration``, ``test``, in order of image id."""
         self.setup()
         return self._splits[name]
+
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class, in order of labels, by split."""
+        return {
+            name: self.split(name).labels.bincount(minlength=self.num_classes).tolist()
+            for name in ("train", "val", "calibration", "test")
+        }
 
     def share(self, other: "ImageDataModule") -> None:
         """Take over another's splits, if it is made alike, instead of reading the files again."""
@@ -237,11 +251,22 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read(self, train: bool) -> ImageSplit:
         images, labels = self.load(train)
-        if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape or len(images) != len(labels):
+        shape = tuple(self.image_shape)
+        for what, part in (("images", images), ("labels", labels)):
+            if not isinstance(part, Tensor | ImageFiles):
+                raise ValueError(
+                    f"Expected `load` of {self.name} to give {what} as a tensor, but got a {type(part).__name__}. Convert them"
+                    " with `torch.as_tensor`."
+                )
+        if images.dtype != torch.uint8 or images.shape[1:] != shape or len(images) != len(labels):
             raise ValueError(
-                f"Expected {self.name} images of bytes of shape {self.image_shape} and a label each, but got"
+                f"Expected {self.name} images of bytes of shape {shape} and a label each, but got"
                 f" {images.dtype} {tuple(images.shape)} images and {tuple(labels.shape)} labels in {self.root}."
             )
+        if labels.ndim == 1 and labels.dtype in _INTEGERS:
+            labels = labels.long()  # exactly, and so of one fingerprint
+        else:
+            check_labels(labels, len(images))
         if not len(labels) or not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise ValueError(
                 f"Expected {self.name} labels in [0, {self.num_classes - 1}], but the files in {self.root} hold"

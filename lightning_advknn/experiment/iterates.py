@@ -24,11 +24,11 @@ class Iterates:
     Args:
         attack: With its settings bound.
         target: What it is on.
-        norm: What its eps is measured in.
+        norm: What its eps is measured in; None if nobody knows, so that no iterate is known to be within it.
         eps: Radius of its ball; None of a minimum-norm attack.
     """
 
-    def __init__(self, attack: Attack, target: nn.Module, norm: Norm, eps: float | None) -> None:
+    def __init__(self, attack: Attack, target: nn.Module, norm: Norm | None, eps: float | None) -> None:
         self.attack, self.target, self.norm, self.eps = attack, target, norm, eps
         self._notes: list[dict[str, Tensor]] = []
 
@@ -58,7 +58,7 @@ class Iterates:
 class _Notes:
     """Of one batch."""
 
-    def __init__(self, images: Tensor, labels: Tensor, norm: Norm, eps: float | None) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, norm: Norm | None, eps: float | None) -> None:
         # Copies: an attack may write into what it is given.
         self.images, self.labels = images.detach().clone(), labels.clone()
         self.norm, self.eps = norm, eps
@@ -76,7 +76,8 @@ class _Notes:
         perturbation = asked - self.images
         inside = perturbation.flatten(1).any(1) & ((asked - 0.5).abs() <= 0.5 + ROUNDING).flatten(1).all(1)
         if self.eps is not None:
-            inside &= length(perturbation, self.norm) <= self.eps + ROUNDING
+            radius = self.eps if self.norm else -1.0
+            inside &= length(perturbation, self.norm or "l2") <= radius + ROUNDING
         classes = answer.detach().argmax(1) if answer.ndim == 2 else answer
         self.reached = self.reached | (inside & (classes != self.labels))
 

@@ -1,6 +1,6 @@
 """The stages of an experiment, each saved once under a key of all it depends on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.iterates import Iterates
-from lightning_advknn.experiment.machine import find_device
+from lightning_advknn.experiment.machine import arithmetic, find_device
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, Trained, check_names
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.experiment.victims import Victims
@@ -28,7 +28,7 @@ from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.modules.checkpoint import check_data
 from lightning_advknn.ranks import Ranks
-from lightning_advknn.search import APPROXIMATE, check_backend, index_settings
+from lightning_advknn.search import APPROXIMATE, check_backend, check_int8, fastest, index_settings
 from lightning_advknn.storage import digest, file_digest, weights_digest
 
 SHARD = 1000  # images attacked or queried between two saves
@@ -54,7 +54,10 @@ class ExperimentRun:
         self.device = find_device(experiment.device, self.ranks)
         check_names(experiment)
         check_backend(experiment.victim.backend)
-        self._attacks = {name: attack.bind() for name, attack in experiment.attacks.items()}
+        if experiment.victim.backend == "int8":
+            check_int8(self.device)
+        for attack in experiment.attacks.values():
+            attack.check()
         make = partial(Victims, experiment=experiment, device=self.device, cache=self.cache, ranks=self.ranks)
         self.attacked = make(ORIGIN, experiment.backbone, experiment.victim.layer)
         self._trainings = {
@@ -77,12 +80,14 @@ class ExperimentRun:
         for cli in self._trainings.values():
             cli.datamodule.share(self.data)
         self._check_settings()
+        self._attacks = {
+            name: attack.bind(self.data.image_shape, self.data.num_classes)
+            for name, attack in experiment.attacks.items()
+        }
         self._load_given()
 
     def _check_settings(self) -> None:
         _ = self.attacks
-        for attack in self.experiment.attacks.values():
-            _ = attack.measure
         rows, victim = len(self.data.split("train")), self.experiment.victim
         if not 1 <= victim.k <= rows:
             raise ValueError(
@@ -188,7 +193,11 @@ class ExperimentRun:
         return range(0, len(self.test), SHARD)
 
     def describe(self) -> dict[str, Any]:
-        """Everything the results depend on, as plain values; equal for equal experiments."""
+        """Everything the results depend on, as plain values; equal for equal experiments, whatever machine makes them.
+
+        So an experiment that goes on on another machine stays the same one in the same folders: what the other machine computes
+        differently has another key in the cache and is made again there.
+        """
         experiment = self.experiment
         given = {name: self._trained(name).checkpoint for name in self._trainings}
         settings = {
@@ -200,7 +209,7 @@ class ExperimentRun:
                 if k not in ("backend", "memory_gib", "shard", "index") and (k, v) != ("layers", None)
             }
             | ({"index": self.attacked.index} if self.attacked.index else {})
-            | self._scan(experiment.attacks),
+            | self._named_scan(),
             "attacks": {
                 name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
                 for name, attack in experiment.attacks.items()
@@ -396,7 +405,7 @@ class ExperimentRun:
         if settings.through:
             function = partial(function, surrogate=self.logits_fn(settings.through))
         target = self.victim(method) if method in VICTIMS else self.logits_fn(method)
-        watched = Iterates(function, target, settings.measure, settings.eps)
+        watched = Iterates(function, target, settings.known_norm, settings.eps)
         # DkNN is one and the same for all attacks, and is also asked to judge.
         before = target.queries if isinstance(target, DkNNClassifier) else 0
         adversarial = perturb(watched, target, images, labels, settings.precision)
@@ -429,19 +438,24 @@ class ExperimentRun:
                 "labels": [settings.layer, *votes] if self.experiment.label_source == "knn" else "true",
                 **({"through": weights_digest(self.logits_fn(through))} if through else {}),
                 **({"code": code} if (code := self.experiment.attacks[attack].code) else {}),
-                **self._scan([attack]),
+                **({"scan": self._scan} if method in VICTIMS else {}),
+                "arithmetic": arithmetic(self.device),
             }
         )
 
-    def _scan(self, attacks: Iterable[str]) -> dict[str, str]:
-        """The exact backend, if one is named: attacks on victims look for near images with its precision, which changes no vote."""
+    @property
+    def _scan(self) -> str:
+        """What scans banks: attacks on victims look for near images with its precision, which changes no vote."""
+        backend = self.experiment.victim.backend
+        # Approximate ones scan single classes exactly.
+        return f"{backend}: {fastest(self.device)}" if backend in ("auto", *APPROXIMATE) else backend
+
+    def _named_scan(self) -> dict[str, str]:
+        """The exact backend, if one is named and an attack on a victim depends on it."""
         backend = self.experiment.victim.backend
         named = backend not in ("auto", *APPROXIMATE)
-        return (
-            {"backend": backend}
-            if named and any(self.experiment.attacks[a].on_victim for a in attacks)
-            else {}
-        )
+        on_victims = any(attack.on_victim for attack in self.experiment.attacks.values())
+        return {"backend": backend} if named and on_victims else {}
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and ids of the test images from `start` on, on the device."""

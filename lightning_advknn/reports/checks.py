@@ -47,7 +47,7 @@ def check_runs(
 
 def in_balls(runs: Sequence[AttackRun]) -> Check:
     """Whether every adversarial of an attack with an eps is within it, and eps is of the norm that it is taken for."""
-    bounded = [(run, run.eps) for run in runs if run.eps is not None]
+    bounded = [(run, run.eps) for run in runs if run.eps is not None and run.norm]
     beyond = []
     for run, eps in bounded:
         farthest = float(run.distance(run.norm).max())

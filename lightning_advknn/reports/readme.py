@@ -10,7 +10,7 @@ from lightning_advknn.reports.results import Planned, Results, load
 from lightning_advknn.reports.summary import which_images
 from lightning_advknn.storage import atomic_path
 
-DATA = ("mnist", "fashion_mnist", "svhn")
+DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
 REPORT = "report/report.md"
 
 
@@ -67,7 +67,7 @@ def _section(results: Results) -> str:
     tables = (
         f"{table.caption}\n\n{markdown_table(table)}\n\n" for table in (table1([results]), table2(results))
     )
-    return f"{heading}{''.join(tables)}{' '.join([facts, *results.approximations])}\n"
+    return f"{heading}{''.join(tables)}{' '.join([facts, *results.notes])}\n"
 
 
 def _leaderboard(folder: Path) -> str:
