@@ -17,7 +17,7 @@ from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import LabelSource, Verdicts, Victim, judge
 from lightning_advknn.functional import Convention
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.search import Metric
 
@@ -114,7 +114,8 @@ class AttackEvaluation(Callback):
         data = data_of(trainer)
         own = _feature_network(pl_module)
         # The same submodules under a list of layers of their own.
-        self._network = FeatureNetwork(own.network, self.layers or own.layers)
+        with kept_modes(own.network):
+            self._network = FeatureNetwork(own.network, self.layers or own.layers)
         self._layer, self._k = self._victim_of(pl_module)
         if self._layer not in self._network.layers:
             raise ValueError(
@@ -169,7 +170,7 @@ class AttackEvaluation(Callback):
             scene = self._scene(trainer, module)
             _log(trainer, module, scene.metrics("clean", scene.rows()))
             for name, (attack, precision) in self.attacks.items():
-                adversarial = scene.attack(module, attack, precision)
+                adversarial = scene.attack(name, module, attack, precision)
                 rows = scene.rows(adversarial)
                 _log(trainer, module, scene.metrics(name, rows))
                 samples = {**rows, "images": scene.images, "adversarial": adversarial}
@@ -183,7 +184,9 @@ class AttackEvaluation(Callback):
             for eps in (0.0, *next(iter(self.curves.values()))):
                 point = {"eps/eps": eps}
                 for name, attacks in self.curves.items():
-                    adversarial = scene.attack(module, attacks[eps], self.attacks[name][1]) if eps else None
+                    adversarial = (
+                        scene.attack(name, module, attacks[eps], self.attacks[name][1]) if eps else None
+                    )
                     point |= scene.success(name, scene.rows(adversarial))
                 wandb_panels.use_axis(trainer, point, "eps/eps")
                 for logger in trainer.loggers:

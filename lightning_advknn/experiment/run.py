@@ -75,6 +75,8 @@ class ExperimentRun:
         for cli in self._trainings.values():
             cli.datamodule.share(self.data)
         self._check_settings()
+        for victims in (self.attacked, *self.transfers.values()):
+            victims.check()
         self._load_given()
 
     def _check_settings(self) -> None:
@@ -375,11 +377,13 @@ class ExperimentRun:
             function = partial(function, surrogate=self.logits_fn(settings.through))
         if method not in VICTIMS:
             return {
-                "adversarial": perturb(function, self.logits_fn(method), images, labels, settings.precision)
+                "adversarial": perturb(
+                    function, self.logits_fn(method), images, labels, settings.precision, attack
+                )
             }
         victim = self.victim(method)
         before = victim.queries  # DkNN is one and the same for all attacks, and is also asked to judge
-        adversarial = perturb(function, victim, images, labels, settings.precision)
+        adversarial = perturb(function, victim, images, labels, settings.precision, attack)
         return {"adversarial": adversarial, "queries": torch.tensor([victim.queries - before])}
 
     def _adversarial_key(self, method: str, attack: str) -> str:
@@ -446,7 +450,7 @@ class ExperimentRun:
         cli, trained = self._trainings[name], self._trained(name)
         load_or_fit(cli, trained, checkpoint, self.experiment.seed, self.cache, name)
         surrogate: Surrogate = module.surrogate
-        return surrogate.to(self.device).eval()
+        return surrogate.to(self.device)
 
     def _trained(self, name: str) -> Trained:
         """How a module is made; surrogates imitate the victim's kNN, also an approximate one, unless they say otherwise."""

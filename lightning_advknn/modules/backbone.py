@@ -1,7 +1,7 @@
 """Training of the backbone whose features the victims search."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.data import Batch, data_of
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules.checkpoint import (
     IDENTITY,
     Identity,
@@ -19,6 +19,7 @@ from lightning_advknn.modules.checkpoint import (
     check_identity,
     check_loss,
     check_network,
+    check_on_data,
     describe,
 )
 
@@ -64,7 +65,8 @@ class BackboneModule(LightningModule):
                 "winograd": winograd,
             }
         )
-        self.network = FeatureNetwork(network, layers)
+        with kept_modes(network):  # which is to be trained in them
+            self.network = FeatureNetwork(network, layers)
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
@@ -75,8 +77,14 @@ class BackboneModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images in [0, 1]."""
-        logits: Tensor = self.network(images)
+        logits: Tensor = self.network.network(images)  # not evaluated alone, but trained
         return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of the network itself; as a victim's, it always evaluates."""
+        super().train(mode)
+        self.network.network.train(mode)
+        return self
 
     def identity(self, data_name: str) -> Identity:
         """What a checkpoint of this module says of itself."""
@@ -89,8 +97,10 @@ class BackboneModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check that the data fits."""
-        check_data(data_of(self.trainer), self.image_shape, self.num_classes)
+        """Check that the data fits, and that the network is a function of the image."""
+        data = data_of(self.trainer)
+        check_data(data, self.image_shape, self.num_classes)
+        check_on_data(self.network, data)
         if stage == "fit" and self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if stage == "fit" and self.winograd and self.trainer.strategy.root_device.type == "cpu":
