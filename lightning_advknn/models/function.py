@@ -141,7 +141,8 @@ def _first(network: FeatureNetwork, images: Tensor) -> tuple[_Outputs, float]:
     finally:
         for handle in handles:
             handle.remove()
-    tolerance = max(_ROUNDING.get(dtype, _ROUNDING[torch.float32]) for dtype in seen)
+    known = [_ROUNDING[dtype] for dtype in seen if dtype in _ROUNDING]
+    tolerance = max(known, default=_ROUNDING[torch.float32])
     return outputs, tolerance if images.device.type == "cpu" else max(tolerance, _TF32)
 
 
