@@ -8,7 +8,7 @@ and W&B all read these.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from torchmetrics import MeanMetric, Metric
 
 from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
+from lightning_advknn.attacks.arguments import check_returned
 from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.functional import Convention, check_images
+from lightning_advknn.functional import Convention, check_images, check_labels, float32_arithmetic
 from lightning_advknn.integrity import unchanged
 from lightning_advknn.ranks import is_lost
 
@@ -72,6 +73,7 @@ class Verdicts(NamedTuple):
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def observe(
     dknn: DkNNClassifier, images: Tensor, batch_size: int = 500, rows: range | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -88,9 +90,9 @@ def observe(
         The backbone's classes int64 ``(n,)`` and votes int64 ``(n, L, C)``; of `rows` if these are given.
 
     Raises:
-        ValueError: If an image is out of range or a feature is not finite.
+        ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
     """
-    check_images(images)
+    dknn.check_images(images)
     asked = range(len(images)) if rows is None else rows
     classes, votes = [], []
     for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
@@ -132,6 +134,7 @@ def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
     return decide(dnn, votes, layer, dknn.calibration_votes, dknn.convention)
 
 
+@float32_arithmetic()
 def perturb(
     attack: Attack,
     target: Target,
@@ -159,21 +162,24 @@ def perturb(
         Adversarial images, float32, same shape: exactly what is stored and judged.
 
     Raises:
-        ValueError: If the attack fails, returns anything but floating-point images of the same shape in [0, 1], or changes the
-            target, another module that it holds or torch's global settings; what it changed is put back.
+        ValueError: If an image or a label is out of range, or the attack fails, returns anything but floating-point images of the
+            same shape in [0, 1], or changes the target, another module that it holds or torch's global settings; what it changed
+            is put back.
     """
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
+    check_images(images)
+    victim = target if isinstance(target, DkNNClassifier) else None
+    check_labels(labels, len(images), victim.banks[victim.layers[0]].num_classes if victim else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
-    if isinstance(target, DkNNClassifier):
+    if victim:
         size = max(n, 1)
     # Rows of all batches: filled up with the images in turn, from the first one on.
     rows = torch.arange(-(-n // size) * size, device=images.device) % max(n, 1)
-    asked = target.network if isinstance(target, DkNNClassifier) else target
 
     @torch.no_grad()
     def ask() -> None:
         for few in (1, 2):
-            asked(images[:few].clone())
+            (victim.network if victim else target)(images[:few].clone())
 
     parts = []
     with prepared(target, precision) as ready, unchanged(name, (target, attack), ask):
@@ -198,47 +204,26 @@ def _errors_of(attack: str) -> Iterator[None]:
         raise ValueError(f"Attack {attack} failed: {type(error).__name__}: {error}") from error
 
 
-def _as_images(returned: Any, images: Tensor, attack: str) -> Tensor:
+def _as_images(returned: object, images: Tensor, attack: str) -> Tensor:
     """What an attack returned, as a float32 copy on the device of the images that it was given.
 
     Raises:
         ValueError: If it is anything but floating-point images of their shape in [0, 1], up to rounding.
     """
-    expected = (
-        f"Expected attack {attack} to return a floating-point tensor of shape {tuple(images.shape)} in [0, 1]"
-    )
-    if not isinstance(returned, Tensor):
-        kind, remedy = type(returned).__name__, "Return its adversarial images as a tensor."
-        if returned is None:
-            kind, remedy = "nothing", "End it with `return adversarial`."
-        elif isinstance(returned, tuple | list):
-            kind += f" of {[type(each).__name__ for each in returned[:5]]}"
-            remedy = "Return the images alone, as one tensor."
-        elif hasattr(returned, "__array__"):
-            remedy = "Return `torch.from_numpy(array)`."
-        raise ValueError(f"{expected}, but got {kind}. {remedy}")
-    if returned.layout != torch.strided or returned.is_quantized or not returned.is_floating_point():
-        raise ValueError(
-            f"{expected}, but got {returned.dtype}{' ' if returned.layout == torch.strided else f' as {returned.layout}'}."
-            " Return floats: divide bytes by 255."
-        )
-    if returned.shape != images.shape:
-        raise ValueError(
-            f"{expected}, but got {tuple(returned.shape)}. Return one image for each that it was given, with channels before"
-            " height and width."
-        )
+    check_returned(f"attack {attack}", returned, images)
     # A copy, as it may give one and the same memory each time.
-    adversarial = returned.detach().to(images.device, torch.float32, copy=True)
-    low, high = adversarial.aminmax() if len(adversarial) else (0.0, 1.0)
+    adversarial = cast(Tensor, returned).detach().to_dense().to(images.device, torch.float32, copy=True)
+    low, high = adversarial.aminmax()
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
         raise ValueError(
-            f"{expected}, but got values in [{float(low)}, {float(high)}]. Clip them as in `adversarial.clamp(0, 1)`; NaN comes"
-            " from dividing by a gradient of zero."
+            f"Expected attack {attack} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]. Clip"
+            " them: `adversarial.clamp(0, 1)`. NaN often comes from dividing by a gradient that is zero."
         )
     return adversarial.clamp_(0.0, 1.0)
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def predict(logits_fn: LogitsFn, images: Tensor, batch_size: int = 500) -> Tensor:
     """Class with the highest logit, int64 ``(n,)``."""
     return torch.cat([logits_fn(part).argmax(1) for part in torch.split(images, batch_size)])
@@ -263,7 +248,14 @@ def make_rows(
         before: Verdicts on `images`.
         after: Verdicts on `adversarial`.
         surrogate: What was attacked instead of the backbone; asked for its predictions too.
+
+    Raises:
+        ValueError: If a label is no class, or images, ids and verdicts are not as many.
     """
+    check_labels(labels, len(images), before.votes.shape[-1])
+    sizes = {len(each) for each in (images, ids, before.dnn, after.dnn)}
+    if len(sizes) > 1:
+        raise ValueError(f"Expected as many images as ids and verdicts, but got {sorted(sizes)}.")
     rows: Rows = {
         "id": ids,
         "label": labels,
@@ -278,6 +270,7 @@ def make_rows(
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def imitation(surrogate: LogitsFn, images: Tensor, votes: Tensor, batch_size: int = 500) -> Rows:
     """How well a surrogate imitates the kNN on each image.
 

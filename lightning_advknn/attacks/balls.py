@@ -9,6 +9,39 @@ Norm = Literal["l2", "linf"]
 """How a perturbation is measured: its Euclidean length, or the largest change of a pixel; both in pixel units of [0, 1]."""
 
 
+def norm_of(value: object) -> str | None:
+    """Name of a norm as libraries write it, ``l0``, ``l1``, ``l2`` or ``linf``; None of anything else.
+
+    >>> [norm_of(value) for value in ("L2", "LINF", "inf", 2, torch.inf, "2", "l1", 0, "wasserstein")]
+    ['l2', 'linf', 'linf', 'l2', 'linf', 'l2', 'l1', 'l0', None]
+    """
+    if isinstance(value, bool):
+        return None
+    order = str(value).strip().lower().replace("_", "").removeprefix("l").removesuffix(".0")
+    return f"l{order}" if order in ("0", "1", "2", "inf") else None
+
+
+def as_norm(value: object, of: str) -> Norm:
+    """A norm as libraries write it.
+
+    Args:
+        value: Such as ``"L2"``, ``"inf"``, ``2`` or ``torch.inf``.
+        of: Whose it is.
+
+    Raises:
+        ValueError: If it is neither L2 nor Linf.
+    """
+    match norm_of(value):
+        case "l2":
+            return "l2"
+        case "linf":
+            return "linf"
+    raise ValueError(
+        f"Expected the norm of {of} to be L2 or Linf, in which adversarials are reported and ranked here, but got {norm_of(value) or value!r}."
+        " Take an attack in L2 or Linf, or this one with such a norm if it has one."
+    )
+
+
 def check_norm(norm: Norm) -> None:
     """Raise a ValueError unless it is one."""
     if norm not in get_args(Norm):

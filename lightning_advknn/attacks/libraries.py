@@ -6,22 +6,25 @@ they inherit from, so a class of one's own that extends one of theirs works too.
 
 import inspect
 import math
-import random
+import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.attacks.arguments import check_arguments
+from lightning_advknn.attacks.arguments import check_arguments, check_returned
+from lightning_advknn.attacks.balls import norm_of
 from lightning_advknn.attacks.gradient_sign import LogitsFn
+from lightning_advknn.attacks.probe import Probe, seeded
 
 _PACKAGES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
+_COUNTS = ("n_classes", "nb_classes", "num_classes")  # arguments that count the classes
+_STANDARD = 10  # classes of AutoAttack's authors: with more, too, it aims at the 9 nearest others
 _ROUNDING = 1e-6  # by which a library's last addition in float32 may leave [0, 1]
 
 
@@ -86,10 +89,17 @@ class _Logits(nn.Module):
         return self.logits_fn(images)
 
 
-_Run = Callable[[Tensor, Tensor], Tensor]  # run(images, labels) -> adversarial
-_Make = Callable[
-    [Any, _Logits, Tensor, dict[str, Any]], _Run
-]  # of a class, its target, an image, its settings
+class _Made(NamedTuple):
+    """An attack that is ready."""
+
+    run: Callable[[Tensor, Tensor], Any]
+    """Of images and labels, what the library gives: adversarial images, if all goes well."""
+    norm: object
+    """What the library says that the attack keeps small, in its own words; None where it is silent."""
+
+
+# Of a class, its target, an image, its settings.
+_Make = Callable[[Any, _Logits, Tensor, dict[str, Any]], _Made]
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ class LibraryAttack:
 
     Settings are the constructor's arguments, and `seed`. Attacks of foolbox also have `eps`, to which the perturbation is
     clipped in the attack's norm; without it, a minimum-norm attack has no bound. Where foolbox finds nothing and gives a black
-    image, the image stays as it was. Attacks of ART show no progress unless `verbose` is set.
+    image, the image stays as it was. Attacks of ART show no progress unless `verbose` is set. A number of classes is that of
+    the logits, unless it is given. A norm may be written in any way that `balls.norm_of` knows.
 
     Args:
         path: Its import path.
@@ -127,16 +138,23 @@ class LibraryAttack:
             Adversarial images in [0, 1], same shape, dtype and device.
 
         Raises:
-            ValueError: If images or labels are not as stated, or the library leaves [0, 1].
+            ValueError: If images or labels are not as stated, or the library fails, returns something else or leaves [0, 1].
         """
         check_arguments(images, labels)
         if not len(images):
             return images.clone()
         # Outside of inference mode, and on copies, as in `bim`.
-        with torch.inference_mode(False), torch.enable_grad(), _seeded(seed):
+        with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
             images, labels = images.detach().clone(), labels.clone()
-            run = self._made(logits_fn, images[:1], seed, settings)
-            adversarial = run(images.clone(), labels).detach().to(images)
+            try:
+                returned = self._made(logits_fn, images[:1], seed, settings).run(images.clone(), labels)
+            except Exception as error:
+                raise ValueError(
+                    f"Expected {self.path} with {settings} to attack images of shape {tuple(images.shape)}, but it raised"
+                    f" {_text(error)}. Change its settings, or leave it out."
+                ) from error
+        check_returned(self.path, returned, images)
+        adversarial: Tensor = returned.detach().to(images)
         low, high = adversarial.aminmax()
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
             raise ValueError(
@@ -145,68 +163,118 @@ class LibraryAttack:
             )
         return adversarial.clamp(0.0, 1.0)
 
-    def check(self, settings: dict[str, Any]) -> None:
+    def check(self, settings: dict[str, Any]) -> object:
         """Judge settings by making the attack, which takes no time.
+
+        Returns:
+            What the library says that the attack keeps small, in its own words such as ``"Linf"`` or ``2``; None where it is silent.
 
         Raises:
             ValueError: If it cannot be made with them.
         """
         parameters = inspect.signature(self.kind).parameters
         seed, given = settings.get("seed", 0), {name: settings[name] for name in settings if name != "seed"}
+        counts = [given[name] for name in _COUNTS if name in parameters and type(given.get(name)) is int]
+        probe = Probe((1, 28, 28), max(2, *counts) if counts else 10).eval()
         try:
             for name, value in given.items():
-                default = parameters[name].default if name in parameters else None
-                # What most libraries would find out when they compute with it. (ART takes "inf" for a norm.)
+                default = parameters[name].default if name in parameters and name != "norm" else None
+                # What most libraries would find out when they compute with it.
                 if isinstance(default, int | float) and math.isfinite(default) and isinstance(value, str):
                     raise TypeError(f"{name} is the text {value!r}, not a number such as {default}")
-            with torch.inference_mode(False), _seeded(seed):
-                self._made(lambda images: images.flatten(1)[:, :10], torch.zeros(1, 1, 28, 28), seed, given)
-        except (TypeError, ValueError, AssertionError) as error:
+            with torch.inference_mode(False), seeded(seed):
+                return self._made(probe, probe.examples()[0][:1], seed, given).norm
+        except Exception as error:
             own = ["seed", "eps"] if self.make is _make_foolbox else ["seed"]
             wanted = [
                 *own,
                 *(name for name in parameters if name not in ("model", "estimator", "classifier")),
             ]
             raise ValueError(
-                f"Expected the settings of {self.path} to be among {wanted}, but got {settings}: {error}."
+                f"Expected the settings of {self.path} to be among {wanted}, but got {settings}: {_text(error)}."
             ) from error
 
-    def _made(self, logits_fn: LogitsFn, example: Tensor, seed: int, settings: dict[str, Any]) -> _Run:
+    def _made(self, logits_fn: LogitsFn, example: Tensor, seed: int, settings: dict[str, Any]) -> _Made:
+        parameters = inspect.signature(self.kind).parameters
+        logits = _Logits(logits_fn, example)
         # Some of torchattacks' would seed themselves with the time.
-        own = {"seed": seed} if "seed" in inspect.signature(self.kind).parameters else {}
-        return self.make(self.kind, _Logits(logits_fn, example), example, {**settings, **own})
+        own: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
+        for name in parameters.keys() & set(_COUNTS):
+            own[name] = self._count(name, settings.get(name), logits, example)
+        if settings.get("norm") is not None and "norm" in parameters:
+            own["norm"] = _spelled(settings["norm"], parameters["norm"].default)
+        return self.make(self.kind, logits, example, {**settings, **own})
+
+    def _count(self, name: str, given: int | None, logits: _Logits, example: Tensor) -> int:
+        """The number of classes."""
+        with torch.no_grad():
+            classes = int(logits(example).shape[1])
+        if given is None:
+            return classes
+        if given not in (classes, min(classes, _STANDARD)):
+            raise ValueError(
+                f"{name} is {given}, but there are {classes} classes; leave it out, and it is {classes}"
+            )
+        return given
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed every global random generator that a library may draw from, and restore them."""
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - ART draws from it
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(own)
-            np.random.set_state(numpys)  # noqa: NPY002
+def _spelled(norm: object, default: object) -> object:
+    """L2 or Linf as a class writes its own norm; another as it is."""
+    if default in ("L2", "Linf"):
+        return {"l2": "L2", "linf": "Linf"}.get(norm_of(norm) or "", norm)
+    if isinstance(default, int | float):
+        return {"l2": 2, "linf": np.inf}.get(norm_of(norm) or "", norm)
+    return norm
 
 
-def _make_torchattacks(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Run:
-    attack: _Run = kind(logits, **settings)
-    return attack
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(".: ")
 
 
-def _make_foolbox(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Run:
+_UNTARGETED = "labels are classes to move away from, so `targeted` must be false"
+
+
+def _make_torchattacks(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Made:
+    attack = kind(logits, **settings)
+    if attack.targeted:
+        raise ValueError(_UNTARGETED)
+    fewest, classes = _fewest_classes(attack), logits(example).shape[1]
+    if classes < fewest:
+        raise ValueError(
+            f"there are {classes} classes, and its DLR loss needs {fewest}; take APGD with `loss: ce`, FAB and Square instead"
+        )
+    # Where several are named, its setting decides.
+    documented = re.search(r"Distance Measure *: *(\w+) *$", kind.__doc__ or "", re.MULTILINE)
+    return _Made(attack, getattr(attack, "norm", documented and documented[1]))
+
+
+def _fewest_classes(attack: Any) -> int:
+    """How many classes a loss of differences of logits ranks: 3, or 4 if it is targeted."""
+    automatic = type(attack).__name__ == "AutoAttack"
+    if type(attack).__name__ == "APGDT" or (automatic and attack.version != "rand"):
+        return 4
+    return 3 if automatic or getattr(attack, "loss", None) == "dlr" else 2
+
+
+def _make_foolbox(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Made:
+    from foolbox import distances
     from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack
     from foolbox.models.pytorch import PyTorchModel
 
     eps = settings.pop("eps", None)
+    if norm_of(settings.get("distance")):
+        settings["distance"] = getattr(distances, norm_of(settings["distance"]) or "")
+    if isinstance(settings.get("constraint"), str):
+        settings["constraint"] = settings["constraint"].lower()
     attack = kind(**settings)
     if eps is None and isinstance(attack, FixedEpsilonAttack):
         raise ValueError("eps is missing, and the attack looks for no smallest perturbation")
     if eps is not None and not (isinstance(eps, int | float) and 0 <= eps < math.inf):
         raise ValueError(f"eps is {eps!r}, not a finite number of at least 0")
+    if "distance" in inspect.signature(kind).parameters and not isinstance(
+        settings.get("distance"), distances.Distance
+    ):
+        raise ValueError("distance says neither l2 nor linf, and the attack has none of its own")
     model = PyTorchModel(logits, bounds=(0, 1), device=example.device)
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
@@ -217,10 +285,35 @@ def _make_foolbox(kind: Any, logits: _Logits, example: Tensor, settings: dict[st
             adversarial[nothing] = images[nothing]
         return adversarial
 
-    return run
+    return _Made(run, _foolbox_norm(attack))
 
 
-def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Run:
+def _foolbox_norm(attack: Any) -> object:
+    try:
+        return attack.distance.p
+    except (AttributeError, ValueError):  # it has none, or none yet
+        return None
+
+
+_ART_NORMS = {
+    # What they minimise or bound by their papers, where they have no setting that says so.
+    "BoundaryAttack": "l2",
+    "CarliniL0Method": "l0",
+    "CarliniL2Method": "l2",
+    "CarliniLInfMethod": "linf",
+    "DeepFool": "l2",
+    "NewtonFool": "l2",
+    "PixelAttack": "l0",
+    "SaliencyMapMethod": "l0",
+    "SignOPTAttack": "l2",
+    "SimBA": "l2",
+    "ThresholdAttack": "linf",
+    "VirtualAdversarialMethod": "l2",
+    "ZooAttack": "l2",
+}
+
+
+def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Made:
     from art.estimators.classification import PyTorchClassifier
 
     with torch.no_grad():
@@ -236,16 +329,28 @@ def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, A
     quiet = {"verbose": False} if "verbose" in inspect.signature(kind).parameters else {}
     attack = kind(estimator, **{**quiet, **settings})
     if attack.targeted:
-        raise ValueError("labels are classes to move away from, so `targeted` must be false")
+        raise ValueError(_UNTARGETED)
 
-    def run(images: Tensor, labels: Tensor) -> Tensor:
+    def run(images: Tensor, labels: Tensor) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # ART 1.20 makes arrays of tensors as NumPy 1 did
-            return torch.from_numpy(attack.generate(images.cpu().numpy(), labels.cpu().numpy()))
+            generated = attack.generate(images.cpu().numpy(), labels.cpu().numpy())
+        return torch.from_numpy(generated) if isinstance(generated, np.ndarray) else generated
 
-    return run
+    return _Made(run, _art_norm(kind, attack))
+
+
+def _art_norm(kind: type, attack: Any) -> object:
+    if kind.__module__.partition(".")[0] == "art" and kind.__name__ in _ART_NORMS:
+        return _ART_NORMS[kind.__name__]
+    # Wasserstein's `norm` is that of its steps; of the elastic net, which is neither L1 nor L2, no more is known.
+    for name in ("ball", "norm", "decision_rule"):
+        if hasattr(attack, name):
+            said = getattr(attack, name)
+            return None if said == "EN" else said
+    return None
 
 
 _MAKERS: dict[str, _Make] = {

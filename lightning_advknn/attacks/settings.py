@@ -7,14 +7,15 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from lightning_advknn.attacks.balls import Norm
+from lightning_advknn.attacks.arguments import check_returned
+from lightning_advknn.attacks.balls import Norm, as_norm, norm_of
 from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.libraries import LibraryAttack, load_function
 from lightning_advknn.attacks.precision import Precision
+from lightning_advknn.attacks.probe import try_out
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.storage import code_of
 
@@ -30,7 +31,8 @@ else:
     Plain = bool | int | float | str | list | dict | None
 """A value as YAML writes it. Were it `Any`, jsonargparse would call whatever a value's `class_path` names."""
 
-_NORMS: dict[str, Norm] = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf"}
+_LINF = ("ask", "bim", "fgsm", "sitawarin_wagner_linf")
+"""Functions of `lightning_advknn.attacks` whose eps is of Linf. Others have a setting `norm`, or keep L2 small."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class AttackSettings:
             victim. None for all of them.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
-        norm: What its eps is measured in, where nothing else says so (`measure`).
+        norm: What its eps is measured in, ``l2`` or ``linf`` in any way that libraries write them, where nothing else says so
+            (`measure`).
     """
 
     function: str
@@ -56,13 +59,13 @@ class AttackSettings:
     targets: list[str] | None = None
     through: str | None = None
     vary: dict[str, list[Plain]] = field(default_factory=dict)
-    norm: Norm | None = None
+    norm: str | float | None = None
 
-    def bind(self) -> Attack:
-        """The attack as a function of its target, images and labels.
+    def check(self) -> None:
+        """Judge all that can be judged without knowing what is attacked.
 
         Raises:
-            ValueError: If the function, a setting or the precision does not exist, one is missing, or one is out of
+            ValueError: If the function, a setting, the precision or the norm does not exist, one is missing, or one is out of
                 range.
             ImportError: If the library of the function is not installed.
         """
@@ -75,7 +78,6 @@ class AttackSettings:
                 f"Expected another `precision` than 'bfloat16' for {self.function}: a victim decides in float32."
             )
         function = self._load()
-        bound = partial(function, **self.settings)
         given = {**self.settings, **({"surrogate": None} if self.through else {})}
         try:
             inspect.signature(function).bind(None, None, None, **given)
@@ -84,13 +86,41 @@ class AttackSettings:
             raise ValueError(
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
+        _ = self._norm  # of a library's attack, judges its settings too
         if isinstance(function, LibraryAttack):
-            function.check(given)
-            return bound
+            return
         _check_types(self.function, function, self.settings)
-        if not self.on_victim:
-            # One tiny attack makes the function itself judge its settings before any long work.
-            bound(lambda images: images.flatten(1), torch.full((1, 1, 8, 8), 0.5), torch.zeros(1).long())
+        if "." not in self.function and not self.on_victim:
+            # The function itself judges its settings.
+            try_out(partial(function, **self.settings), precision=self.precision)
+
+    def bind(self, image_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10) -> Attack:
+        """The attack as a function of its target, images and labels, after a trial on two images of a `probe.Probe`.
+
+        Args:
+            image_shape: Of the images to be attacked, ``(channels, H, W)``.
+            num_classes: Of the target. Both are for the trial alone: the attack works for others, too.
+
+        Raises:
+            ValueError: As `check`; or if the attack fails, or returns something else than images.
+            ImportError: If the library of the function is not installed.
+        """
+        self.check()
+        function = self._load()
+        bound = partial(function, **self.settings)
+        if "." not in self.function or self.on_victim:
+            return bound
+        try:
+            tried = try_out(bound, image_shape, num_classes, self.precision)
+        except Exception as error:
+            if isinstance(function, LibraryAttack):
+                raise  # it names itself
+            raise ValueError(
+                f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small module of"
+                f" {num_classes} classes, but it raised {type(error).__name__}: {error}"
+            ) from error
+        if tried:
+            check_returned(self.function, *tried)
         return bound
 
     @property
@@ -102,23 +132,43 @@ class AttackSettings:
     def measure(self) -> Norm:
         """What its eps is measured in, or what it makes small without one.
 
-        In this order: its `norm`; the setting ``norm``, or its function's own; L2 if the function's name has ``l2`` in it, as
-        foolbox's and torchattacks' have; Linf if it has an eps; L2.
+        A library's attack says so itself: foolbox's by its ``distance``, torchattacks' and ART's by their ``norm``, their
+        documentation or paper (`LibraryAttack.check`); a function by its setting ``norm``. Where these are silent, its `norm` does.
 
         Raises:
-            ValueError: If it is another norm.
+            ValueError: If it is another norm, nothing says so, or two disagree.
         """
-        parameter = inspect.signature(self._load()).parameters.get("norm")
-        own = None if parameter is None or parameter.default is parameter.empty else parameter.default
-        norm = self.norm or self.settings.get("norm", own)
-        if norm is None:
-            named = "l2" in self.function.rpartition(".")[2].lower()
-            return "l2" if named or self.settings.get("eps") is None else "linf"
-        if str(norm) not in _NORMS:
+        if self._norm is None:
             raise ValueError(
-                f"Expected the norm of {self.function} to be one of {list(_NORMS)}, but got {norm!r}."
+                f"Expected `norm` to say what {self.function} keeps small, as nothing else does, but it is missing. Add"
+                " `norm: l2` or `norm: linf` beside `function`."
             )
-        return _NORMS[str(norm)]
+        return self._norm
+
+    @property
+    def _norm(self) -> Norm | None:
+        """`measure`, or None where nothing says so."""
+        said = self._said()
+        norms = [as_norm(value, self.function) for value in (said, self.norm) if value is not None]
+        if len(set(norms)) > 1:
+            raise ValueError(
+                f"Expected `norm` of {self.function} to be {norms[0]!r}, as it says itself, but got {self.norm!r}. Leave `norm` out."
+            )
+        return norms[0] if norms else None
+
+    def _said(self) -> object:
+        """The attack's own word on its norm; None where it is silent."""
+        function = self._load()
+        if isinstance(function, LibraryAttack):
+            return function.check(self.settings)
+        parameter = inspect.signature(function).parameters.get("norm")
+        if parameter is not None:
+            own = None if parameter.default is parameter.empty else parameter.default
+            given = self.settings.get("norm", own)
+            return given if norm_of(given) else None  # a function of one's own may mean something else by it
+        if function.__module__.startswith("lightning_advknn.attacks."):
+            return "linf" if function.__name__ in _LINF else "l2"
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What its outcome depends on, beside its target."""

@@ -16,9 +16,10 @@ from lightning_advknn.callbacks.subsets import batches, draw_subsets, read
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import LabelSource, Verdicts, Victim, judge
-from lightning_advknn.functional import Convention
+from lightning_advknn.functional import Convention, whole
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.modules.checkpoint import check_precision
 from lightning_advknn.search import Metric
 
 
@@ -51,7 +52,7 @@ class AttackEvaluation(Callback):
         eps_curve: Eps at which success is measured beside no attack and the attacks' own; none for no curve.
 
     Raises:
-        ValueError: If an argument is out of range or an attack or one of its settings does not exist.
+        ValueError: If an argument is out of range or no whole number, or an attack or one of its settings does not exist.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AttackEvaluation(Callback):
             ("every_n_epochs", every_n_epochs, 1),
             ("panel_images", panel_images, 0),
         ):
-            if value < least:
+            if whole(name, value) < least:
                 raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
         for name, choice, known in (
             ("metric", metric, get_args(Metric)),
@@ -92,7 +93,9 @@ class AttackEvaluation(Callback):
             raise ValueError("Expected no attack named 'clean': that is before the attack. Rename it.")
         if eps is not None:
             attacks = {name: _at(attack, eps) for name, attack in attacks.items()}
-        self.attacks = {name: (attack.bind(), attack.precision) for name, attack in attacks.items()}
+        for attack in attacks.values():
+            attack.check()
+        self.attacks = attacks
         self.layer, self.layers = layer, layers
         self.k, self.metric, self.convention = k, metric, convention
         self.label_source = label_source
@@ -100,17 +103,21 @@ class AttackEvaluation(Callback):
         self.every_n_epochs = every_n_epochs
         self.panel_images = panel_images
         self.curves = _curves(attacks, eps_curve)
+        self._bound: dict[str, Attack] = {}
+        self._bound_at: dict[str, dict[float, Attack]] = {}
         self._known: tuple[Victim, Verdicts] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bind to the module and the data, and check all that can be checked before anything long starts.
 
         Raises:
-            ValueError: If a layer does not exist, a split has too few images, or k exceeds the bank.
+            ValueError: If the trainer's precision is another than victims decide in, a layer does not exist, a split has too few
+                images, k exceeds the bank, or an attack fails on images like these.
             TypeError: If module or data are of another kind.
         """
         if stage == "predict":
             return
+        check_precision(trainer)
         data = data_of(trainer)
         own = _feature_network(pl_module)
         # The same submodules under a list of layers of their own.
@@ -131,6 +138,12 @@ class AttackEvaluation(Callback):
             raise ValueError(
                 f"Expected `num_images` to be at least {trainer.world_size}, one a process, but got {self.num_images}."
             )
+        shape, classes = data.image_shape, data.num_classes
+        self._bound = {name: attack.bind(shape, classes) for name, attack in self.attacks.items()}
+        self._bound_at = {
+            name: {eps: attack.bind(shape, classes) for eps, attack in attacks.items()}
+            for name, attacks in self.curves.items()
+        }
         self._num_classes, self._batch_size = data.num_classes, data.eval_batch_size
         self._known = None
         # Lightning cannot know that these values have been reduced over ranks already.
@@ -169,8 +182,8 @@ class AttackEvaluation(Callback):
         with measuring(module):
             scene = self._scene(trainer, module)
             _log(trainer, module, scene.metrics("clean", scene.rows()))
-            for name, (attack, precision) in self.attacks.items():
-                adversarial = scene.attack(name, module, attack, precision)
+            for name, attack in self._bound.items():
+                adversarial = scene.attack(name, module, attack, self.attacks[name].precision)
                 rows = scene.rows(adversarial)
                 _log(trainer, module, scene.metrics(name, rows))
                 samples = {**rows, "images": scene.images, "adversarial": adversarial}
@@ -181,12 +194,11 @@ class AttackEvaluation(Callback):
             return
         with measuring(module):
             scene = self._scene(trainer, module)
-            for eps in (0.0, *next(iter(self.curves.values()))):
+            for eps in (0.0, *next(iter(self._bound_at.values()))):
                 point = {"eps/eps": eps}
-                for name, attacks in self.curves.items():
-                    adversarial = (
-                        scene.attack(name, module, attacks[eps], self.attacks[name][1]) if eps else None
-                    )
+                for name, attacks in self._bound_at.items():
+                    precision = self.attacks[name].precision
+                    adversarial = scene.attack(name, module, attacks[eps], precision) if eps else None
                     point |= scene.success(name, scene.rows(adversarial))
                 wandb_panels.use_axis(trainer, point, "eps/eps")
                 for logger in trainer.loggers:
@@ -237,7 +249,7 @@ def _at(attack: AttackSettings, eps: float) -> AttackSettings:
 
 def _curves(
     attacks: Mapping[str, AttackSettings], eps_curve: Sequence[float]
-) -> dict[str, dict[float, Attack]]:
+) -> dict[str, dict[float, AttackSettings]]:
     """Each attack that has an eps, at each eps of a curve and of any of them, in ascending order."""
     with_eps = {name: attack for name, attack in attacks.items() if "eps" in attack.settings}
     if not eps_curve:
@@ -247,7 +259,11 @@ def _curves(
             f"Expected no `eps_curve` without an attack that has an eps, but got {list(eps_curve)}."
         )
     values = sorted({*eps_curve, *(attack.settings["eps"] for attack in with_eps.values())} - {0})
-    return {name: {eps: _at(attack, eps).bind() for eps in values} for name, attack in with_eps.items()}
+    curves = {name: {eps: _at(attack, eps) for eps in values} for name, attack in with_eps.items()}
+    for curve in curves.values():
+        for attack in curve.values():
+            attack.check()
+    return curves
 
 
 def _feature_network(module: LightningModule) -> FeatureNetwork:

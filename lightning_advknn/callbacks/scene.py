@@ -22,7 +22,7 @@ from lightning_advknn.evaluation import (
     perturb,
     summarize,
 )
-from lightning_advknn.functional import knn_prediction
+from lightning_advknn.functional import float32_arithmetic, knn_prediction
 from lightning_advknn.models import kept_modes
 from lightning_advknn.modules import SurrogateModule
 
@@ -101,7 +101,13 @@ class Scene:
 
 @contextmanager
 def measuring(module: LightningModule) -> Iterator[None]:
-    """As `attack.py` finds it: evaluation mode, gradients, which Lightning switches off, and random numbers of its own."""
-    with kept_modes(module), isolate_rng(), torch.inference_mode(False), torch.enable_grad():
+    """As `attack.py` finds it: evaluation mode, float32, gradients, which Lightning switches off, and random numbers of its own."""
+    with (
+        kept_modes(module),
+        isolate_rng(),
+        float32_arithmetic(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         module.eval()
         yield

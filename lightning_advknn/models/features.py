@@ -40,15 +40,29 @@ class FeatureNetwork(Frozen):
         """Logits ``(B, C)`` of images in [0, 1].
 
         Raises:
-            ValueError: If a part of the network has been put into training mode.
+            ValueError: If images are not float32, a part of the network has been put into training mode, or the network cannot
+                take them as its weights are not.
         """
+        if images.dtype != torch.float32:
+            raise ValueError(
+                f"Expected float32 images, but got {images.dtype}. Convert them with `.float()`, bytes also with `/ 255`."
+            )
         training = [name for name, module in self.network.named_modules() if module.training]
         if training:
             raise ValueError(
                 f"Expected the network in evaluation mode, but {training[:3]} of it are in training mode, in which its outputs"
                 " depend on more than the image. Call `eval()` on it."
             )
-        logits: Tensor = self.network(images)
+        try:
+            logits: Tensor = self.network(images)
+        except RuntimeError as error:
+            others = {str(each.dtype) for each in self.network.parameters()} - {"torch.float32"}
+            if others:
+                raise ValueError(
+                    f"Expected a network with float32 weights, but some are {', '.join(sorted(others))}, and it fails on float32"
+                    f" images: {error}. Call `.float()` on it."
+                ) from error
+            raise
         return logits
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

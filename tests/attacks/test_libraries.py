@@ -289,7 +289,11 @@ def test_labels_are_what_it_moves_away_from(device):
             r"\['seed', 'eps', 'steps', 'candidates', .*'step'",
         ),
         ("foolbox.attacks.Attack", {"eps": 0.1}, "abstract"),
-        (RANDOM[2], {"eps": -1.0}, r"'eps': -1.0}: The perturbation size `eps` has to be nonnegative"),
+        (
+            RANDOM[2],
+            {"eps": -1.0},
+            r"'eps': -1.0}: ValueError: The perturbation size `eps` has to be nonnegative",
+        ),
         (RANDOM[2], {"steps": 3}, r"'num_random_init', .*unexpected keyword argument 'steps'"),
         (RANDOM[2], {"targeted": True}, "`targeted` must be false"),
         ("torchattacks.MIFSGM", {}, "one of .*'MIFGSM'.*, but it is not there"),

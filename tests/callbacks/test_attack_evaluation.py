@@ -22,6 +22,7 @@ from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, scen
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Victim, judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
@@ -50,16 +51,20 @@ class SmallNet(nn.Sequential):
 class Noise(AttackSettings):
     """An attack that draws from the global random numbers."""
 
-    def bind(self) -> Attack:
+    def check(self) -> None: ...
+
+    def bind(self, image_shape: tuple[int, ...] = (), num_classes: int = 0) -> Attack:
         return lambda _, images, labels: (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
 
 
 class Recorded(AttackSettings):
     """FGSM that keeps what it was given and what it gave, and relies on finding gradients switched on."""
 
-    def bind(self) -> Attack:
-        calls: list[tuple[Tensor, Tensor]] = []
-        object.__setattr__(self, "calls", calls)
+    def check(self) -> None: ...
+
+    def bind(self, image_shape: tuple[int, ...] = (), num_classes: int = 0) -> Attack:
+        # Each stage binds it anew.
+        calls: list[tuple[Tensor, Tensor]] = vars(self).setdefault("calls", [])
 
         def attack(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
             leaf = images.clone().requires_grad_()
@@ -145,7 +150,7 @@ def make_surrogate(checkpoint: Path) -> SurrogateModule:
 
 def chosen(split: ImageSplit, first: int, last: int) -> Batch:
     """The images at these places of the split's seeded order, by id."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    order = fair_order(split.labels, 0)
     return split.__getitems__(order[first:last].sort().values.tolist())
 
 
@@ -274,7 +279,7 @@ def test_eps_replaces_that_of_all_attacks_that_have_one(tmp_path: Path) -> None:
     callback = make_callback(attacks={**own, "noise": Noise("noise")}, eps=0.3)
     images, labels = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2).long()
     for name, largest in (("fgsm", 0.3), ("bim", 0.1)):  # BIM's one step
-        changed = callback.attacks[name][0](lambda x: x.flatten(1), images, labels) - images
+        changed = callback.attacks[name].bind()(lambda x: x.flatten(1), images, labels) - images
         assert changed.abs().max().item() == pytest.approx(largest)
     assert own["fgsm"].settings == {"eps": 0.1}
 
