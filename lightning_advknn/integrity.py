@@ -258,6 +258,8 @@ def _modules_in(things: Iterable[Any]) -> dict[str, nn.Module]:
             todo += [(name, each) for each in thing]
         elif isinstance(thing, dict):
             todo += [(str(key), each) for key, each in thing.items()]
+        elif callable(thing) and not isinstance(thing, type):  # an object of a class of one's own
+            todo += list(getattr(thing, "__dict__", {}).items())
     return found
 
 
