@@ -1,7 +1,7 @@
 """The victims: kNN on one layer, DkNN on several."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lightning_advknn import functional
 from lightning_advknn.data import Batch
-from lightning_advknn.functional import Convention
+from lightning_advknn.functional import Convention, float32_arithmetic
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import (
     Backend,
@@ -46,19 +46,20 @@ class KNNClassifier(nn.Module):
         if layer not in network.layers:
             raise ValueError(f"Expected `layer` to be one of {list(network.layers)}, but got {layer!r}.")
         bank.check_k(k)
-        self.network, self.layer, self.bank, self.k = network, layer, bank, k
+        self.network, self.layer, self.bank, self.k = network, layer, bank, functional.whole("k", k)
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Votes int64 ``(B, C)`` for features ``(B, D)`` by layer."""
         return self.bank.votes(features[self.layer], self.k)
 
+    @float32_arithmetic()
     def forward(self, images: Tensor) -> Tensor:
         """Predicted classes int64 ``(B,)`` of images in [0, 1].
 
         Raises:
-            ValueError: If an image is out of range or a feature is not finite.
+            ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
         """
-        functional.check_images(images)
+        check_images_of(self.bank, images)
         return functional.knn_prediction(self.votes(self.network.features(images)))
 
 
@@ -88,7 +89,7 @@ class DkNNClassifier(nn.Module):
         missing = [layer for layer in network.layers if layer not in banks]
         if missing:
             raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
-        self.network, self.k, self.convention = network, k, convention
+        self.network, self.k, self.convention = network, functional.whole("k", k), convention
         self.queries = 0
         """Images that it has been asked about so far: what an attack costs its victim."""
         self.knns = nn.ModuleList(KNNClassifier(network, layer, banks[layer], k) for layer in network.layers)
@@ -134,28 +135,40 @@ class DkNNClassifier(nn.Module):
         return {layer: self.banks[layer].search(features[layer], k) for layer in self.layers}
 
     @torch.no_grad()
+    @float32_arithmetic()
     def forward(self, images: Tensor) -> Tensor:
         """Predicted classes int64 ``(B,)`` of images in [0, 1] (Eq. 4).
 
         Raises:
-            ValueError: If an image is out of range or a feature is not finite.
+            ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
         """
-        functional.check_images(images)
+        self.check_images(images)
         return functional.dknn_prediction(self.votes(self.network.features(images)))
 
+    def check_images(self, images: Tensor) -> None:
+        """Raise a ValueError unless images are in [0, 1] and of the shape of those in the banks."""
+        check_images_of(self.banks[self.layers[0]], images)
+
     @torch.no_grad()
+    @float32_arithmetic()
     def calibrate(self, loader: Iterable[Batch]) -> None:
         """Keep the true-class votes ``(N, L)`` of the calibration images, for Eq. (5).
 
         Raises:
-            ValueError: If an image is out of range or a feature is not finite.
+            ValueError: If an image is out of range or unlike the bank's, a label is no class, a feature is not finite, or there
+                are no images.
         """
         device = self.calibration_votes.device
         parts = []
         for batch in tqdm(loader, desc="calibration", disable=None, leave=False):
-            functional.check_images(batch.images)
+            check_batch(batch)
+            self.check_images(batch.images)
             votes = self.votes(self.network.features(batch.images.to(device)))
             parts.append(functional.true_class_votes(votes, batch.labels.to(device)))
+        if not sum(map(len, parts)):
+            raise ValueError(
+                "Expected calibration images, but got none. Give those of the split `calibration`."
+            )
         self.calibration_votes = torch.cat(parts)
 
     def credibility(self, votes: Tensor) -> Tensor:
@@ -167,7 +180,32 @@ class DkNNClassifier(nn.Module):
         return functional.credibility(votes, self.calibration_votes.sum(1), self.convention)
 
 
+def check_batch(batch: Batch) -> None:
+    """Raise a ValueError unless a batch has images in [0, 1], and a label and an id for each of them."""
+    if not isinstance(batch, Batch):
+        raise ValueError(
+            f"Expected batches as `data.Batch` (images, labels, ids), but got a {type(batch).__name__}. Make them with"
+            " `Batch(images, labels, ids)`, where an id is an image's position in its data set."
+        )
+    functional.check_images(batch.images)
+    functional.check_labels(batch.labels, len(batch.images))
+    if len(batch.ids) != len(batch.images):
+        raise ValueError(f"Expected an id for each of {len(batch.images)} images, but got {len(batch.ids)}.")
+
+
+def check_images_of(bank: MemoryBank, images: Tensor) -> None:
+    """Raise a ValueError unless images are in [0, 1] and of the shape of those in a bank, where that is known."""
+    functional.check_images(images)
+    shape = bank.image_shape
+    if shape is not None and images.shape[1:] != shape:
+        raise ValueError(
+            f"Expected images of shape (B, {', '.join(map(str, shape))}), as in the bank, but got {tuple(images.shape)}. Channels"
+            " come before height and width."
+        )
+
+
 @torch.no_grad()
+@float32_arithmetic()
 def build_banks(
     network: FeatureNetwork,
     loader: Iterable[Batch],
@@ -201,12 +239,12 @@ def build_banks(
         A bank for each of the network's layers, on the network's device.
 
     Raises:
-        ValueError: If an image is out of range, a feature is not finite, `memory_gib` is too little, the backend cannot
-            search such features, or a rank would have no row.
+        ValueError: If an image is out of range, a label is no class, a feature is not finite, there are no images, `memory_gib`
+            is too little, the backend cannot search such features, or a rank would have no row.
         OSError: If the disk is full, or will be.
     """
     check_backend(backend)
-    device = next(network.parameters()).device
+    device = _device(network)
     if not hasattr(loader, "dataset"):  # no DataLoader
         loader = list(loader)
     sizes = _batch_sizes(loader)
@@ -218,6 +256,8 @@ def build_banks(
                 f"Expected at least as many batches of training images as ranks, {dist.get_world_size()}, to spread the bank,"
                 f" but got {len(sizes)}. Lower the data's `eval_batch_size`, or use fewer ranks."
             )
+    if not sum(sizes):
+        raise ValueError("Expected training images for the bank, but got none.")
     total = sum(sizes[number] for number in mine)
     kept: dict[str, Tensor] = {}
     stored: dict[str, StoredRows] = {}
@@ -242,6 +282,7 @@ def build_banks(
                 kept[layer][start : start + len(rows)] = rows
             else:
                 stored[layer].append(rows)
+        image_shape = tuple(batch.images.shape[1:])
         seen = slice(end, end + len(batch.ids))
         labels[seen], ids[seen] = batch.labels, batch.ids
         end = seen.stop
@@ -249,18 +290,28 @@ def build_banks(
     places = torch.split(torch.arange(len(ids), device=device), sizes)
     rows = torch.cat([places[number] for number in mine])
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
-    made = {
+    made: dict[str, MemoryBank] = {
         layer: MemoryBank(banks[layer], labels[rows], ids[rows], num_classes, metric, backend, index)
         for layer in network.layers
     }
-    if not isinstance(over_ranks, Exchange):
-        return made
-    return {layer: ShardedBank(own, rows, labels, ids, over_ranks) for layer, own in made.items()}
+    if isinstance(over_ranks, Exchange):
+        made = {layer: ShardedBank(own, rows, labels, ids, over_ranks) for layer, own in made.items()}
+    for bank in made.values():
+        bank.image_shape = image_shape
+    return made
+
+
+def _device(network: FeatureNetwork) -> torch.device:
+    for tensor in chain(network.parameters(), network.buffers()):
+        return tensor.device
+    return torch.device("cpu")  # of a network without weights, as of pixels
 
 
 def _batch_sizes(loader: Iterable[Batch]) -> list[int]:
     dataset: Any = getattr(loader, "dataset", None)  # of a DataLoader
     if dataset is None:
+        for batch in loader:
+            check_batch(batch)
         return [len(batch.ids) for batch in loader]
     size = cast(DataLoader[Batch], loader).batch_size or len(dataset)
     return [min(size, len(dataset) - start) for start in range(0, len(dataset), size)]
@@ -270,10 +321,9 @@ def _features(
     network: FeatureNetwork, loader: Iterable[Batch], mine: Collection[int]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """All batches, some with their features ``(n, D)`` by layer, the others with none."""
-    device = next(network.parameters()).device
+    device = _device(network)
     for number, batch in enumerate(loader):
-        if number in mine:
-            functional.check_images(batch.images)
+        check_batch(batch)
         yield batch, network.features(batch.images.to(device)) if number in mine else {}
 
 
@@ -281,12 +331,12 @@ def _features_in_turn(
     network: FeatureNetwork, loader: Iterable[Batch], mine: Collection[int]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """All batches with their features, each computed by one rank and sent to the others."""
-    device = next(network.parameters()).device
+    device = _device(network)
     batches = iter(loader)
     while turn := list(islice(batches, dist.get_world_size())):
         # A rank for which there is none left learns the features' widths.
         own = turn[dist.get_rank() % len(turn)]
-        functional.check_images(own.images)
+        check_batch(own)
         computed = network.features(own.images.to(device))
         for source, batch in enumerate(turn):
             here = source == dist.get_rank()

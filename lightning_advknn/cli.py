@@ -20,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning_advknn import __version__
 from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, check_precision, read_checkpoint
 
 # Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -122,8 +122,13 @@ class AdvKNNCLI(LightningCLI):
             self._going_on = _go_on(config, loggers)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer, and have it write checkpoints whole or not at all, unless it has a plugin for them."""
+        """Make the trainer, and have it write checkpoints whole or not at all, unless it has a plugin for them.
+
+        Raises:
+            ValueError: If it would not leave weights in float32.
+        """
         trainer = super().instantiate_trainer(**kwargs)
+        check_precision(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

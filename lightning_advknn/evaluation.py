@@ -17,7 +17,7 @@ from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
 from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.functional import Convention, check_images
+from lightning_advknn.functional import Convention, check_images, check_labels, float32_arithmetic
 
 LabelSource = Literal["true", "knn"]
 """Which label an attack ascends: the ground truth, or (as in the authors' code) the kNN's prediction on its layer."""
@@ -67,6 +67,7 @@ class Verdicts(NamedTuple):
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def observe(
     dknn: DkNNClassifier, images: Tensor, batch_size: int = 500, rows: range | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -83,9 +84,9 @@ def observe(
         The backbone's classes int64 ``(n,)`` and votes int64 ``(n, L, C)``; of `rows` if these are given.
 
     Raises:
-        ValueError: If an image is out of range or a feature is not finite.
+        ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
     """
-    check_images(images)
+    dknn.check_images(images)
     asked = range(len(images)) if rows is None else rows
     classes, votes = [], []
     for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
@@ -127,6 +128,7 @@ def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
     return decide(dnn, votes, layer, dknn.calibration_votes, dknn.convention)
 
 
+@float32_arithmetic()
 def perturb(
     attack: Attack,
     target: Target,
@@ -151,8 +153,11 @@ def perturb(
         Adversarial images, float32, same shape: exactly what is stored and judged.
 
     Raises:
-        ValueError: If the attack returns another shape or leaves [0, 1].
+        ValueError: If an image or a label is out of range, or the attack returns another shape or leaves [0, 1].
     """
+    check_images(images)
+    victim = target if isinstance(target, DkNNClassifier) else None
+    check_labels(labels, len(images), victim.banks[victim.layers[0]].num_classes if victim else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if isinstance(target, DkNNClassifier):
         size = max(n, 1)
@@ -174,6 +179,7 @@ def perturb(
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def predict(logits_fn: LogitsFn, images: Tensor, batch_size: int = 500) -> Tensor:
     """Class with the highest logit, int64 ``(n,)``."""
     return torch.cat([logits_fn(part).argmax(1) for part in torch.split(images, batch_size)])
@@ -198,7 +204,14 @@ def make_rows(
         before: Verdicts on `images`.
         after: Verdicts on `adversarial`.
         surrogate: What was attacked instead of the backbone; asked for its predictions too.
+
+    Raises:
+        ValueError: If a label is no class, or images, ids and verdicts are not as many.
     """
+    check_labels(labels, len(images), before.votes.shape[-1])
+    sizes = {len(each) for each in (images, ids, before.dnn, after.dnn)}
+    if len(sizes) > 1:
+        raise ValueError(f"Expected as many images as ids and verdicts, but got {sorted(sizes)}.")
     rows: Rows = {
         "id": ids,
         "label": labels,
@@ -213,6 +226,7 @@ def make_rows(
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def imitation(surrogate: LogitsFn, images: Tensor, votes: Tensor, batch_size: int = 500) -> Rows:
     """How well a surrogate imitates the kNN on each image.
 

@@ -1,6 +1,8 @@
 """Fixtures for all tests: devices to run on, and tiny data sets in the official file formats."""
 
+import gzip
 import os
+import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 from torch import nn
 
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
@@ -54,6 +57,55 @@ def svhn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None],
         }
         scipy.io.savemat(root / file, content)
+    return root
+
+
+@pytest.fixture(scope="session")
+def kmnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with tiny KMNIST files, and their archives; use with ``verify_checksums=False, download=False``."""
+    root = _write_idx_files(tmp_path_factory.mktemp("kmnist"), "KMNIST", seed=4)
+    for path in list((root / "KMNIST" / "raw").iterdir()):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with tiny CIFAR-10 files; use with ``verify_checksums=False, download=False``."""
+    root = tmp_path_factory.mktemp("cifar10")
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    training, labels = _learnable(TRAIN_IMAGES, (32, 32, 3), pattern_seed=5, seed=0)
+    parts = [(f"data_batch_{i + 1}", training[i::5], labels[i::5]) for i in range(5)]
+    for name, images, own in (*parts, ("test_batch", *_learnable(TEST_IMAGES, (32, 32, 3), 5, 1))):
+        # As in the official files: a row an image, its channels one after the other.
+        content = {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1), "labels": own.tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return root
+
+
+@pytest.fixture(scope="session")
+def gtsrb_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with tiny GTSRB files: 43 classes of 3 tracks of 4 frames, 8 test images each; use as the others."""
+    root = tmp_path_factory.mktemp("gtsrb")
+    base = root / "gtsrb"
+    rng = np.random.default_rng(6)
+    patterns = rng.random((43, 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
+
+    def write(path: Path, label: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = 0.6 * patterns[label] + 0.4 * rng.random((32, 32, 3))
+        Image.fromarray((pixels * 255).round().astype(np.uint8)).save(path)
+
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for label in range(43):
+        for track in range(3):
+            for frame in range(4):
+                write(base / "GTSRB" / "Training" / f"{label:05d}" / f"{track:05d}_{frame:05d}.ppm", label)
+    for number, label in enumerate(rng.permutation(np.arange(43 * 8) % 43).tolist()):
+        write(base / "GTSRB" / "Final_Test" / "Images" / f"{number:05d}.ppm", label)
+        lines.append(f"{number:05d}.ppm;32;32;5;5;27;27;{label}")
+    (base / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
     return root
 
 

@@ -24,6 +24,7 @@ from lightning_advknn.experiment import training, victims
 from lightning_advknn.experiment.settings import read_experiment
 from lightning_advknn.models import ConvNet, LeNet5
 from lightning_advknn.modules import BackboneModule
+from lightning_advknn.storage import digest
 from tests.wandb_runs import offline_wandb, read_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -388,6 +389,47 @@ def test_what_steers_an_attack_on_a_victim_is_in_its_key(copy: Path) -> None:
     assert [run.describe()["victim"].get("backend") for run in runs] == [None, "int8", "float32"]
 
 
+def test_how_a_machine_computes_is_in_keys(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load(copy.read_text())
+    config["attacks"]["least"] = {"function": "minimum_norm", "through": "dknnb", "targets": ["dknn"]}
+    copy.write_text(yaml.safe_dump(config))
+
+    def keys() -> dict[str, str]:
+        run = stages.ExperimentRun(read_experiment([f"--config={copy}"]))
+        return {
+            "training": run.attacked.network_key + run.untrained("dknnb")[1].name,
+            "experiment": digest(run.describe()),
+            "votes": run.attacked._key,
+            "bim": run._adversarial_key("origin", "bim"),
+            "least": run._adversarial_key("dknn", "least"),
+        }
+
+    def changed() -> set[str]:
+        return {name for name, key in keys().items() if key != before[name]}
+
+    before, numbers = keys(), {"votes", "bim", "least"}
+    assert changed() == set()
+    quick = torch.cpu._is_vnni_supported()
+    with monkeypatch.context() as pretended:
+        pretended.setattr("torch.cpu._is_vnni_supported", lambda: not quick)
+        pretended.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
+        assert changed() == {"least"}  # neighbours, and so votes, are exact whatever scans
+    with monkeypatch.context() as pretended:
+        pretended.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
+        assert changed() == numbers
+    with monkeypatch.context() as pretended:
+        pretended.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+        assert changed() == numbers
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")  # which it is, unless set otherwise
+        assert changed() == set()
+        torch.set_float32_matmul_precision("medium")
+        assert changed() == numbers
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def test_an_edited_attack_of_ones_own_is_run_again(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,19 +485,34 @@ def test_a_training_that_is_terminated_says_so(
         assert evaluate(config) == 130
 
 
-def test_fewer_images_are_the_first_and_share_whole_shards(copy: Path) -> None:
+def test_fewer_images_are_a_fair_sample_with_files_of_its_own(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "fit", no_training)
     full, kept = copy.parent / "out", times(copy.parent / "cache")
     assert evaluate(copy, "--images=300", f"--output={copy.parent / 'few'}") == 0
+    assert "300 of 547 test images, classes as in the whole, seed 0" in capsys.readouterr().out
     now = times(copy.parent / "cache")
     assert kept.items() <= now.items()
-    # The first 200 images are in a shard of the full run, the next 100 need one of their own.
-    new = set(now) - set(kept)
-    assert {Path(name).name for name in new} == {"000200-000300.safetensors"}
-    assert sorted(name.split("/")[0] for name in new) == ["adversarial"] * 6 + ["observations"] * 7
+    new = sorted(set(now) - set(kept))
+    assert [name.split("/")[0] for name in new] == ["adversarial"] * 12 + ["observations"] * 14
+    assert {re.sub("sample-[0-9a-f]{16}-", "sample ", Path(name).stem) for name in new} == {
+        "sample 000000-000200",
+        "sample 000200-000400",
+    }
+    assert len({name.split("sample-")[1][:16] for name in new}) == 1
     for path in (full / "rows").rglob("*.csv"):
-        assert read(copy.parent / "few" / path.relative_to(full)) == read(path)[:300]
+        whole = {row["id"]: row for row in read(path)}
+        rows = read(copy.parent / "few" / path.relative_to(full))
+        assert rows == [whole[row["id"]] for row in rows]
+        ids = [int(row["id"]) for row in rows]
+        assert ids == sorted(set(ids))
+        per_class = Counter(row["label"] for row in rows)
+        for label, count in Counter(row["label"] for row in whole.values()).items():
+            assert abs(per_class[label] - 300 * count / 547) < 1
     summary = json.loads((copy.parent / "few" / "summary.json").read_text())
     assert (summary["images"], summary["settings"]["images"]) == (300, 300)
+    assert summary["settings"]["sample"] == {"of": 547, "seed": 0}
     assert {metrics["n"] for metrics in summary["metrics"].values()} == {300}
     for table in ("table1", "table2"):
         assert {row["n"] for row in read(copy.parent / "few" / f"{table}.csv")} == {"300"}

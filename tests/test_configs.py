@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
-from lightning_advknn.data import MNIST, SVHN, Digits, FashionMNIST
+from lightning_advknn.data import CIFAR10, GTSRB, KMNIST, MNIST, SVHN, Digits, FashionMNIST
 from lightning_advknn.experiment import Experiment, Grid, cells, settings
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
@@ -33,7 +33,15 @@ CONFIGS = sorted(
     path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "trainer"
 )
 TRAINERS = {"cpu2": ("cpu", 2), "gpu1": ("gpu", 1), "gpu2": ("gpu", 2), "gpu8": ("gpu", 8)}
-SETS = {"digits": Digits, "fashion_mnist": FashionMNIST, "mnist": MNIST, "svhn": SVHN}
+SETS = {
+    "cifar10": CIFAR10,
+    "digits": Digits,
+    "fashion_mnist": FashionMNIST,
+    "gtsrb": GTSRB,
+    "kmnist": KMNIST,
+    "mnist": MNIST,
+    "svhn": SVHN,
+}
 TRANSFER = ("digits", "mnist")  # the data sets with a transfer network: the paper's Table 3 is on MNIST alone
 COMMANDS = {
     "attack": "attack.py evaluate",
@@ -55,9 +63,12 @@ COMMANDS = {
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
+    "cifar10": EVERYWHERE,
     "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
     "folder": EVERYWHERE | {"leaderboard"},  # test_own.py runs it
+    "gtsrb": EVERYWHERE,
+    "kmnist": EVERYWHERE,
     "mnist": EVERYWHERE | FIGURES | {"leaderboard", "minimum_norm", "pixels", "sweep", "variants"},
     "svhn": EVERYWHERE,
 }
@@ -105,7 +116,8 @@ def run(folder: Path, arguments: list[str]) -> AdvKNNCLI:
 
 def smaller(data: str, root: Path | None) -> list[str]:
     """Options that fit the tiny files."""
-    sizes = {"batch_size": 100, "eval_batch_size": 100, "calibration_per_class": 20, "val_size": 100}
+    calibration = 5 if data == "gtsrb" else 20  # of 8 and 40 test images a class
+    sizes = {"batch_size": 100, "eval_batch_size": 100, "calibration_per_class": calibration, "val_size": 100}
     if root is None:
         assert data == "digits"
     else:

@@ -21,6 +21,7 @@ import attack
 from lightning_advknn.attacks.voronoi import exact_minimum
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.data import Digits
+from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.experiment import VictimSettings, training, victims
 from lightning_advknn.experiment import run as stages
@@ -186,6 +187,10 @@ def test_files_say_how_they_were_made_and_what_was_checked(done: Path) -> None:
         assert checks["no distance is below its lower bound"]["holds"] is None
         for name in ("leaderboard.png", "leaderboard.pdf", "leaderboard.md"):
             assert (done / folder / name).stat().st_size > 1000
+        assert content["settings"]["sample"] == {"of": 547, "seed": 0}
+        # Of each of three victims, and of how it was made.
+        page = (done / folder / "leaderboard.md").read_text()
+        assert page.count(f", {IMAGES} of 547 test images, classes as in the whole, seed 0") == 4
 
 
 def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +237,7 @@ def test_an_interrupted_attack_on_a_victim_keeps_its_pieces(
 
 
 def test_a_changed_adversarial_is_found_out(copy: Path) -> None:
-    for path in (copy.parent / "cache" / "adversarial").rglob("000000-*.safetensors"):
+    for path in (copy.parent / "cache" / "adversarial").rglob("*-000000-*.safetensors"):
         tensors, metadata = load_tensors(path)
         if "queries" not in tensors:
             save_tensors(path, {"adversarial": tensors["adversarial"].flip(0)}, metadata)
@@ -343,9 +348,8 @@ def test_bounds_of_the_knn_on_pixels(pixels: Path) -> None:
     train, test = data.split("train"), data.split("test")
     rows, classes = train.images.flatten(1).double().numpy() / 255, train.labels.numpy()
     least = []
-    for query, label in zip(
-        test.images[:12].flatten(1).double().numpy() / 255, test.labels[:12], strict=True
-    ):
+    test = test.select(fair_order(test.labels, 0)[:12])
+    for query, label in zip(test.images.flatten(1).double().numpy() / 255, test.labels, strict=True):
         squares = ((rows - query) ** 2).sum(1)
         own, wrong = rows[classes == int(label)], rows[classes != int(label)]
         lengths = np.sqrt((wrong**2).sum(1)[:, None] + (own**2).sum(1) - 2 * wrong @ own.T)
@@ -377,9 +381,10 @@ def test_approximate_neighbours_have_a_note_and_no_bounds(pixels_copy: Path) -> 
 
 def test_an_adversarial_below_the_bound_is_found_out(pixels_copy: Path) -> None:
     folder = pixels_copy.parent
-    (path,) = (folder / "cache" / "adversarial").rglob("000005-*.safetensors")
+    (path,) = (folder / "cache" / "adversarial").rglob("*-000005-*.safetensors")
     tensors, metadata = load_tensors(path)
-    clean = Digits().split("test").images[5:10].float() / 255
+    test = Digits().split("test")
+    clean = test.images[fair_order(test.labels, 0)[:12].sort().values[5:10]].float() / 255
     # Half of the way, with the verdicts that are kept of the whole.
     save_tensors(path, tensors | {"adversarial": (clean + tensors["adversarial"]) / 2}, metadata)
     assert leaderboard(pixels_copy) == 0
@@ -391,7 +396,7 @@ def test_an_adversarial_below_the_bound_is_found_out(pixels_copy: Path) -> None:
 def test_interrupted_bounds_keep_their_pieces(pixels_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pixels_copy.parent
     pieces = sorted((folder / "cache" / "bounds").rglob("*.safetensors"))
-    assert [path.stem for path in pieces] == ["000000-000005", "000005-000010", "000010-000012"]
+    assert [path.stem[-13:] for path in pieces] == ["000000-000005", "000005-000010", "000010-000015"]
     kept = load_file(pieces[1])["bounds"]
     pieces[1].unlink()
     made: list[int] = []

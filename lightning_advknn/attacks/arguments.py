@@ -1,15 +1,18 @@
 """What every attack expects of its arguments."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from lightning_advknn.functional import check_images
+from lightning_advknn.functional import autocast_devices, check_images, check_labels
 
 
 def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), **settings: float) -> None:
     """Raise a ValueError unless images are in [0, 1], each has a label, and settings are finite and at least 0.
+
+    Also under autocast, in whose arithmetic a victim's features would be others; an attack's `precision` is for that.
 
     Args:
         images: float ``(B, ...)``.
@@ -18,16 +21,19 @@ def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), *
         settings: By name.
     """
     for name, value in settings.items():
+        if not _is_number(value):
+            raise ValueError(f"Expected `{name}` to be one number, but got {value!r}.")
         if not 0 <= value < float("inf"):
             raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
         if name in whole and value != int(value):
             raise ValueError(f"Expected `{name}` to be a whole number, but got {value}.")
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"Expected int64 `labels` of shape ({len(images)},), one an image,"
-            f" but got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
     check_images(images)
+    check_labels(labels, len(images))
+    if autocast := autocast_devices():
+        raise ValueError(
+            f"Expected an attack outside of autocast, but it is on for {', '.join(autocast)}. Call it within"
+            f" `torch.autocast({autocast[0]!r}, enabled=False)`; for gradients in bfloat16 there is `precision` of AttackSettings."
+        )
 
 
 def check_at_least(least: int, **settings: float) -> None:
@@ -60,3 +66,10 @@ def check_returned(name: str, adversarial: object, images: Tensor) -> None:
         raise ValueError(f"{wanted} shape {tuple(adversarial.shape)}. Return one image for each image.")
     if not adversarial.is_floating_point():
         raise ValueError(f"{wanted} {adversarial.dtype}. Return images in [0, 1]: divide bytes by 255.")
+
+
+def _is_number(value: object) -> bool:
+    """Python's and NumPy's numbers, and tensors of one; no bool."""
+    if isinstance(value, Tensor):
+        return not value.ndim and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_advknn.attacks.arguments import check_arguments
+from lightning_advknn.functional import check_labels
 
 LogitsFn = Callable[[Tensor], Tensor]
 
@@ -93,9 +94,17 @@ def loss_and_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> tu
 
     Returns:
         The loss, a scalar, and the gradient, same shape and dtype as the images.
+
+    Raises:
+        ValueError: If a label is none of the logits' classes.
     """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(logits_fn(leaf), labels, reduction="sum")
+        logits = logits_fn(leaf)
+        try:
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        except IndexError:  # cheaper than looking at the labels before each step
+            check_labels(labels, len(images), logits.shape[1])
+            raise
         (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient

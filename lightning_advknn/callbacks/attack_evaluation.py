@@ -16,9 +16,10 @@ from lightning_advknn.callbacks.subsets import batches, draw_subsets, read
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import LabelSource, Verdicts, Victim, judge
-from lightning_advknn.functional import Convention
+from lightning_advknn.functional import Convention, whole
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.modules.checkpoint import check_precision
 from lightning_advknn.search import Metric
 
 
@@ -51,7 +52,7 @@ class AttackEvaluation(Callback):
         eps_curve: Eps at which success is measured beside no attack and the attacks' own; none for no curve.
 
     Raises:
-        ValueError: If an argument is out of range or an attack or one of its settings does not exist.
+        ValueError: If an argument is out of range or no whole number, or an attack or one of its settings does not exist.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AttackEvaluation(Callback):
             ("every_n_epochs", every_n_epochs, 1),
             ("panel_images", panel_images, 0),
         ):
-            if value < least:
+            if whole(name, value) < least:
                 raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
         for name, choice, known in (
             ("metric", metric, get_args(Metric)),
@@ -110,12 +111,13 @@ class AttackEvaluation(Callback):
         """Bind to the module and the data, and check all that can be checked before anything long starts.
 
         Raises:
-            ValueError: If a layer does not exist, a split has too few images, k exceeds the bank, or an attack fails on images like
-                these.
+            ValueError: If the trainer's precision is another than victims decide in, a layer does not exist, a split has too few
+                images, k exceeds the bank, or an attack fails on images like these.
             TypeError: If module or data are of another kind.
         """
         if stage == "predict":
             return
+        check_precision(trainer)
         data = data_of(trainer)
         own = _feature_network(pl_module)
         # The same submodules under a list of layers of their own.

@@ -22,7 +22,7 @@ from lightning_advknn.evaluation import (
     perturb,
     summarize,
 )
-from lightning_advknn.functional import knn_prediction
+from lightning_advknn.functional import float32_arithmetic, knn_prediction
 from lightning_advknn.modules import SurrogateModule
 
 _SEED = 0  # of attacks that draw random numbers
@@ -100,11 +100,11 @@ class Scene:
 
 @contextmanager
 def measuring(module: LightningModule) -> Iterator[None]:
-    """As `attack.py` finds it: evaluation mode, gradients, which Lightning switches off, and random numbers of its own."""
+    """As `attack.py` finds it: evaluation mode, float32, gradients, which Lightning switches off, and random numbers of its own."""
     training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with isolate_rng(), torch.inference_mode(False), torch.enable_grad():
+        with isolate_rng(), float32_arithmetic(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for part, mode in training:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_advknn.data import Batch, ImageDataModule
 from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.data.sample import fair_order
 
 _SEED = 0
 
@@ -23,7 +24,7 @@ class Subsets(NamedTuple):
 def draw_subsets(
     data: ImageDataModule, testing: bool, num_images: int, num_calibration: int, bank_size: int | None
 ) -> Subsets:
-    """Draw images, the same whenever and on whatever rank.
+    """Draw images, the same whenever and on whatever rank, with classes as in their split.
 
     Args:
         data: Its ``train`` split gives the bank.
@@ -65,5 +66,5 @@ def _draw(data: ImageDataModule, name: str, **sizes: int) -> list[ImageSplit]:
             f"Expected {' + '.join(f'`{size}`' for size in sizes)} to be at most {len(split)} (images of {data.name}'s"
             f" split {name!r}), but got {total}. Ask for fewer."
         )
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(_SEED))
+    order = fair_order(split.labels, _SEED)
     return [split.select(part) for part in torch.split(order[:total], list(sizes.values()))]

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets.utils import check_integrity
 
 from lightning_advknn.data.files import ImageFiles
+from lightning_advknn.functional import check_defaults, check_labels
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Batch(NamedTuple):
@@ -104,6 +107,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     num_classes: int = 10
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = tuple("0123456789")
+    """In order of labels."""
+    note: str = ""
+    """What results have to say of the files, if anything."""
 
     def __init__(
         self,
@@ -138,27 +145,28 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, train: bool) -> tuple[Tensor | ImageFiles, Tensor]:
-        """Read one original split: images uint8 ``(n, channels, H, W)``, or files of such, and labels int64 ``(n,)``."""
+        """Read one original split: images uint8 ``(n, channels, H, W)``, or files of such, and labels int64 ``(n,)``.
+
+        Labels of other whole numbers are taken as they are; anything else is a ValueError.
+        """
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split the data set, once."""
         if self._splits:
             return
+        check_defaults()
         training, testing = (self._read(train) for train in (True, False))
         if not self.val_size < len(training):
             raise ValueError(
                 f"Expected `val_size` to be below {len(training)} (the training split's images),"
                 f" but got {self.val_size}."
             )
-        order = torch.randperm(len(training), generator=self._generator())
-        calibration = self._per_class(testing.labels)
-        rest = torch.ones(len(testing), dtype=torch.bool)
-        rest[calibration] = False
+        val, calibration = self._held_out(training.labels), self._per_class(testing.labels)
         self._splits = {
-            "train": training.select(order[self.val_size :]),
-            "val": training.select(order[: self.val_size]),
+            "train": training.select(_others(val, len(training))),
+            "val": training.select(val),
             "calibration": testing.select(calibration),
-            "test": testing.select(rest.nonzero().squeeze(1)),
+            "test": testing.select(_others(calibration, len(testing))),
         }
 
     def split(self, name: str) -> ImageSplit:
@@ -166,12 +174,20 @@ class ImageDataModule(LightningDataModule, ABC):
         self.setup()
         return self._splits[name]
 
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class, in order of labels, by split."""
+        return {
+            name: self.split(name).labels.bincount(minlength=self.num_classes).tolist()
+            for name in ("train", "val", "calibration", "test")
+        }
+
     def share(self, other: "ImageDataModule") -> None:
         """Take over another's splits, if it is made alike, instead of reading the files again."""
         if type(self) is type(other) and self._made_of() == other._made_of():
             other.setup()
             self._splits = other._splits
             self.image_shape, self.num_classes = other.image_shape, other.num_classes
+            self.class_names, self.note = other.class_names, other.note
             self.fingerprint = other.fingerprint
 
     @cached_property
@@ -214,7 +230,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _made_of(self) -> dict[str, Any]:
         """What decides on its splits."""
         no_matter = ("batch_size", "eval_batch_size", "download")
-        found = ("fingerprint", "image_shape", "num_classes")  # in the files
+        found = ("fingerprint", "image_shape", "num_classes", "class_names", "note")  # in the files
         plain = (str, int, float, bool, Path, tuple)
         return {
             name: value
@@ -235,17 +251,32 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read(self, train: bool) -> ImageSplit:
         images, labels = self.load(train)
-        if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape or len(images) != len(labels):
+        shape = tuple(self.image_shape)
+        for what, part in (("images", images), ("labels", labels)):
+            if not isinstance(part, Tensor | ImageFiles):
+                raise ValueError(
+                    f"Expected `load` of {self.name} to give {what} as a tensor, but got a {type(part).__name__}. Convert them"
+                    " with `torch.as_tensor`."
+                )
+        if images.dtype != torch.uint8 or images.shape[1:] != shape or len(images) != len(labels):
             raise ValueError(
-                f"Expected {self.name} images of bytes of shape {self.image_shape} and a label each, but got"
+                f"Expected {self.name} images of bytes of shape {shape} and a label each, but got"
                 f" {images.dtype} {tuple(images.shape)} images and {tuple(labels.shape)} labels in {self.root}."
             )
+        if labels.ndim == 1 and labels.dtype in _INTEGERS:
+            labels = labels.long()  # exactly, and so of one fingerprint
+        else:
+            check_labels(labels, len(images))
         if not len(labels) or not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise ValueError(
                 f"Expected {self.name} labels in [0, {self.num_classes - 1}], but the files in {self.root} hold"
                 f" {sorted(set(labels.tolist()))[:12]}."
             )
         return ImageSplit(images, labels, torch.arange(len(images)))
+
+    def _held_out(self, labels: Tensor) -> Tensor:
+        """Which training images are for validation, int64 ``(n,)``, of training labels int64 ``(N,)``."""
+        return torch.randperm(len(labels), generator=self._generator())[: self.val_size]
 
     def _per_class(self, labels: Tensor) -> Tensor:
         shuffled = torch.randperm(len(labels), generator=self._generator())
@@ -263,8 +294,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.split_seed)
 
-    def _check_files(self, folder: Path, md5_by_file: dict[str, str]) -> None:
-        """Raise unless each file is there and, if checksums are verified, is the official one."""
+    def _check_files(self, folder: Path, md5_by_file: Mapping[str, str | None]) -> None:
+        """Raise unless each file is there and, if checksums are verified and its own is known, is the official one."""
         for file, md5 in md5_by_file.items():
             path = folder / file
             if not path.is_file():
@@ -272,7 +303,7 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"Expected {self.name}'s file {path}, but it is missing. Set `root` to the folder that holds"
                     " it, or `download` to true."
                 )
-            if self.verify_checksums and not check_integrity(path, md5):
+            if self.verify_checksums and md5 and not check_integrity(path, md5):
                 raise ValueError(
                     f"Expected {path} to have the official MD5 sum {md5}, but it differs: the file is truncated,"
                     " corrupt or another one. Delete it and download it again, or set `verify_checksums` to false if"
@@ -308,6 +339,13 @@ def data_of(trainer: Trainer) -> ImageDataModule:
             f"Expected the trainer to run with `datamodule` set to an ImageDataModule, but got {type(data).__name__}."
         )
     return data
+
+
+def _others(chosen: Tensor, n: int) -> Tensor:
+    """Which of n positions are not among some, both int64."""
+    rest = torch.ones(n, dtype=torch.bool)
+    rest[chosen] = False
+    return rest.nonzero().squeeze(1)
 
 
 def _as_batch(batch: Any) -> Batch:

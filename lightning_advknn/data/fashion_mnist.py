@@ -14,6 +14,7 @@ class FashionMNIST(MNIST):
     """
 
     dataset: ClassVar[type[torchvision.datasets.MNIST]] = torchvision.datasets.FashionMNIST
+    class_names = tuple(torchvision.datasets.FashionMNIST.classes)
     md5_by_file: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
         "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",

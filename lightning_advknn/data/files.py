@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional as F
+
+from lightning_advknn.data.decoding import decode
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +26,8 @@ class ImageFile(NamedTuple):
     """SHA-256 of its content."""
     shape: tuple[int, int, int]
     """Channels, height and width that it is read with."""
+    pixels: str
+    """SHA-256 of the pixels that are read."""
 
 
 class ImageFiles:
@@ -36,15 +37,28 @@ class ImageFiles:
         root: Folder that their names are below.
         files: What is known of each.
         image_size: As in `examine`.
+        background: As in `examine`.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, root: Path, files: Sequence[ImageFile], image_size: int | None) -> None:
-        self.root, self.files, self.image_size = root, files, image_size
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[ImageFile],
+        image_size: int | None,
+        background: Sequence[float] | None,
+    ) -> None:
+        self.root, self.files, self.image_size, self.background = root, files, image_size, background
 
     @classmethod
-    def examine(cls, root: Path, names: Sequence[str], image_size: int | None) -> "ImageFiles":
+    def examine(
+        cls,
+        root: Path,
+        names: Sequence[str],
+        image_size: int | None = None,
+        background: Sequence[float] | None = None,
+    ) -> "ImageFiles":
         """Read every file once: all that is wrong with one is found now, and its content is known.
 
         Args:
@@ -52,26 +66,29 @@ class ImageFiles:
             names: At least one.
             image_size: Height and width that images get: the shorter side is resized to it (bilinear, antialiased), then the centre
                 is cut out. None leaves them as they are.
+            background: Red, green and blue in [0, 1] behind transparent pixels; None refuses them.
 
         Raises:
-            ValueError: If a file is damaged or no image of 8 bits a channel, or without `image_size` shapes differ.
+            ValueError: If a file is damaged or cannot be read as a viewer shows it, or without `image_size` shapes differ.
         """
 
         def look(name: str) -> ImageFile | str:
             try:
                 content = (root / name).read_bytes()
-                shape = tuple(_decode(content, image_size).shape)
+                pixels = decode(content, image_size, background)
             except Exception as error:  # a damaged file can raise anything from a decoder's depths
                 return f"{root / name} ({error or type(error).__name__})"
-            return ImageFile(name, hashlib.sha256(content).hexdigest(), (shape[0], shape[1], shape[2]))
+            channels, height, width = pixels.shape
+            read = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).hexdigest()
+            return ImageFile(name, _digest(content), (channels, height, width), read)
 
         looks = _in_threads(look, names)
         damaged = [each for each in looks if isinstance(each, str)]
         if damaged:
             more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
             raise ValueError(
-                f"Expected readable images of 8 bits a channel, but got {'; '.join(damaged[:_NAMED])}{more}. They are truncated,"
-                " corrupt or in another format: replace or delete them."
+                f"Expected readable images of one frame and 8 bits a channel, but got {'; '.join(damaged[:_NAMED])}{more}. Do what is"
+                " said of each; those that are truncated, corrupt or in another format, replace or delete."
             )
         files = [each for each in looks if not isinstance(each, str)]
         for file in files:
@@ -80,7 +97,7 @@ class ImageFiles:
                     f"Expected images of one size, but {root / files[0].name} is of shape {files[0].shape} and"
                     f" {root / file.name} of {file.shape}. Set `image_size` to resize and crop all."
                 )
-        return cls(root, files, image_size)
+        return cls(root, files, image_size, background)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -105,31 +122,32 @@ class ImageFiles:
 
     def select(self, indices: Tensor) -> "ImageFiles":
         """The files at some positions, int64 ``(n,)``, unread."""
-        return ImageFiles(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
+        files = [self.files[index] for index in indices.tolist()]
+        return ImageFiles(self.root, files, self.image_size, self.background)
 
     def digest(self) -> bytes:
-        """Hash of names, contents, order and the shape that they are read with."""
+        """Hash of names, contents, order and the pixels that are read."""
         return hashlib.sha256(repr([tuple(file) for file in self.files]).encode()).digest()
 
     def _read(self, index: int) -> Tensor:
-        path = self.root / self.files[index].name
+        file = self.files[index]
+        path = self.root / file.name
         try:
-            return _decode(path.read_bytes(), self.image_size)
+            content = path.read_bytes()
         except OSError as error:
             raise OSError(
                 f"Expected {path} to be as it was at the start, but reading it failed: {error}."
             ) from error
+        if _digest(content) != file.digest:
+            raise OSError(
+                f"Expected {path} to be as it was at the start, but it has changed since. Leave the images alone while they are"
+                " used, and start again."
+            )
+        return decode(content, self.image_size, self.background)
 
 
-def _decode(content: bytes, image_size: int | None) -> Tensor:
-    with Image.open(BytesIO(content)) as image:
-        if image.mode[0] in "IF":  # turned to RGB, they would be cut off at 255
-            raise ValueError(f"mode {image.mode}")
-        picture = image.convert("RGB")
-    if image_size is not None:
-        picture = F.center_crop(F.resize(picture, image_size), image_size)
-    pixels: Tensor = F.pil_to_tensor(picture)
-    return pixels
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -1,21 +1,35 @@
 """Images of one's own."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-import torchvision
+from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_advknn.data.base import Batch, ImageDataModule, MissingDataError, TrainingLoader
-from lightning_advknn.data.files import ImageFiles
+from lightning_advknn.data.files import ImageFile, ImageFiles
+from lightning_advknn.data.listing import (
+    OTHER_PART,
+    Unused,
+    check_names,
+    class_folders,
+    class_words,
+    equal_words,
+    find_images,
+    is_hidden,
+    unused_words,
+)
 
 
 class ImageFolder(ImageDataModule):
-    """Images in ``root/train/<class>/`` and ``root/test/<class>/``, as `torchvision.datasets.ImageFolder` finds them.
+    """Images in ``root/train/<class>/`` and ``root/test/<class>/``, at any depth, read as a viewer shows them.
 
-    Classes are numbered in order of their names. Images are RGB, numbered in order of their paths, and read from their files at
-    each use. Every file is also read once at the start, so that damaged ones are found before any work, and its content enters
-    the `fingerprint`, so that nothing made of other files is taken for it.
+    Classes are numbered in order of their names as text (1, 10, 2). Images are RGB, numbered in order of their paths, and read
+    from their files at each use: turned as their EXIF orientation says, and in sRGB. Every file is also read once at the start, so
+    that damaged ones are found before any work, and its content enters the `fingerprint`, so that nothing made of other files
+    is taken for it. All that Pillow reads is used. What is not used, images that are in train and in test or in several classes,
+    and classes that differ only in case are named in a warning and in `note`. Hidden files and folders, and links out of a
+    class's folder, are not used.
 
     Args:
         root: The folder.
@@ -26,9 +40,10 @@ class ImageFolder(ImageDataModule):
         val_size: Images held out of the training images.
         calibration_per_class: Images of each class taken from the test images for calibration.
         split_seed: Seed of the splits.
+        background: Red, green and blue in [0, 1] behind transparent pixels; None refuses images that have some.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or `background` is no colour in [0, 1].
     """
 
     def __init__(
@@ -40,6 +55,7 @@ class ImageFolder(ImageDataModule):
         val_size: int = 100,
         calibration_per_class: int = 10,
         split_seed: int = 0,
+        background: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             root=root,
@@ -52,7 +68,16 @@ class ImageFolder(ImageDataModule):
         )
         if image_size is not None and image_size < 1:
             raise ValueError(f"Expected `image_size` to be at least 1 or null, but got {image_size}.")
+        if background is not None and not (
+            len(background) == 3 and all(0 <= value <= 1 for value in background)
+        ):
+            raise ValueError(
+                f"Expected `background` to be red, green and blue in [0, 1], or null, but got {list(background)}. Divide by 255 if it"
+                " is of colours from 0 to 255."
+            )
         self.image_size = image_size
+        self.background = None if background is None else tuple(background)
+        self._unused: Unused = {}
 
     def prepare_data(self) -> None:
         """Check that both folders are there and have the same classes."""
@@ -63,7 +88,8 @@ class ImageFolder(ImageDataModule):
                     f"Expected images in {self.root / part}/<class>/, but there is no such folder. Put them there, or set `root`"
                     " to the folder that holds `train` and `test`."
                 )
-            classes[part] = sorted(path.name for path in (self.root / part).iterdir() if path.is_dir())
+            classes[part] = class_folders(self.root / part)
+        check_names(self.root, dict.fromkeys(classes["train"] + classes["test"]))
         for part, other in (("train", "test"), ("test", "train")):
             alone = [name for name in classes[part] if name not in classes[other]]
             if alone:
@@ -75,28 +101,40 @@ class ImageFolder(ImageDataModule):
             raise ValueError(
                 f"Expected a folder for each of at least two classes in {self.root / 'train'}, but got {classes['train']}."
             )
-        self.num_classes = len(classes["train"])
+        self.class_names = tuple(classes["train"])
+        self.num_classes = len(self.class_names)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read every file and split the images, once."""
+        """Read every file and split the images, once; warn of what is not used and of equal images."""
         if not self._splits:
             self.prepare_data()
+            self._unused = self._other_parts()
             super().setup(stage)
+            said = (
+                unused_words(self.root, self._unused),
+                class_words(self.class_names),
+                equal_words(self._labels("train", "val"), self._labels("calibration", "test")),
+            )
+            self.note = " ".join(filter(None, said))
+            if self.note:
+                rank_zero_warn(self.note)
 
     def load(self, train: bool) -> tuple[ImageFiles, torch.Tensor]:
         """The files of one original split, all read once, and labels int64 ``(n,)``."""
         folder = self.root / ("train" if train else "test")
-        found = torchvision.datasets.ImageFolder(str(folder), allow_empty=True)
-        labels = torch.tensor([label for _, label in found.samples], dtype=torch.int64)
-        for label, name in enumerate(found.classes):
-            if label not in labels:
+        found = find_images(folder)
+        for name, files in found.images.items():
+            if not files:
                 raise ValueError(
-                    f"Expected images in {folder / name}, but there are none that end in"
-                    f" {', '.join(found.extensions or torchvision.datasets.folder.IMG_EXTENSIONS)}. Put some there, or delete"
-                    " the class from both train and test."
+                    f"Expected images in {folder / name}, but there are none that Pillow reads."
+                    f" {unused_words(self.root, found.unused)} Put some there, or delete the class from both train and test."
                 )
-        names = [Path(file).relative_to(self.root).as_posix() for file, _ in found.samples]
-        images = ImageFiles.examine(self.root, names, self.image_size)
+        for kind, paths in found.unused.items():
+            self._unused[kind] = [*self._unused.get(kind, []), *paths]
+        names = [path.relative_to(self.root).as_posix() for files in found.images.values() for path in files]
+        check_names(self.root, names)
+        labels = torch.tensor([label for label, files in enumerate(found.images.values()) for _ in files])
+        images = ImageFiles.examine(self.root, names, self.image_size, self.background)
         if train:
             self.image_shape = images.files[0].shape
         elif images.files[0].shape != self.image_shape:
@@ -120,3 +158,22 @@ class ImageFolder(ImageDataModule):
         )
         shorter.trainer = self.trainer
         return shorter
+
+    def _other_parts(self) -> Unused:
+        """Folders such as ``root/val`` that have this data set's classes."""
+        others = [
+            path
+            for path in sorted(self.root.iterdir())
+            if path.name not in ("train", "test")
+            and not is_hidden(path.name)
+            and any((path / name).is_dir() for name in self.class_names)
+        ]
+        return {OTHER_PART: others} if others else {}
+
+    def _labels(self, *splits: str) -> dict[ImageFile, int]:
+        """The files of some splits with their labels."""
+        found: dict[ImageFile, int] = {}
+        for split in map(self.split, splits):
+            if isinstance(split.images, ImageFiles):
+                found |= dict(zip(split.images.files, split.labels.tolist(), strict=True))
+        return found

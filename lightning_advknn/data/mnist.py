@@ -1,5 +1,6 @@
 """MNIST."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import torchvision
@@ -25,15 +26,22 @@ class MNIST(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing, if asked to, and check the files."""
-        folder = self.root / self.dataset.__name__ / "raw"
-        if self.download and not all((folder / file).is_file() for file in self.md5_by_file):
+        files = [Path(archive).stem for archive, _ in self.dataset.resources]
+        if self.download and not all((self._folder / file).is_file() for file in files):
             with self._downloading():
                 self.dataset(str(self.root), download=True)
-        self._check_files(folder, self.md5_by_file)
+        self._check()
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Read one original split: images uint8 ``(n, 1, 28, 28)``, labels int64 ``(n,)``."""
-        self._check_files(self.root / self.dataset.__name__ / "raw", self.md5_by_file)
+        self._check()
         with self._reading():
             dataset = self.dataset(str(self.root), train=train)
             return dataset.data[:, None], dataset.targets
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / self.dataset.__name__ / "raw"
+
+    def _check(self) -> None:
+        self._check_files(self._folder, self.md5_by_file)

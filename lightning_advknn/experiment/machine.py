@@ -10,6 +10,15 @@ import torch
 from lightning_advknn.cli import versions
 from lightning_advknn.ranks import Ranks
 
+# Environment variables by which libraries compute differently on one processor.
+_LIMITS = (
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_MAX_CPU_ISA",
+)
+
 
 def find_device(name: str, ranks: Ranks) -> torch.device:
     """The device of this name; ``auto`` is the GPU if there is one. Each of several ranks on a machine gets its own GPU.
@@ -31,6 +40,29 @@ def find_device(name: str, ranks: Ranks) -> torch.device:
         raise ValueError(
             f"Expected `device` to be one that torch can use here, with float64, but {name!r}: {error}"
         ) from error
+
+
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """What decides how a network's float32 numbers are rounded here, as plain values: part of the keys of all that attacks and victims give.
+
+    Not the number of threads, nor versions of libraries: those do not go with the machine alone.
+    """
+    backends: Any = torch.backends  # whose attributes are set where type checkers do not see them
+    if device.type == "cuda":
+        instructions = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        matmul, conv = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+    else:
+        instructions = backends.cpu.get_cpu_capability()
+        matmul, conv = backends.mkldnn.matmul.fp32_precision, backends.mkldnn.conv.fp32_precision
+    exact = {"none": "ieee"}  # what torch calls a precision that nobody has lowered
+    return {
+        "device": device.type,
+        "instructions": instructions,
+        "limits": {name: os.environ[name] for name in _LIMITS if name in os.environ},
+        "matmul": exact.get(matmul, matmul),
+        "conv": exact.get(conv, conv),
+        "dtype": str(torch.get_default_dtype()),
+    }
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

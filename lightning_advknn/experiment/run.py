@@ -1,6 +1,6 @@
 """The stages of an experiment, each saved once under a key of all it depends on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from lightning_advknn.attacks.wang import pixel_scale
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
-from lightning_advknn.experiment.machine import find_device
+from lightning_advknn.experiment.machine import arithmetic, find_device
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, Trained, check_names
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.experiment.victims import Victims
@@ -26,7 +27,7 @@ from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.modules.checkpoint import check_data
 from lightning_advknn.ranks import Ranks
-from lightning_advknn.search import APPROXIMATE, check_backend, index_settings
+from lightning_advknn.search import APPROXIMATE, check_backend, check_int8, fastest, index_settings
 from lightning_advknn.storage import digest, file_digest, weights_digest
 
 SHARD = 1000  # images attacked or queried between two saves
@@ -52,6 +53,8 @@ class ExperimentRun:
         self.device = find_device(experiment.device, self.ranks)
         check_names(experiment)
         check_backend(experiment.victim.backend)
+        if experiment.victim.backend == "int8":
+            check_int8(self.device)
         for attack in experiment.attacks.values():
             attack.check()
         make = partial(Victims, experiment=experiment, device=self.device, cache=self.cache, ranks=self.ranks)
@@ -179,7 +182,9 @@ class ExperimentRun:
     def test(self) -> ImageSplit:
         """The test images that are attacked and judged."""
         split, n = self.data.split("test"), self.experiment.images
-        return split if n is None else split.select(torch.arange(n))
+        if n is None or n == len(split):
+            return split
+        return split.select(fair_order(split.labels, self.data.split_seed)[:n])
 
     @property
     def starts(self) -> range:
@@ -187,7 +192,11 @@ class ExperimentRun:
         return range(0, len(self.test), SHARD)
 
     def describe(self) -> dict[str, Any]:
-        """Everything the results depend on, as plain values; equal for equal experiments."""
+        """Everything the results depend on, as plain values; equal for equal experiments, whatever machine makes them.
+
+        So an experiment that goes on on another machine stays the same one in the same folders: what the other machine computes
+        differently has another key in the cache and is made again there.
+        """
         experiment = self.experiment
         given = {name: self._trained(name).checkpoint for name in self._trainings}
         settings = {
@@ -199,18 +208,20 @@ class ExperimentRun:
                 if k not in ("backend", "memory_gib", "shard", "index") and (k, v) != ("layers", None)
             }
             | ({"index": self.attacked.index} if self.attacked.index else {})
-            | self._scan(experiment.attacks),
+            | self._named_scan(),
             "attacks": {
                 name: attack.describe() | ({} if attack.targets is None else {"targets": attack.targets})
                 for name, attack in experiment.attacks.items()
             },
             "label_source": experiment.label_source,
-            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint},
+            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint}
+            | ({"note": self.data.note} if self.data.note else {}),
             "version": __version__,
         }
         # Only where they say something: all images, given as a number or not, are one experiment.
-        if len(self.test) < len(self.data.split("test")):
+        if self._sample:
             settings["images"] = len(self.test)
+            settings["sample"] = {"of": len(self.data.split("test")), "seed": self.data.split_seed}
         if experiment.joint:
             settings["joint"] = experiment.joint
         if self.transfers:
@@ -411,19 +422,24 @@ class ExperimentRun:
                 "labels": [settings.layer, *votes] if self.experiment.label_source == "knn" else "true",
                 **({"through": weights_digest(self.logits_fn(through))} if through else {}),
                 **({"code": code} if (code := self.experiment.attacks[attack].code) else {}),
-                **self._scan([attack]),
+                **({"scan": self._scan} if method in VICTIMS else {}),
+                "arithmetic": arithmetic(self.device),
             }
         )
 
-    def _scan(self, attacks: Iterable[str]) -> dict[str, str]:
-        """The exact backend, if one is named: attacks on victims look for near images with its precision, which changes no vote."""
+    @property
+    def _scan(self) -> str:
+        """What scans banks: attacks on victims look for near images with its precision, which changes no vote."""
+        backend = self.experiment.victim.backend
+        # Approximate ones scan single classes exactly.
+        return f"{backend}: {fastest(self.device)}" if backend in ("auto", *APPROXIMATE) else backend
+
+    def _named_scan(self) -> dict[str, str]:
+        """The exact backend, if one is named and an attack on a victim depends on it."""
         backend = self.experiment.victim.backend
         named = backend not in ("auto", *APPROXIMATE)
-        return (
-            {"backend": backend}
-            if named and any(self.experiment.attacks[a].on_victim for a in attacks)
-            else {}
-        )
+        on_victims = any(attack.on_victim for attack in self.experiment.attacks.values())
+        return {"backend": backend} if named and on_victims else {}
 
     def _shard(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and ids of the test images from `start` on, on the device."""
@@ -439,11 +455,14 @@ class ExperimentRun:
         return range(start, min(start + SHARD, len(self.test)))
 
     def rows_name(self, rows: range, size: int) -> str:
-        """Name of a file on up to `size` images: the same for a part of the test images as for all, where it holds the same."""
-        stop = rows.start + size
-        if len(self.test) < min(stop, len(self.data.split("test"))):
-            stop = rows.stop
-        return f"{rows.start:06d}-{stop:06d}"
+        """Name of a file on up to `size` test images; a sample of them has files of its own."""
+        return f"{self._sample}{rows.start:06d}-{rows.start + size:06d}"
+
+    @cached_property
+    def _sample(self) -> str:
+        """How names of files on a sample of the test images begin: with a hash of their ids; "" of all test images."""
+        whole = len(self.test) == len(self.data.split("test"))
+        return "" if whole else f"sample-{digest(self.test.ids.tolist())}-"
 
     def surrogate(self, name: str) -> Surrogate:
         """A surrogate, trained or loaded, on the device, in evaluation mode."""

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import CPU_BATCH, GPU_BATCH
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.machine import arithmetic
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
 from lightning_advknn.experiment.victims import Victims
+from lightning_advknn.search import fastest
 
 _SEEN = 10.0  # seconds that a file may take to show on another machine
 
@@ -35,11 +37,12 @@ def spread(run: ExperimentRun, bounds: bool = False) -> bool:
 
     Raises:
         LostRankError: If a rank has died.
-        ValueError: If the ranks do not share the cache.
+        ValueError: If the ranks do not share the cache, or do not compute alike.
     """
     if run.ranks.size == 1:
         return True
     _check_shared(run)
+    _check_alike(run)
     _train(run)
     attacked = run.attacked
     _observe(run, attacked, [(ORIGIN, None)])
@@ -81,6 +84,17 @@ def _check_shared(run: ExperimentRun) -> None:
             f"Expected all ranks to share the files in `cache`, but {folder} of ranks {blind} is another than that of rank 0. Choose"
             " a folder on a file system that all machines share."
         )
+
+
+def _check_alike(run: ExperimentRun) -> None:
+    """Raise unless all ranks round alike, so that what one makes has the key by which the others look for it."""
+    found = run.ranks.gather("how ranks compute", [arithmetic(run.device), fastest(run.device)])
+    for rank, (numbers, precision) in enumerate(found):
+        if [numbers, precision] != found[0]:
+            raise ValueError(
+                f"Expected all ranks to compute alike, but rank {rank} has {numbers}, fastest in {precision}, and rank 0 has {found[0][0]},"
+                f" fastest in {found[0][1]}. Give a job machines of one kind."
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.evaluation import Verdicts, decide, observe
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.machine import arithmetic
 from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.models import FeatureNetwork
@@ -254,7 +255,7 @@ class Victims:
 
     @cached_property
     def _key(self) -> str:
-        """Hash of all that their votes depend on, beside the image."""
+        """Hash of all that their votes depend on, beside the image. Not the exact backend, but what rounds the features."""
         return digest(
             {
                 "backbone": self.network_key,
@@ -262,6 +263,7 @@ class Victims:
                 "k": self.settings.k,
                 "metric": self.settings.metric,
                 **({"index": self.index} if self.index else {}),
+                "arithmetic": arithmetic(self.device),
             }
         )
 

@@ -1,8 +1,9 @@
 """The paper's equations, one pure function each, and what they expect; imports torch only."""
 
+from lightning_advknn.functional.arithmetic import autocast_devices, check_defaults, float32_arithmetic
 from lightning_advknn.functional.credibility import Convention, credibility, true_class_votes
 from lightning_advknn.functional.distortion import authors_l2, l2_distortion, linf_distortion
-from lightning_advknn.functional.images import check_images
+from lightning_advknn.functional.images import check_images, check_labels, whole
 from lightning_advknn.functional.losses import (
     classification_loss,
     consistency_loss,
@@ -18,16 +19,21 @@ from lightning_advknn.functional.voting import (
 __all__ = [
     "Convention",
     "authors_l2",
+    "autocast_devices",
+    "check_defaults",
     "check_images",
+    "check_labels",
     "classification_loss",
     "consistency_loss",
     "count_votes",
     "credibility",
     "dknn_prediction",
+    "float32_arithmetic",
     "knn_prediction",
     "l2_distortion",
     "linf_distortion",
     "surrogate_loss",
     "true_class_votes",
     "vote_distribution",
+    "whole",
 ]

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_advknn.functional.images import check_labels
 from lightning_advknn.functional.voting import dknn_prediction
 
 Convention = Literal["ge", "strict", "trim_zeros"]
@@ -19,7 +20,11 @@ def true_class_votes(votes: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         int64 ``(N, L)``; its sum over layers is what `credibility` compares with.
+
+    Raises:
+        ValueError: If labels are no classes of these samples.
     """
+    check_labels(labels, len(votes), votes.shape[2])
     index = labels[:, None, None].expand(-1, votes.shape[1], 1)
     return votes.gather(2, index).squeeze(2)  # (N, L)
 
@@ -44,7 +49,8 @@ def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention
         float64 ``(B,)`` in [0, 1].
 
     Raises:
-        ValueError: If the calibration set is empty, or is empty once trimmed, or the convention is unknown.
+        ValueError: If the calibration set is empty, or is empty once trimmed, or not of shape ``(N,)``; or the convention is
+            unknown.
 
     >>> votes = torch.tensor([[[3, 0], [2, 1]]])
     >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "strict")
@@ -57,6 +63,10 @@ def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention
     if convention not in get_args(Convention):
         raise ValueError(
             f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
+        )
+    if calibration_votes.ndim != 1:
+        raise ValueError(
+            f"Expected `calibration_votes` of shape (N,), but got {tuple(calibration_votes.shape)}. Sum them over layers."
         )
     if convention == "trim_zeros" and len(votes):
         all_votes = votes[0].sum()  # kL

@@ -13,8 +13,11 @@ def l2_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
 
     Returns:
         float64 ``(B,)``.
+
+    Raises:
+        ValueError: If shapes differ or pixels are whole numbers, as of bytes.
     """
-    difference = (adversarial.double() - images.double()).flatten(1)
+    difference = _difference(images, adversarial)
     norms: Tensor = torch.linalg.vector_norm(difference, dim=1)
     return norms
 
@@ -28,8 +31,11 @@ def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
 
     Returns:
         float64 ``(B,)``.
+
+    Raises:
+        ValueError: If shapes differ or pixels are whole numbers, as of bytes.
     """
-    difference = (adversarial.double() - images.double()).flatten(1)
+    difference = _difference(images, adversarial)
     norms: Tensor = torch.linalg.vector_norm(difference, ord=torch.inf, dim=1)
     return norms
 
@@ -40,3 +46,17 @@ def authors_l2(l2: Tensor) -> Tensor:
     Only for reading the paper's own figures beside ours: its 1.4909 is a true L2 of about 4.58.
     """
     return l2 * 255 / 784
+
+
+def _difference(images: Tensor, adversarial: Tensor) -> Tensor:
+    """In float64, ``(B, D)``."""
+    if (
+        images.shape != adversarial.shape
+        or not images.is_floating_point()
+        or not adversarial.is_floating_point()
+    ):
+        raise ValueError(
+            "Expected images and adversarials in [0, 1] of one shape, but got"
+            f" {images.dtype} {tuple(images.shape)} and {adversarial.dtype} {tuple(adversarial.shape)}. Divide bytes by 255."
+        )
+    return (adversarial.double() - images.double()).flatten(1)

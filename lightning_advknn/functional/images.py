@@ -1,10 +1,22 @@
-"""What every public function expects of images."""
+"""What every public function expects of images, labels and whole numbers."""
 
+import operator
+from typing import Any
+
+import torch
 from torch import Tensor
+
+from lightning_advknn.functional.arithmetic import check_defaults
 
 
 def check_images(images: Tensor) -> None:
-    """Raise a ValueError unless every pixel is finite and in [0, 1]."""
+    """Raise a ValueError unless every pixel is finite and in [0, 1], and torch's defaults are its own (`check_defaults`)."""
+    check_defaults()
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"Expected images as a float32 tensor (B, channels, H, W) in [0, 1], but got a {_kind(images)}. Convert them with"
+            " `torch.as_tensor(images, dtype=torch.float32)`."
+        )
     if not images.is_floating_point():
         raise ValueError(
             f"Expected floating-point images in [0, 1], but got {images.dtype}. Divide uint8 by 255."
@@ -18,3 +30,50 @@ def check_images(images: Tensor) -> None:
             f"Expected finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
             " Images are not normalised here: normalisation is a layer of the network."
         )
+
+
+def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None:
+    """Raise a ValueError unless labels are those of n images, int64 ``(n,)``, at least 0 and, if it is given, below `num_classes`."""
+    expected = f"Expected int64 `labels` of shape ({n},), one an image, but got"
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"{expected} a {_kind(labels)}. Convert them with `torch.as_tensor(labels, dtype=torch.int64)`."
+        )
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        remedy = "Convert them with `.long()`, if they are whole numbers."
+        if labels.shape == (n, 1):
+            remedy = "Take `labels.squeeze(1).long()`."
+        elif labels.ndim == 2 and len(labels) == n:
+            remedy = "Take `labels.argmax(1)` of one-hot ones."
+        elif labels.shape != (n,):
+            remedy = "Give each image one."
+        raise ValueError(f"{expected} {labels.dtype} of shape {tuple(labels.shape)}. {remedy}")
+    if not n:
+        return
+    low, high = labels.aminmax()
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        there = "at least 0" if num_classes is None else f"in [0, {num_classes - 1}] (the classes)"
+        raise ValueError(
+            f"Expected `labels` {there}, but got {low.item()} to {high.item()}. Classes count from 0."
+        )
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number as Python's, for an argument: NumPy's and tensors of one are taken, bool and 5.0 are not.
+
+    Raises:
+        ValueError: If it is none.
+
+    >>> whole("k", torch.tensor(5))
+    5
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"Expected `{name}` to be a whole number, but got {value!r}.") from None
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -32,7 +32,14 @@ def consistency_loss(logits: Tensor, distribution: Tensor) -> Tensor:
 
     Returns:
         ``(B,)``, at least 0 up to rounding.
+
+    Raises:
+        ValueError: If p(x) is given as counts.
     """
+    if not distribution.is_floating_point():
+        raise ValueError(
+            f"Expected p(x) as shares of votes, but got {distribution.dtype}. Take `vote_distribution(votes)`."
+        )
     negative_entropy = torch.xlogy(distribution, distribution).sum(1)
     return negative_entropy - (distribution * F.log_softmax(logits, dim=1)).sum(1)
 

@@ -8,15 +8,19 @@ def count_votes(neighbour_labels: Tensor, num_classes: int) -> Tensor:
     """Count how many of the k nearest neighbours (Eq. 11) carry each label.
 
     Args:
-        neighbour_labels: Labels of the neighbours, int64 ``(B, k)``, in [0, C).
+        neighbour_labels: Labels of the neighbours, whole numbers ``(B, k)`` in [0, C).
         num_classes: C.
 
     Returns:
         Votes, int64 ``(B, C)``; every row sums to k.
 
+    Raises:
+        ValueError: If labels are no whole numbers.
+
     >>> count_votes(torch.tensor([[2, 0, 2]]), 3)
     tensor([[1, 0, 2]])
     """
+    neighbour_labels = _whole("neighbour_labels", neighbour_labels)
     votes = neighbour_labels.new_zeros(len(neighbour_labels), num_classes)
     return votes.scatter_add_(1, neighbour_labels, torch.ones_like(neighbour_labels))
 
@@ -33,21 +37,25 @@ def vote_distribution(votes: Tensor) -> Tensor:
     >>> vote_distribution(torch.tensor([[1, 0, 3]]))
     tensor([[0.2500, 0.0000, 0.7500]])
     """
-    return votes / votes.sum(-1, keepdim=True)
+    return votes.float() / votes.sum(-1, keepdim=True).float()
 
 
 def knn_prediction(votes: Tensor) -> Tensor:
     """The class with most votes (Eq. 9); a tie goes to the lowest class id.
 
     Args:
-        votes: int64 ``(..., C)``.
+        votes: Whole numbers ``(..., C)``.
 
     Returns:
         int64 ``(...)``.
 
+    Raises:
+        ValueError: If votes are no whole numbers.
+
     >>> knn_prediction(torch.tensor([[1, 3, 3], [0, 0, 4]]))
     tensor([1, 2])
     """
+    votes = _whole("votes", votes)
     num_classes = votes.shape[-1]
     # `argmax` promises nothing on ties, so the rule is made part of the number: votes first, then low class id.
     tie_break = torch.arange(num_classes - 1, -1, -1, device=votes.device)
@@ -60,12 +68,29 @@ def dknn_prediction(votes: Tensor) -> Tensor:
     Summing counts instead of probabilities is the same, since each layer has k votes, and is exact.
 
     Args:
-        votes: int64 ``(B, L, C)``.
+        votes: Whole numbers ``(B, L, C)``.
 
     Returns:
         int64 ``(B,)``.
 
+    Raises:
+        ValueError: If votes are no whole numbers, or of another shape.
+
     >>> dknn_prediction(torch.tensor([[[2, 1], [0, 3]]]))
     tensor([1])
     """
+    if votes.ndim != 3:
+        raise ValueError(
+            f"Expected votes of shape (B, L, C), but got {tuple(votes.shape)}. Take `votes[:, None]` of one layer's."
+        )
     return knn_prediction(votes.sum(1))
+
+
+def _whole(name: str, values: Tensor) -> Tensor:
+    """As int64: a tie rule in smaller numbers would overflow, and among fractions it would be wrong."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"Expected `{name}` to be an int64 tensor, but got {got}. Convert it with `.long()`."
+        )
+    return values.long()

@@ -34,8 +34,25 @@ class FeatureNetwork(nn.Module):
         self._pool = network.pool if isinstance(network, LibraryNetwork) else {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of images in [0, 1]."""
-        logits: Tensor = self.network(images)
+        """Logits ``(B, C)`` of images in [0, 1].
+
+        Raises:
+            ValueError: If images are not float32, or the network cannot take them as its weights are not.
+        """
+        if images.dtype != torch.float32:
+            raise ValueError(
+                f"Expected float32 images, but got {images.dtype}. Convert them with `.float()`, bytes also with `/ 255`."
+            )
+        try:
+            logits: Tensor = self.network(images)
+        except RuntimeError as error:
+            others = {str(each.dtype) for each in self.network.parameters()} - {"torch.float32"}
+            if others:
+                raise ValueError(
+                    f"Expected a network with float32 weights, but some are {', '.join(sorted(others))}, and it fails on float32"
+                    f" images: {error}. Call `.float()` on it."
+                ) from error
+            raise
         return logits
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ class Normalize(nn.Module):
 
     Args:
         mean: One value a channel, for images in [0, 1].
-        std: One positive value a channel.
+        std: One positive value a channel, of the same images.
 
     Raises:
-        ValueError: If the lengths differ or a standard deviation is not positive.
+        ValueError: If the lengths differ, a standard deviation is not positive, or a value is not in [0, 1].
     """
 
     mean: Tensor
@@ -25,6 +25,11 @@ class Normalize(nn.Module):
         if len(mean) != len(std) or min(std, default=0) <= 0:
             raise ValueError(
                 f"Expected `mean` and positive `std` of one value a channel, but got {mean} and {std}."
+            )
+        if not all(0 <= value <= 1 for value in (*mean, *std)):
+            raise ValueError(
+                f"Expected `mean` and `std` of images in [0, 1], and so in [0, 1] themselves, but got {list(mean)} and {list(std)}."
+                " Divide both by 255 if they are of pixels from 0 to 255."
             )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.data import Batch, data_of
+from lightning_advknn.functional import float32_arithmetic, whole
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules.checkpoint import (
     IDENTITY,
@@ -19,6 +20,7 @@ from lightning_advknn.modules.checkpoint import (
     check_identity,
     check_loss,
     check_network,
+    check_precision,
     describe,
 )
 
@@ -54,10 +56,13 @@ class BackboneModule(LightningModule):
         winograd: bool = False,
     ) -> None:
         super().__init__()
+        # Python's own numbers: a checkpoint that holds NumPy's does not load without running code.
+        image_shape = [whole("image_shape", size) for size in image_shape]
+        num_classes, learning_rate = whole("num_classes", num_classes), float(learning_rate)
         self.save_hyperparameters(
             {
                 "layers": list(layers),
-                "image_shape": list(image_shape),
+                "image_shape": image_shape,
                 "num_classes": num_classes,
                 "learning_rate": learning_rate,
                 "channels_last": channels_last,
@@ -89,7 +94,8 @@ class BackboneModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check that the data fits."""
+        """Check precision and data."""
+        check_precision(self.trainer)
         check_data(data_of(self.trainer), self.image_shape, self.num_classes)
         if stage == "fit" and self.channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -134,6 +140,7 @@ class BackboneModule(LightningModule):
     def _convolutions(self) -> list[nn.Conv2d]:
         return [module for module in self.network.modules() if type(module) is nn.Conv2d]
 
+    @float32_arithmetic()  # as the victims on this network decide, also where training is mixed with shorter numbers
     def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
         logits = self(batch.images)
         accuracy(logits, batch.labels)

@@ -3,13 +3,13 @@
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lightning_advknn.storage import atomic_path
 
 IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
 _NAMED = 5  # names that an error lists
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # of training
 
 Identity = dict[str, str | int | list[int]]
 
@@ -75,15 +76,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, or weights of one's own, without ever running code from it.
 
     Args:
-        path: A checkpoint of train.py; or a state dict, alone or under ``state_dict``, that torch.save wrote; or one in safetensors
-            format, whose name then ends in ``.safetensors``.
+        path: A checkpoint of train.py; or a state dict, alone or under ``state_dict`` beside no other weights, that torch.save
+            wrote; or one in safetensors format, whose name then ends in ``.safetensors``.
 
     Returns:
         The checkpoint; of weights of one's own, their ``state_dict`` alone.
 
     Raises:
         FileNotFoundError: If it is missing.
-        ValueError: If it is truncated, corrupt, not a checkpoint, or would have to run code to load.
+        ValueError: If it is truncated, corrupt, not a checkpoint, would have to run code to load, or holds several networks'
+            weights, such as averaged ones beside others.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -106,18 +108,68 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             " checkpoint. Refused: use a checkpoint from a source you trust, saved again as plain types."
         ) from error
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"Expected {path} to be a state dict, but it is a TorchScript archive, which is code. Save"
+                " `torch.jit.load(path).state_dict()`."
+            ) from error
         raise ValueError(
             f"Expected {path} to be a whole checkpoint, but reading it failed: {error}. It is truncated or corrupt."
         ) from error
+    if _is_weights(checkpoint):
+        return {"state_dict": dict(checkpoint)}
     if (
         isinstance(checkpoint, dict)
-        and checkpoint
-        and all(isinstance(v, Tensor) for v in checkpoint.values())
+        and IDENTITY in checkpoint
+        and isinstance(checkpoint.get("state_dict"), dict)
     ):
-        return {"state_dict": dict(checkpoint)}
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"Expected {path} to hold a `state_dict`, or to be one, but it does not.")
-    return checkpoint if IDENTITY in checkpoint else {"state_dict": checkpoint["state_dict"]}
+        return checkpoint
+    return {"state_dict": _only_weights(checkpoint, path)}
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _only_weights(content: Any, path: Path) -> dict[Any, Any]:
+    """What a file has under ``state_dict``, if it holds no other weights; raise a ValueError that says which to choose from."""
+    found = dict(_weights_in(content))
+    held = content.get("state_dict") if isinstance(content, dict) else None
+    if isinstance(held, dict) and found.keys() <= {"['state_dict']"}:
+        return held
+    if found:
+        raise ValueError(
+            f"Expected {path} to hold one network's weights, alone or under `state_dict`, but it has some under"
+            f" {', '.join(found)}. Save those that you mean alone: `torch.save(torch.load(path,"
+            f" weights_only=True){next(iter(found))}, 'chosen.pt')`."
+        )
+    entries = content if isinstance(content, dict) else {}
+    others = [
+        f"{name!r}, a {type(value).__name__}"
+        for name, value in entries.items()
+        if not isinstance(value, Tensor)
+    ]
+    but = f"it also has {'; '.join(others[:_NAMED])}" if 0 < len(others) < len(entries) else "it does not"
+    raise ValueError(
+        f"Expected {path} to hold a `state_dict`, or to be one of tensors alone, but {but}. Save what"
+        " `network.state_dict()` gives."
+    )
+
+
+def _weights_in(content: Any, place: str = "", depth: int = 2) -> Iterator[tuple[str, Any]]:
+    """Tensors by name, or lists of them, such as averaged weights beside others, by the place at which a file has them."""
+    if not isinstance(content, dict) or "param_groups" in content:  # an optimizer's
+        return
+    for name, value in content.items():
+        at = f"{place}[{name!r}]"
+        tensors = (
+            list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        )
+        # Statistics and states of random numbers are vectors at most.
+        if all(isinstance(each, Tensor) for each in tensors) and any(each.ndim > 1 for each in tensors):
+            yield at, value
+        elif depth:
+            yield from _weights_in(value, at, depth - 1)
 
 
 def is_own(checkpoint: Mapping[str, Any], expected: Identity) -> bool:
@@ -160,6 +212,7 @@ def load_weights(module: LightningModule, path: Path, expected: Identity) -> Non
         _load_own(network.network, checkpoint["state_dict"], path)
     else:
         check_identity(checkpoint, expected, str(path))
+        _check_kinds(module.state_dict(), checkpoint["state_dict"], path)
         try:
             module.load_state_dict(checkpoint["state_dict"])
         except (RuntimeError, AttributeError) as error:  # AttributeError: a key is no text
@@ -189,6 +242,7 @@ def _load_own(network: nn.Module, weights: Mapping[Any, Any], path: Path) -> Non
         for name, tensor in there.items()
         if name in weights and getattr(weights[name], "shape", None) != tensor.shape
     ]
+    _check_kinds(there, weights, path)
     wrong = [
         f"{what} {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
         for what, names in (("it lacks", missing), ("it has", unexpected), ("shapes differ:", shapes))
@@ -196,11 +250,68 @@ def _load_own(network: nn.Module, weights: Mapping[Any, Any], path: Path) -> Non
     ]
     if wrong:
         raise ValueError(
-            f"Expected {path} to hold the weights of {describe(network)} as configured, but {'; '.join(wrong)}. Its names are to be"
-            f" like {', '.join(list(there)[:3])}: rename them (a prefix can be cut off), or set the network's `settings` to those"
-            " that it was trained with."
+            f"Expected {path} to hold the weights of {describe(network)} as configured, but {'; '.join(wrong)}."
+            f" {_remedy(there, weights)}"
         )
     target.load_state_dict(weights, strict=False)
+
+
+def _remedy(there: Mapping[str, Tensor], weights: Mapping[Any, Any]) -> str:
+    """What to do about weights under other names or of other shapes."""
+    names = [str(name) for name in weights]
+    prefixes = [name[: end + 1] for name in names[:1] for end, letter in enumerate(name) if letter == "."]
+    for prefix in prefixes:
+        if all(name.startswith(prefix) and name.removeprefix(prefix) in there for name in names):
+            return (
+                f"Without the `{prefix}` before each name they are this network's: save `{{name.removeprefix('{prefix}'): tensor"
+                f" for name, tensor in weights.items()}}`."
+            )
+    parts = sorted({name.partition(".")[0] for name in names})
+    several = [
+        part
+        for part in parts
+        if {n.partition(".")[2] for n in names if n.startswith(f"{part}.")} & there.keys()
+    ]
+    if several:
+        return (
+            f"Names below {' and '.join(f'`{part}.`' for part in several)} are this network's: save those that you mean alone,"
+            " without what is before."
+        )
+    return (
+        f"Its names are to be like {', '.join(list(there)[:3])}: rename them (a prefix can be cut off), or set the network's"
+        " `settings` to those that it was trained with."
+    )
+
+
+def _check_kinds(there: Mapping[str, Tensor], weights: Mapping[Any, Any], path: Path) -> None:
+    """Raise a ValueError where loading would make other numbers of a file's: of quantised, boolean or complex ones, or of none."""
+    for name, tensor in there.items():
+        given = weights.get(name)
+        if not isinstance(given, Tensor) or name.endswith("num_batches_tracked"):
+            continue
+        if (
+            given.is_meta
+            or given.layout != torch.strided
+            or given.is_floating_point() != tensor.is_floating_point()
+            or given.dtype.itemsize < min(2, tensor.dtype.itemsize)
+        ):
+            kind = (
+                "no values (it is on the device meta)" if given.is_meta else f"{given.dtype}, {given.layout}"
+            )
+            raise ValueError(
+                f"Expected `{name}` in {path} to be like the network's {tensor.dtype}, but it is {kind}. Save the weights as"
+                " dense floating-point numbers; quantised ones have to be dequantised with their scales first."
+            )
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Raise a ValueError unless a trainer leaves weights in float32, in which victims decide; also mixed with shorter numbers."""
+    precision = trainer.precision
+    if precision not in _PRECISIONS:
+        raise ValueError(
+            f"Expected the trainer's `precision` to be one of {list(_PRECISIONS)}, but got {precision!r}: weights are kept, and"
+            " victims decide, in float32. For speed use 'bf16-mixed'."
+        )
 
 
 def check_data(data: ImageDataModule, image_shape: tuple[int, ...], num_classes: int) -> None:

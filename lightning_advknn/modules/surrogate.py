@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from lightning_advknn import __version__, functional
 from lightning_advknn.classifiers import build_banks
 from lightning_advknn.data import Batch, ImageDataModule, data_of
+from lightning_advknn.functional import float32_arithmetic, whole
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
 from lightning_advknn.modules.checkpoint import (
@@ -21,6 +22,7 @@ from lightning_advknn.modules.checkpoint import (
     check_data,
     check_identity,
     check_loss,
+    check_precision,
     describe,
     load_weights,
 )
@@ -99,10 +101,14 @@ class SurrogateModule(LightningModule):
                 "Expected `cls_weight` and `cl_weight` to be at least 0 and not both 0, but got"
                 f" {cls_weight} and {cl_weight}."
             )
+        # Python's own numbers: a checkpoint that holds NumPy's does not load without running code.
+        image_shape = [whole("image_shape", size) for size in image_shape]
+        num_classes, k = whole("num_classes", num_classes), whole("k", k)
+        cls_weight, cl_weight, learning_rate = float(cls_weight), float(cl_weight), float(learning_rate)
         self.save_hyperparameters(
             {
                 "layer": layer,
-                "image_shape": list(image_shape),
+                "image_shape": image_shape,
                 "num_classes": num_classes,
                 "k": k,
                 "metric": metric,
@@ -169,7 +175,8 @@ class SurrogateModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check the data, load the backbone's weights and check k before anything is computed."""
+        """Check precision and data, load the backbone's weights and check k before anything is computed."""
+        check_precision(self.trainer)
         data = data_of(self.trainer)
         check_data(data, self.image_shape, self.num_classes)
         self.load_backbone(data.name)
@@ -257,6 +264,7 @@ class SurrogateModule(LightningModule):
         """Adam on DkNNB alone."""
         return torch.optim.Adam(self.surrogate.dknnb.parameters(), lr=self.learning_rate, fused=True)
 
+    @float32_arithmetic()  # as it is attacked, also where training is mixed with shorter numbers
     def _evaluate(self, stage: str, batch: Batch) -> None:
         logits, votes = self._imitate(stage, batch)
         predicted = logits.argmax(1)

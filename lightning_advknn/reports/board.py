@@ -11,7 +11,7 @@ from lightning_advknn.reports import paper
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
-from lightning_advknn.reports.summary import neighbours_sentence
+from lightning_advknn.reports.summary import neighbours_sentence, which_images
 from lightning_advknn.reports.tables import Record, check_seeds, read_csv
 from lightning_advknn.storage import read_json
 
@@ -49,6 +49,12 @@ class Board:
             f"knn/{layer}": f"{VICTIMS['knn']} on {layer}",
             "dnn": VICTIMS["dnn"],
         }
+
+    @property
+    def sample(self) -> str:
+        """What captions say of the test images if they are not all; "" if they are."""
+        settings = self.content["settings"]
+        return f", {which_images(settings, settings['images'])}" if "images" in settings else ""
 
     @property
     def approximate(self) -> str:
@@ -164,7 +170,7 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     more += f"; of `{BOUND}`, what no attack at all can go below" if bounded else ""
     approximate = "" if victim == "dnn" else board.approximate
     return Table(
-        f"{board.title}, {board.victims[victim]}{approximate}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
+        f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"
         f" budgets of true L2; over images, {fooled}the least true L2 that fools; at an attack's largest eps, mean credibility"
         f" (`{convention}`) of successes and how many % of them are detected at 5 % false alarms{more}.",
         [

@@ -13,7 +13,7 @@ from lightning_advknn.reports.board_figure import board_figure
 from lightning_advknn.reports.figures import save_figure
 from lightning_advknn.reports.layout import Lines, Table
 from lightning_advknn.reports.page import Block, Picture, Section, render_markdown
-from lightning_advknn.reports.summary import neighbours_sentence
+from lightning_advknn.reports.summary import neighbours_sentence, which_images
 from lightning_advknn.storage import atomic_path
 
 INTRODUCTION = (
@@ -32,7 +32,7 @@ def write_page(board: Board, folder: Path) -> None:
         beside = published_table(board, victim)
         sections.append(Section(victim, title, [board_table(board, victim), *filter(None, [beside])]))
     for seed, run in board.content["runs"].items():
-        sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), _made(run)]))
+        sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), _made(board, run)]))
     text = render_markdown(f"Leaderboard, {board.title}", [INTRODUCTION], sections)
     with atomic_path(folder / f"{NAME}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -49,7 +49,7 @@ def leaderboards_section(results: Path, output: Path) -> Section:
     for path in sorted(results.glob(f"**/{NAME}.json")):
         board, place = read_board(path.parent), path.parent.relative_to(results)
         if board is not None:
-            made = [_made(run) for run in board.content["runs"].values()]
+            made = [_made(board, run) for run in board.content["runs"].values()]
             whole = f"`{(place / NAME).as_posix()}.csv` has all numbers, `.md` every victim and checks."
             tables = filter(None, [board_table(board, "dknn", brief=True), published_table(board, "dknn")])
             blocks += [whole, *tables, _picture(board, output, "-".join([*place.parts, NAME])), *made]
@@ -68,8 +68,9 @@ def _picture(board: Board, folder: Path, name: str) -> Picture:
     return Picture(name, caption, f"Line chart. {caption} The tables have its numbers.", png)
 
 
-def _made(run: Mapping[str, Any]) -> str:
-    made = f"`{run['command']}`, {run['images']} test images, {run['device']}, {run['date']}."
+def _made(board: Board, run: Mapping[str, Any]) -> str:
+    which = which_images(board.content["settings"], run["images"])
+    made = f"`{run['command']}`, {which}, {run['device']}, {run['date']}."
     return f"{made} {neighbours_sentence(run.get('approximation', {}).get('origin'))}".strip()
 
 

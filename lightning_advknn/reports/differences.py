@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.layout import Lines, Table, accuracies
 from lightning_advknn.reports.results import KINDS, VICTIMS, Mean, Measurement, Results
+from lightning_advknn.reports.summary import which_images
 
 SHOWN = 15  # rows of the largest differences
 
@@ -90,24 +91,24 @@ def differences_table(found: Sequence[Results]) -> Table | None:
 
 
 def subset_sentences(found: Sequence[Results]) -> list[str]:
-    """How far the first test images, which some parts are restricted to, are from all: by what both were measured on."""
+    """How far the few test images that some parts are restricted to are from all: by what both were measured on."""
     sentences = []
     for whole in (each for each in found if each.part == "tables" and each.runs):
-        gaps: list[tuple[Measurement, float, float]] = []
+        gaps: list[tuple[Measurement, str, float, float]] = []
         for part in found:
             same = part.data == whole.data and part.runs and part.victim == whole.victim
             seeds = sorted(set(part.runs) & set(whole.runs))
             if same and seeds and "images" in part.settings:
                 of_all = {_cell(each): _at(each, whole, seeds) for each in whole.measurements()}
                 gaps += [
-                    (each, _at(each, part, seeds), of_all[_cell(each)])
+                    (each, which_images(part.settings, each.n), _at(each, part, seeds), of_all[_cell(each)])
                     for each in part.measurements()
                     if _cell(each) in of_all and each.function != "clean"
                 ]
         if gaps:
-            each, few, many = max(gaps, key=lambda gap: abs(gap[1] - gap[2]))
+            each, which, few, many = max(gaps, key=lambda gap: abs(gap[2] - gap[3]))
             sentences.append(
-                f"{whole.title}: parts that attack the first {each.n} test images are not comparable with the tables to the"
+                f"{whole.title}: parts that attack {which} are not comparable with the tables to the"
                 f" last digit. Of {len(gaps)} cells measured on both, by equal seeds, the farthest apart is"
                 f" {VICTIMS[each.victim]}, {KINDS[each.method.kind]}, {each.function.upper()}:"
                 f" {few:.2f} % of them, {many:.2f} % of all."

@@ -18,7 +18,8 @@ from lightning_advknn.reports.summary import (
     approximations_of,
     credibility_of,
     metrics_of,
-    neighbours_sentence,
+    notes_of,
+    which_images,
 )
 from lightning_advknn.reports.tables import (
     TABLE1,
@@ -104,7 +105,7 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     table1 = table1_records(run.data.name, experiment, clean)
     pictures = draw(run, pictured, last, output)
     run.attacked.free()
-    note = neighbours_sentence(run.attacked.approximation)
+    note = notes_of(run.attacked)
     table1, table2, table3 = with_note(table1, note), with_note(table2, note), _transferred(run)
     tables: list[Table] = [
         (name, with_note_column(columns, records), records)
@@ -117,7 +118,7 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     ]
     for name, columns, records in tables:
         write_csv(output / f"{name}.csv", columns, records)
-    summary = {
+    summary: dict[str, Any] = {
         "command": command or shlex.join(["python", *sys.argv]),
         "settings": run.describe(),
         **provenance(run.device),
@@ -131,11 +132,12 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     write_json(output / "summary.json", summary)
     if results is not None:
         _publish(Path(results), experiment.seed, tables, summary, pictures)
-    note = note and f"\n{note}"
-    print_table1(table1, f"Table 1, {run.data.name}{note}")
-    print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}{note}")
+    settings, note = summary["settings"], note and f"\n{note}"
+    which = f"\n{which_images(settings, len(run.test))}" if "images" in settings else ""
+    print_table1(table1, f"Table 1, {run.data.name}{which}{note}")
+    print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}{which}{note}")
     if table3:
-        print_table3(table3, f"Table 3, {run.data.name}, seed {experiment.seed}")
+        print_table3(table3, f"Table 3, {run.data.name}, seed {experiment.seed}{which}")
     sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
 
 
@@ -145,7 +147,7 @@ def _transferred(run: ExperimentRun) -> list[Record]:
     for network, victims in run.transfers.items():
         for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
             rows = saved_rows(run, method, attack, network)
-            note = neighbours_sentence(victims.approximation)
+            note = notes_of(victims)
             own = table3_records(run.data.name, run.experiment, network, method, attack, rows)
             records += with_note(own, note)
         victims.free()

@@ -17,7 +17,7 @@ from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.leaderboard_records import CLEAN, LEADERBOARD, leaderboard_records
 from lightning_advknn.reports.robustness import FALSE_ALARMS, AttackRun, alarm_threshold, judge_rows
-from lightning_advknn.reports.summary import approximations_of, neighbours_sentence
+from lightning_advknn.reports.summary import approximations_of, notes_of
 from lightning_advknn.reports.tables import (
     Record,
     merge_csv,
@@ -99,7 +99,7 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
             runs.append(_attack_run(run, method, attack, rows))
             compared[f"{attack}, {method}"] = _ask_again(run, method, attack, rows)
     bounds = run.bounds()
-    note = neighbours_sentence(run.attacked.approximation)
+    note = notes_of(run.attacked)
     run.attacked.free()
     records = with_note(leaderboard_records(runs, clean, experiment.seed, bounds), note)
     checks = [*check_runs(runs, clean, bounds), same_when_asked_again(compared)]

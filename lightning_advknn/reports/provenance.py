@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_advknn.reports.layout import Lines, Table, attack_text
 from lightning_advknn.reports.results import KINDS, Planned, Results
+from lightning_advknn.reports.summary import which_images
 
 
 def commands_table(found: Sequence[Results]) -> Table:
@@ -18,13 +19,13 @@ def commands_table(found: Sequence[Results]) -> Table:
                 [
                     (results.name,),
                     (str(seed),),
-                    (str(n),),
+                    (which_images(results.settings, n),),
                     (run["date"], run["device"]),
                     (f"`{run['command']}`",),
                 ]
             )
             anchors.append(anchor(results.name) if position == 0 else "")
-    header = ["experiment", "seed", "test images", "date, device", "command"]
+    header = ["experiment", "seed", "images", "date, device", "command"]
     return Table("What made each number.", header, rows, headings=2, anchors=anchors)
 
 

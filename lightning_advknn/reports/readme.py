@@ -7,9 +7,10 @@ from lightning_advknn.reports.board import NAME, board_table, published_table, r
 from lightning_advknn.reports.layout import table1, table2
 from lightning_advknn.reports.page import markdown_table
 from lightning_advknn.reports.results import Planned, Results, load
+from lightning_advknn.reports.summary import which_images
 from lightning_advknn.storage import atomic_path
 
-DATA = ("mnist", "fashion_mnist", "svhn")
+DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
 REPORT = "report/report.md"
 
 
@@ -59,14 +60,14 @@ def _section(results: Results) -> str:
     made = "; ".join(f"`{run['command']}` ({run['device']}, {run['date']})" for run in results.runs.values())
     seeds = list(results.runs)
     facts = (
-        f"{results.measurements()[0].n} test images, {f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {seeds}'};"
+        f"{which_images(results.settings, results.measurements()[0].n)}, {f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {seeds}'};"
         f" k = {results.victim['k']}, credibility convention `{results.victim['convention']}`, attacks ascend the"
         f" `{results.settings['label_source']}` label. Made by {made}."
     )
     tables = (
         f"{table.caption}\n\n{markdown_table(table)}\n\n" for table in (table1([results]), table2(results))
     )
-    return f"{heading}{''.join(tables)}{' '.join([facts, *results.approximations])}\n"
+    return f"{heading}{''.join(tables)}{' '.join([facts, *results.notes])}\n"
 
 
 def _leaderboard(folder: Path) -> str:

@@ -87,7 +87,7 @@ def _section(
     for group in groups:
         done = [each for each in group if each.runs]
         blocks += make(done) if done else []
-        blocks += [sentence for each in done for sentence in each.approximations]
+        blocks += [sentence for each in done for sentence in each.notes]
         if not brief:
             blocks += not_run(group)
         elif not done:

@@ -11,8 +11,16 @@ from lightning_advknn.reports.summary import neighbours_sentence
 from lightning_advknn.reports.tables import Record, check_seeds, read_csv
 from lightning_advknn.storage import read_json
 
-TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "svhn": "SVHN", "digits": "Digits"}
-CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN", "digits": "Digits"}
+CLASSES = {
+    "cifar10": "CIFAR10",
+    "digits": "Digits",
+    "fashion_mnist": "FashionMNIST",
+    "gtsrb": "GTSRB",
+    "kmnist": "KMNIST",
+    "mnist": "MNIST",
+    "svhn": "SVHN",
+}
+TITLES = {**CLASSES, "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
 KINDS = {"origin": "Origin", "dknnb": "DkNNB", "dknnb_cl": "DkNNB+CL"}
 NETWORKS = {"lenet5": "LeNet5"}
 VICTIMS = {"dnn": "DNN", "knn": "kNN", "dknn": "DkNN"}
@@ -156,9 +164,11 @@ class Results:
         return settings
 
     @property
-    def approximations(self) -> list[str]:
-        """How approximate neighbours were found and how many of the true ones, by seed and network; none if they are exact."""
-        return [
+    def notes(self) -> list[str]:
+        """What the numbers have to say of themselves: whose files; by seed and network, how approximate neighbours were found."""
+        note = self.settings["data"].get("note") if self.runs else None
+        files = [f"{self.name}: {note}."] if note else []
+        return files + [
             f"{self.name}, seed {seed}, {network}: {neighbours_sentence(found)}"
             for seed, run in self.runs.items()
             for network, found in run.get("approximation", {}).items()

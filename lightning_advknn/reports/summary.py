@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import Rows, summarize
 from lightning_advknn.experiment import ORIGIN, ExperimentRun
+from lightning_advknn.experiment.victims import Victims
 
 Distribution = list[tuple[float, int]]
 """Values in ascending order, each with how often it occurs."""
@@ -35,6 +36,33 @@ def approximations_of(run: ExperimentRun) -> dict[str, Any]:
     networks = {ORIGIN: run.attacked, **run.transfers}
     found = {name: victims.approximation for name, victims in networks.items() if victims.approximation}
     return {"approximation": found} if found else {}
+
+
+def which_images(settings: Mapping[str, Any], n: int) -> str:
+    """Which test images an experiment is on.
+
+    Args:
+        settings: As `ExperimentRun.describe`; earlier versions took the first images and named no sample.
+        n: How many.
+
+    >>> which_images({"images": 200, "sample": {"of": 9250, "seed": 0}}, 200)
+    '200 of 9,250 test images, classes as in the whole, seed 0'
+    >>> which_images({"images": 200}, 200), which_images({}, 9250)
+    ('the first 200 test images', '9250 test images')
+    """
+    if "images" not in settings:
+        return f"{n} test images"
+    if "sample" not in settings:
+        return f"the first {n} test images"
+    sample = settings["sample"]
+    return f"{n} of {sample['of']:,} test images, classes as in the whole, seed {sample['seed']}"
+
+
+def notes_of(victims: Victims) -> str:
+    """What every number on these victims has to say of itself: whose images, how many of the true neighbours; "" if nothing."""
+    data = victims.data
+    files = f"{data.name}: {data.note}." if data.note else ""
+    return " ".join(filter(None, (files, neighbours_sentence(victims.approximation))))
 
 
 def neighbours_sentence(approximation: Mapping[str, Any] | None) -> str:

@@ -128,7 +128,7 @@ def table3_records(
 
 
 def with_note(records: Sequence[Record], note: str) -> list[Record]:
-    """Records with a note on approximate neighbours, if there is one."""
+    """Records with a note, if there is one."""
     return [{**record, NOTE: note} for record in records] if note else list(records)
 
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_advknn.functional import count_votes
+from lightning_advknn.functional import check_defaults, check_labels, count_votes, whole
 from lightning_advknn.search.approximate import APPROXIMATE, index_settings
 from lightning_advknn.search.bounds import inverse
-from lightning_advknn.search.codes import WIDEST, fastest, lengths
+from lightning_advknn.search.codes import WIDEST, check_int8, fastest, lengths
 from lightning_advknn.search.exact import bounded_similarities, exact_similarities
-from lightning_advknn.search.rows import Rows
+from lightning_advknn.search.rows import Rows, StoredRows
 from lightning_advknn.search.scan import Candidates, Metric, TorchScan
 from lightning_advknn.search.settle import settle
 from lightning_advknn.search.symmetric import candidates_of_all
@@ -46,15 +46,18 @@ class MemoryBank(nn.Module):
         ids: Image ids, int64 ``(M,)``, by which a row can be kept from voting for itself.
         num_classes: C.
         metric: ``cosine``: 1 - cosine similarity (a zero vector has distance 1 to all). ``euclidean``: L2.
-        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the device is fastest
-            in, or faiss. No neighbour depends on it, but that ``ivf`` and ``hnsw`` are approximate: neighbours are the nearest of
-            those that faiss proposes (`search.recall` says how many it misses).
+        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the kind of device is
+            fastest in (`codes.fastest`), or faiss. No neighbour depends on it, but that ``ivf`` and ``hnsw`` are
+            approximate: neighbours are the nearest of those that faiss proposes (`search.recall` says how many it misses).
         index: Settings of an approximate backend that differ from its defaults (`approximate.index_settings`).
 
     Raises:
-        ValueError: If shapes disagree, a label is no class, a feature is not finite, the metric is unknown, or the
-            backend cannot search such features.
+        ValueError: If shapes disagree, a label is no class or not int64, a feature is not finite, the metric is unknown, or
+            the backend cannot search such features. At the first search: if ``int8`` products overflow on the device.
     """
+
+    image_shape: tuple[int, ...] | None = None
+    """Of the images whose features these are, where `classifiers.build_banks` has stored them."""
 
     features: Rows
     labels: Tensor
@@ -111,7 +114,8 @@ class MemoryBank(nn.Module):
         return MemoryBank(*kept, self.num_classes, self.metric, backend), rows
 
     def check_k(self, k: int, leave_one_out: bool = False) -> None:
-        """Raise a ValueError unless the bank has k rows to vote."""
+        """Raise a ValueError unless k is a whole number and the bank has k rows to vote."""
+        k = whole("k", k)
         rows = len(self) - (self._most_of_one if leave_one_out else 0)
         if not 1 <= k <= rows:
             less = " less the image's own" if leave_one_out else ""
@@ -119,6 +123,12 @@ class MemoryBank(nn.Module):
 
     def check_queries(self, queries: Tensor) -> None:
         """Raise a ValueError unless queries are finite features of the bank's width, float32 ``(B, D)``."""
+        check_defaults()
+        if not isinstance(queries, Tensor):
+            raise ValueError(
+                f"Expected queries as a float32 tensor, but got a {type(queries).__name__}. Convert them with"
+                " `torch.as_tensor(queries, dtype=torch.float32)`."
+            )
         width = self.features.shape[1]
         if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
             raise ValueError(
@@ -232,6 +242,10 @@ class MemoryBank(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         self.check_k(k, leave_one_out=own_ids is not None)
         self.check_queries(queries)
+        if own_ids is not None and own_ids.shape != (len(queries),):
+            raise ValueError(
+                f"Expected `own_ids` of shape ({len(queries)},), one a query, but got {tuple(own_ids.shape)}."
+            )
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         at_once = self._at_once
@@ -307,6 +321,8 @@ class MemoryBank(nn.Module):
             else:
                 automatic = fastest(self.features.device, self.features.shape[1])
                 precision = automatic if self.backend == "auto" else self.backend
+                if precision == "int8":
+                    check_int8(self.features.device)
                 self._scan = TorchScan(self.features, self.norms, self.metric, precision)
         return self._scan
 
@@ -336,6 +352,12 @@ def check_backend(backend: Backend, width: int = 1, in_memory: bool = True) -> N
 
 
 def _check(features: Rows, labels: Tensor, ids: Tensor, num_classes: int, metric: Metric) -> None:
+    check_defaults()
+    for name, column in (("features", features), ("labels", labels), ("ids", ids)):
+        if not isinstance(column, Tensor | StoredRows):
+            raise ValueError(
+                f"Expected `{name}` to be a tensor, but got a {type(column).__name__}. Convert it with `torch.as_tensor`."
+            )
     if features.ndim != 2 or not (len(features) == len(labels) == len(ids)) or 0 in features.shape:
         raise ValueError(
             "Expected at least one row and column of features (M, D), labels (M,) and ids (M,), but got shapes"
@@ -347,7 +369,6 @@ def _check(features: Rows, labels: Tensor, ids: Tensor, num_classes: int, metric
         raise ValueError(
             f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
         )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"Expected labels in [0, {num_classes - 1}], but got {labels.min()} to {labels.max()}. Check `num_classes`."
-        )
+    if ids.dtype != torch.int64:
+        raise ValueError(f"Expected int64 `ids`, but got {ids.dtype}. Convert them with `.long()`.")
+    check_labels(labels, len(features), whole("num_classes", num_classes))

@@ -1,6 +1,6 @@
 """Vectors in low precision, with the exact size of what that loses."""
 
-import time
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -18,6 +18,7 @@ _LEVELS = 255  # of int8
 _ALIGNMENT = 16  # GPUs multiply int8 matrices whose width is a multiple of this
 _ENCODE_ELEMENTS = 2**20  # encoded at once, so that it stays in cache
 WIDEST = 2**16  # int8 products of more columns might exceed int32
+_INT8_TENSOR_CORES = (7, 5)  # the first compute capability that has them
 _NARROW = 256  # below this width, picking the best scores costs more than computing them
 
 
@@ -127,24 +128,37 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     return torch._int_mm(left, right.T)[:n, :m]
 
 
-def fastest(device: torch.device, width: int) -> Precision:
-    """The precision in which this device multiplies matrices of this width fastest, by trying each once a process."""
-    return "float32" if not _NARROW <= width <= WIDEST else _fastest(device)
+def fastest(device: torch.device, width: int = WIDEST) -> Precision:
+    """The precision in which this kind of device multiplies matrices of this width fastest.
+
+    It is known from the device alone, so that it is the same in every process on one kind of machine.
+    """
+    if not _NARROW <= width <= WIDEST:
+        return "float32"
+    if device.type == "cuda":
+        quick = torch.cuda.get_device_capability(device) >= _INT8_TENSOR_CORES
+    else:
+        # Without this instruction torch multiplies int8 in a plain loop, 20 times slower than float32.
+        quick = torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return "int8" if quick and _int8_is_exact(device) else "float32"
+
+
+def check_int8(device: torch.device) -> None:
+    """Raise a ValueError unless this device multiplies int8 exactly, as the bounds take for granted."""
+    if not _int8_is_exact(device):
+        limits = [name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ]
+        raise ValueError(
+            f"Expected exact int8 products for `backend='int8'`, but those of this {device.type} device overflow"
+            f" or are missing. Use `backend='auto'`{f', or unset {limits[0]}' if limits else ''}."
+        )
 
 
 @cache
-def _fastest(device: torch.device) -> Precision:
-    seconds: dict[Precision, float] = {}
-    for precision, dtype in _DTYPES.items():
-        size = 512 if device.type == "cpu" else 4096
-        left, right = (torch.ones(size, 2048, device=device).to(dtype) for _ in range(2))
-        times = []
-        try:
-            for _ in range(4):
-                started = time.perf_counter()
-                products(left, right)[0, 0].item()  # waits for the device
-                times.append(time.perf_counter() - started)
-        except RuntimeError:  # not implemented there
-            continue
-        seconds[precision] = min(times)  # type: ignore[index]
-    return min(seconds, key=seconds.__getitem__)
+def _int8_is_exact(device: torch.device) -> bool:
+    """Whether extreme values multiply exactly: oneDNN, told not to use a processor's instruction, sums in 16 bits."""
+    extremes = torch.tensor([127, -128], dtype=torch.int8).repeat(16)[:, None].expand(-1, 64).contiguous()
+    try:
+        found = products(*[extremes.to(device)] * 2).cpu()
+    except RuntimeError:  # not implemented there
+        return False
+    return torch.equal(found, 64 * extremes[:, :1].int() * extremes[:, 0].int())

@@ -22,6 +22,7 @@ from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, scen
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Victim, judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
@@ -149,7 +150,7 @@ def make_surrogate(checkpoint: Path) -> SurrogateModule:
 
 def chosen(split: ImageSplit, first: int, last: int) -> Batch:
     """The images at these places of the split's seeded order, by id."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    order = fair_order(split.labels, 0)
     return split.__getitems__(order[first:last].sort().values.tolist())
 
 

@@ -76,7 +76,7 @@ def test_a_librarys_network_takes_its_own_names_or_all(
     [
         (lambda w: {k: v for k, v in w.items() if k != "conv.bias"}, r"it lacks conv\.bias\."),
         (lambda w: w | {"head.bias": torch.ones(1)}, r"it has head\.bias\."),
-        (lambda w: {f"module.{k}": v for k, v in w.items()}, r"it lacks conv\.weight, conv\.bias, .* and 3 more; it has module\.conv\.weight.*a prefix can be cut off"),
+        (lambda w: {f"module.{k}": v for k, v in w.items()}, r"it lacks conv\.weight, conv\.bias, .* and 3 more; it has module\.conv\.weight.*Without the `module\.` before each name"),
         (lambda w: w | {"logits.bias": torch.ones(9)}, r"shapes differ: logits\.bias \(9,\) instead of \(10,\)"),
         (lambda w: {"state_dict": w | {"logits.bias": 0.5}}, r"logits\.bias float instead of \(10,\)"),
         (lambda w: {"state_dict": w | {7: torch.ones(1)}}, r"it has 7\."),

@@ -676,13 +676,17 @@ def test_a_bank_that_moves_is_scanned_where_it_is(device, backend):
 
 
 def test_auto_takes_float32_for_narrow_features_and_the_fastest_for_wide_ones(monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.codes._fastest", lambda device: "int8")
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
+    monkeypatch.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
     assert make_bank(torch.ones(3, 10), "cosine")._scanner().precision == "float32"
     assert make_bank(torch.ones(3, 1152), "cosine")._scanner().precision == "int8"
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    assert make_bank(torch.ones(3, 1152), "cosine")._scanner().precision == "float32"
 
 
 def test_int8_has_a_greatest_width(monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.codes._fastest", lambda device: "int8")
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
+    monkeypatch.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
     wide = torch.ones(2, 2**16 + 1)
     assert make_bank(wide, "cosine")._scanner().precision == "float32"
     with pytest.raises(ValueError, match=r"at most 65536 features for `backend='int8'`, but got 65537"):
@@ -696,8 +700,37 @@ def test_int8_products_are_exact_at_their_greatest_width(device):
     assert torch.equal(codes.products(values, values), 2**16 * extremes.int() * extremes.int().T)
 
 
-def test_the_fastest_precision_is_one_of_them(device):
-    assert codes._fastest(device) in PRECISIONS
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((7, 0), "float32"), ((7, 5), "int8"), ((9, 0), "int8")]
+)
+def test_a_gpu_is_fastest_in_int8_if_it_has_tensor_cores_for_it(monkeypatch, capability, precision):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
+    assert codes.fastest(torch.device("cuda"), 1152) == precision
+
+
+@pytest.fixture
+def unknown_int8():
+    """Nothing is known yet of the device's products, nor afterwards."""
+    codes._int8_is_exact.cache_clear()
+    yield
+    codes._int8_is_exact.cache_clear()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_int8_is_refused_where_it_overflows(monkeypatch, unknown_int8, works):
+    def saturating(left, right):  # as oneDNN without VNNI: pairs of products in 16 bits
+        if not works:
+            raise RuntimeError("not implemented")
+        pairs = (left.int()[:, None] * right.T.int()).unflatten(2, (-1, 2)).sum(3)
+        return pairs.clamp(-(2**15), 2**15 - 1).sum(2).int()
+
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
+    monkeypatch.setattr("torch._int_mm", saturating)
+    wide = torch.ones(3, 1152)
+    assert make_bank(wide, "cosine")._scanner().precision == "float32"
+    with pytest.raises(ValueError, match="Expected exact int8 products for `backend='int8'`"):
+        make_bank(wide, "cosine", "int8").votes(wide, 1)
 
 
 def test_votes_look_no_closer_where_all_in_doubt_have_one_label(device, monkeypatch):
@@ -809,7 +842,9 @@ def test_shapes_that_disagree(features, labels, ids):
 
 @pytest.mark.parametrize("wrong", [-1, 5])
 def test_labels_beyond_the_classes(wrong):
-    with pytest.raises(ValueError, match=rf"labels in \[0, 4\], but got {min(wrong, 0)} to {max(wrong, 4)}"):
+    with pytest.raises(
+        ValueError, match=rf"labels` in \[0, 4\] \(the classes\), but got {min(wrong, 0)} to {max(wrong, 4)}"
+    ):
         MemoryBank(torch.ones(3, 2), torch.tensor([0, 4, wrong]), torch.arange(3), 5)
 
 

@@ -1,0 +1,150 @@
+"""Pixels of image files, as a viewer shows them."""
+
+import re
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from io import BytesIO
+
+import torch
+from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+_FIRST_IS_ALL = (
+    "MPO",
+    "PSD",
+)  # the rest are previews, gain maps, second views; layers, which the first shows together
+_SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of ICC profiles, and Pillow's mode of each
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Pillow's formats whose pixels it decodes itself, plugins' too."""
+    Image.init()
+    factories = {name: Image.OPEN[name][0] for name in Image.ID}
+    return tuple(
+        name
+        for name, factory in factories.items()
+        # Of MPEG Pillow knows the header alone; EPS is a program, which Ghostscript would run.
+        if name not in ("MPEG", "EPS")
+        and not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
+    )
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Endings of the files that are read: ``.png``, ``.jpg`` and others, in lower case."""
+    known = (*formats(), "MPO")  # which Pillow opens as JPEG
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in known)
+
+
+def decode(content: bytes, image_size: int | None, background: Sequence[float] | None) -> Tensor:
+    """RGB pixels of an image file, uint8 ``(3, H, W)``.
+
+    It is turned as its EXIF orientation says, brought to sRGB by its colour profile, and put on the background.
+
+    Args:
+        content: Of the file.
+        image_size: Height and width that it gets: the shorter side is resized to it (bilinear, antialiased), then the centre is
+            cut out. None leaves it as it is.
+        background: Red, green and blue in [0, 1] behind transparent pixels; None refuses them.
+
+    Raises:
+        ValueError: If a viewer shows more than these pixels can say: several frames, more than 8 bits a channel, transparency
+            without a background.
+        Exception: Anything, of damaged files.
+    """
+    with Image.open(BytesIO(content), formats=formats()) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in _FIRST_IS_ALL:
+            raise ValueError(f"{frames} frames or pages: save the one that counts as a file of its own")
+        if _is_deep(image, content):
+            raise ValueError(f"mode {image.mode}, more than 8 bits a channel: save it with 8")
+        if image.mode == "LAB":
+            raise ValueError("mode LAB: save it as RGB")
+        image.load()
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # damaged EXIF data say nothing, to viewers too
+            upright = image.copy()
+    picture = _opaque(upright, background)
+    if image_size is not None:
+        picture = F.center_crop(F.resize(picture, image_size), image_size)
+    pixels: Tensor = F.pil_to_tensor(picture)
+    return pixels
+
+
+def _opaque(image: Image.Image, background: Sequence[float] | None) -> Image.Image:
+    """An image in RGB, on the background where it is transparent."""
+    profile = image.info.get("icc_profile")
+    if not image.has_transparency_data:
+        return _in_srgb(image, profile)
+    whole = image.convert("RGBA")
+    alpha = whole.getchannel("A")
+    colours = whole.getchannel("R") if image.mode in ("1", "L", "LA", "La") else whole.convert("RGB")
+    picture = _in_srgb(colours, profile)
+    if F.pil_to_tensor(alpha).amin() == 255:
+        return picture
+    if background is None:
+        raise ValueError(
+            "transparent pixels: set `background` to the colour behind them, such as [1.0, 1.0, 1.0] for white"
+        )
+    red, green, blue = (round(255 * value) for value in background)
+    return Image.composite(picture, Image.new("RGB", picture.size, (red, green, blue)), alpha)
+
+
+def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """An opaque image in RGB; by its colour profile, if there is one of its kind of channels."""
+    if picture.mode not in _SPACES.values():
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    transform = _transform(profile, picture.mode) if profile else None
+    if transform is None:
+        return picture.convert("RGB")
+    return transform.apply(picture if picture.mode == transform.input_mode else picture.convert("RGB"))
+
+
+@lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a colour profile to sRGB; None if it is sRGB or says nothing of images of this mode."""
+    try:
+        source = ImageCms.getOpenProfile(BytesIO(profile))
+        space = _SPACES.get(source.profile.xcolor_space.strip())
+        if space is None or (space != mode and (space, mode) != ("RGB", "L")):
+            return None
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), space, "RGB")
+    except ImageCms.PyCMSError:  # a damaged profile says nothing, to viewers too
+        return None
+    if space == "RGB":
+        steps = torch.arange(0, 256, 15, dtype=torch.uint8)
+        colours = torch.cartesian_prod(steps, steps, steps)[None].permute(2, 0, 1)  # (3, 1, colours)
+        shown = F.pil_to_tensor(transform.apply(F.to_pil_image(colours)))
+        if (shown.int() - colours.int()).abs().max() <= 2:  # rounding
+            return None
+    return transform
+
+
+def _is_deep(image: Image.Image, content: bytes) -> bool:
+    """Whether the file has more than 8 bits a channel: Pillow cuts them to 8 in silence where there are several channels."""
+    if image.mode[0] in "IF":
+        return True
+    if image.format == "PNG":
+        return content[24] > 8  # in its header, which comes first
+    if isinstance(image, TiffImageFile):
+        # Bits of each sample; what they are: 1 is unsigned integers, the default, and 4 is not said.
+        return max(image.tag_v2.get(258, (1,))) > 8 or not {1, 4}.issuperset(image.tag_v2.get(339, (1,)))
+    if isinstance(image, PpmImageFile):
+        arguments = image.tile[0].args  # a mode, or a mode and what stands for white
+        return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255
+    if image.format == "SGI":
+        return content[3] > 1  # bytes
+    if image.format == "JPEG2000":
+        return (
+            content[content.index(b"\xff\x4f\xff\x51") + 42] & 0x7F
+        ) + 1 > 8  # the first component's bits - 1
+    if image.format == "AVIF":
+        return (
+            re.search(rb"av1C..[\x40-\x7f\xc0-\xff]", content, re.DOTALL) is not None
+        )  # the flag of 10 bits or 12
+    return str(getattr(image, "pixel_format", "")).startswith("BC6")  # DDS of floats

@@ -1,0 +1,155 @@
+"""Which files below a folder of images are used, and what to say of them."""
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_advknn.data.decoding import extensions
+from lightning_advknn.data.files import ImageFile
+
+EXTENSION = "whose extension is none that Pillow reads"
+HIDDEN = "hidden"
+LINK = "links out of their class folder, to folders or to nothing"
+BESIDE = "beside the class folders"
+SPECIAL = "no regular files"
+OTHER_PART = "folders of the same classes beside train and test"
+
+_HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
+_NAMED = 3  # examples
+
+Unused = dict[str, list[Path]]
+"""Files and folders that are not used, by why."""
+
+
+class Found(NamedTuple):
+    """What a folder of class folders holds."""
+
+    images: dict[str, list[Path]]
+    """By class, in order of names; of each class in order of paths, folder by folder."""
+    unused: Unused
+
+
+def find_images(folder: Path) -> Found:
+    """Look for images in ``folder/<class>/``, at any depth."""
+    images: dict[str, list[Path]] = {}
+    unused: Unused = defaultdict(list)
+    for entry in sorted(folder.iterdir()):
+        if is_hidden(entry.name):
+            unused[HIDDEN].append(entry)
+        elif entry.is_dir():
+            found = _walk(entry, entry.resolve(), unused)
+            images[entry.name] = sorted(found, key=lambda path: (str(path.parent), path.name))
+        else:
+            unused[BESIDE].append(entry)
+    return Found(images, unused)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of a folder's class folders, in order."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether file managers, editors or servers made a file or folder of this name for themselves."""
+    return name.startswith(".") or name.lower() in _HIDDEN
+
+
+def _walk(folder: Path, home: Path, unused: Unused) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if is_hidden(entry.name):
+                unused[HIDDEN].append(path)
+            elif entry.is_symlink() and not (entry.is_file() and path.resolve().is_relative_to(home)):
+                unused[LINK].append(path)
+            elif entry.is_dir():
+                yield from _walk(path, home, unused)
+            elif not entry.is_file():
+                unused[SPECIAL].append(path)
+            elif path.suffix.lower() not in extensions():
+                unused[EXTENSION].append(path)
+            else:
+                yield path
+
+
+def check_names(folder: Path, names: Iterable[str]) -> None:
+    """Raise a ValueError unless names are text in UTF-8 that differs in more than the form of its accents."""
+    forms: dict[str, str] = {}
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"Expected names in UTF-8 in {folder}, but got the bytes {os.fsencode(name)!r}. Rename it, as `convmv` does for whole"
+                " folders."
+            ) from None
+        other = forms.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise ValueError(
+                f"Expected one name for one thing in {folder}, but {other!a} and {name!a} are the same text in two Unicode"
+                " forms, as macOS (NFD) and others (NFC) write it. Rename or merge them, so that one is left."
+            )
+
+
+def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
+    """Say what is not used, how many of each kind; "" if all is."""
+    parts = []
+    for kind, paths in sorted(unused.items()):
+        counts = Counter(path.suffix.lower() or "none" for path in paths)
+        of_each = ", ".join(f"{_shown(ending)}: {n}" for ending, n in counts.most_common(10))
+        known = f" ({of_each})" if kind == EXTENSION else ""
+        parts.append(
+            f"{len(paths)} {kind}{known}: {_some(path.relative_to(root).as_posix() for path in sorted(paths))}"
+        )
+    return f"Not used in {root}: {'; '.join(parts)}." if parts else ""
+
+
+def class_words(names: Iterable[str]) -> str:
+    """Say which classes have names that a reader takes for one; "" if none."""
+    alike = defaultdict(list)
+    for name in names:
+        alike[name.strip().casefold()].append(name)
+    pairs = [str(group) for group in alike.values() if len(group) > 1]
+    return (
+        f"These classes differ only in case or blanks, and count as different: {_some(pairs)}."
+        if pairs
+        else ""
+    )
+
+
+def equal_words(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]) -> str:
+    """Say which images, files with their labels, are in the training and the test part, or under two labels; "" if none."""
+    first: dict[str, ImageFile] = {}
+    for file in training:
+        first.setdefault(file.pixels, file)
+    labels = defaultdict(set)
+    named: dict[str, list[str]] = defaultdict(list)
+    for file, label in (*training.items(), *test.items()):
+        labels[file.pixels].add(label)
+        named[file.pixels].append(file.name)
+    shared = [f"{file.name} = {first[file.pixels].name}" for file in test if file.pixels in first]
+    torn = [" = ".join(named[pixels][:4]) for pixels, found in labels.items() if len(found) > 1]
+    words = []
+    if shared:
+        words.append(
+            f"{len(shared)} of {len(test)} test images are training images too, pixel by pixel, so that a kNN has seen them:"
+            f" {_some(shared)}. Delete one of each."
+        )
+    if torn:
+        words.append(
+            f"{len(torn)} images are in the folders of several classes, pixel by pixel: {_some(torn)}. Delete the wrong ones."
+        )
+    return " ".join(words)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([_shown(name) for name in names[:_NAMED]] + more)
+
+
+def _shown(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
