@@ -570,11 +570,16 @@ def test_an_attack_of_ones_own_is_tried_on_a_module_like_the_data(own, shape, cl
         ("images[:1]", "but got shape (1, 1, 28, 28)."),
         ("(images * 255).byte()", "but got torch.uint8."),
         ("images.no_such", "but it raised AttributeError: 'Tensor' object has no attribute 'no_such'"),
-        ("logits_fn.backbone", "and a small module of 10 classes with {}, but it raised AttributeError"),
+        (
+            "logits_fn.backbone",
+            "with {} to attack two images of shape (1, 28, 28) and a small module of 10 classes, but it raised AttributeError",
+        ),
     ],
 )
 def test_what_an_attack_of_ones_own_returns_is_judged_at_the_start(own, returned, message):
-    path = own(f"wrong_{len(returned)}", f"def attack(logits_fn, images, labels):\n    return {returned}\n")
+    path = own(
+        f"wrong_{returned.encode().hex()}", f"def attack(logits_fn, images, labels):\n    return {returned}\n"
+    )
     with pytest.raises(ValueError, match=f"Expected {path}.*{re.escape(message)}"):
         AttackSettings(path).bind()
 
