@@ -186,7 +186,10 @@ def damage(root: Path, what: str) -> None:
         ("missing", r"images in .*test/<class>/, but there is no such folder.*set `root`"),
         ("classes", r"test lacks \['bee'\]\. Add or delete"),
         ("one class", r"at least two classes in .*train, but got \['ant'\]"),
-        ("empty", r"images in .*test/bee, but there are none that Pillow reads\. Not used.*\.txt 5.*Put some there"),
+        (
+            "empty",
+            r"images in .*test/bee, but there are none that Pillow reads\. Not used.*\.txt 5.*Put some there",
+        ),
         ("truncated", r"readable images.*train/bee/2\.png \(.+\)\. .*replace or delete"),
         ("no image", r"train/bee/2\.png \(cannot identify.*replace or delete"),
         ("jpeg", r"train/bee/2\.jpg \(.*truncated.*replace or delete"),
