@@ -12,10 +12,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-_FIRST_IS_ALL = (
-    "MPO",
-    "PSD",
-)  # the rest are previews, gain maps, second views; layers, which the first shows together
+# Of MPO (JPEG), the rest are previews, gain maps and second views; of PSD, layers, which the first shows together.
+_FIRST_IS_ALL = ("MPO", "PSD")
 _SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of ICC profiles, and Pillow's mode of each
 
 
