@@ -112,6 +112,11 @@ class DkNNClassifier(nn.Module):
         knns = cast(Iterable[KNNClassifier], self.knns)
         return {knn.layer: knn.bank for knn in knns}
 
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return next(iter(self.banks.values())).num_classes
+
     def only(self, layer: str) -> "DkNNClassifier":
         """The kNN on one of the layers, as a DkNN of that layer alone; shares its bank.
 

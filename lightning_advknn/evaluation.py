@@ -156,8 +156,7 @@ def perturb(
         ValueError: If an image or a label is out of range, or the attack returns another shape or leaves [0, 1].
     """
     check_images(images)
-    victim = target if isinstance(target, DkNNClassifier) else None
-    check_labels(labels, len(images), victim.banks[victim.layers[0]].num_classes if victim else None)
+    check_labels(labels, len(images), target.num_classes if isinstance(target, DkNNClassifier) else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if isinstance(target, DkNNClassifier):
         size = max(n, 1)
