@@ -168,8 +168,7 @@ def perturb(
     """
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)
-    victim = target if isinstance(target, DkNNClassifier) else None
-    check_labels(labels, len(images), victim.banks[victim.layers[0]].num_classes if victim else None)
+    check_labels(labels, len(images), target.num_classes if isinstance(target, DkNNClassifier) else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if victim:
         size = max(n, 1)

@@ -70,7 +70,7 @@ def minimum_norm(
         ValueError: If an argument is out of range.
     """
     check_arguments(
-        images, labels, ("classes", "surrogate_steps", "steps"), classes=classes,
+        images, labels, whole=("classes", "surrogate_steps", "steps"), victim=victim, classes=classes,
         surrogate_steps=surrogate_steps, steps=steps,
     )  # fmt: skip
     check_norm(norm)

@@ -33,7 +33,7 @@ def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If an argument is out of range or the victim is another.
     """
-    check_arguments(images, labels)
+    check_arguments(images, labels, victim=victim)
     if victim.k != 1:
         raise ValueError(f"Expected a victim of k = 1, but got one of k = {victim.k}. Lower its `k`.")
     scaling = pixel_scale(victim, images)

@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_advknn.attacks import AttackSettings, bim, fgsm
+from lightning_advknn.attacks import AttackSettings, bim, fgsm, sitawarin_wagner_linf
 from lightning_advknn.callbacks import AttackEvaluation
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import Batch, Digits
@@ -210,6 +210,18 @@ def _bank_labels(labels: Any, words: tuple[str, ...], folder: Path) -> Outcome:
 
 def _victim_labels(labels: Any, words: tuple[str, ...], folder: Path) -> Outcome:
     return _refused(lambda: _victim(labels=labels), *words)
+
+
+def _victim_attack(labels: Tensor, words: tuple[str, ...], folder: Path) -> Outcome:
+    attack = partial(sitawarin_wagner_linf, _victim(), eps=0.1, steps=1)
+    return _refused(lambda: attack(_images(), labels), *words)
+
+
+def _split(folder: Path) -> Outcome:
+    sizes = {"val_size": np.int64(100), "split_seed": np.int64(1)}
+    found, expected = Digits(**sizes), Digits(val_size=100, split_seed=1)
+    found.share(Digits(val_size=150, split_seed=1))  # made otherwise: nothing is taken over
+    return _equal(found.split("val").ids, expected.split("val").ids, "validation images")
 
 
 def _rows(folder: Path) -> Outcome:
@@ -499,6 +511,13 @@ CASES = [
     ),
     Case("late-k-numpy", "k is NumPy's integer.", _RIGHT, _numpy_k),
     Case("late-hparams-numpy", "A module's arguments are NumPy's numbers.", "Its checkpoint loads.", _numpy_checkpoint),
+    Case(
+        "late-labels-victims-attack",
+        "An attack on a victim with labels that it does not know.",
+        _SAID,
+        partial(_victim_attack, torch.full((N,), 9), ("[0, 2]",)),
+    ),
+    Case("late-split-numpy", "Sizes and seeds of a split are NumPy's integers.", "The splits of Python's.", _split),
     Case("late-k-float", "k is 5.0.", _SAID, partial(_wrong_k, 5.0)),
     Case("late-k-bool", "k is True.", _SAID, partial(_wrong_k, True)),
     Case("late-k-numpy-bool", "k is NumPy's True.", _SAID, partial(_wrong_k, np.True_)),
