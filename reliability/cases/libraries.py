@@ -71,7 +71,7 @@ def _four_classes(folder: Path) -> Outcome:
         return ran.refused(code=0)
     counted, told = (
         [
-            {name: value for name, value in line.items() if name != "attack"}
+            {name: value for name, value in line.items() if name not in ("attack", "settings")}
             for line in _lines(folder / f"runs/experiment/rows/origin/{name}.csv")
         ]
         for name in ("apgdt", "told")
