@@ -168,7 +168,8 @@ def perturb(
     """
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)
-    check_labels(labels, len(images), target.num_classes if isinstance(target, DkNNClassifier) else None)
+    victim = target if isinstance(target, DkNNClassifier) else None
+    check_labels(labels, len(images), victim.num_classes if victim else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if victim:
         size = max(n, 1)
