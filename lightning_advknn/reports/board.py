@@ -9,8 +9,9 @@ from typing import Any
 from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.layout import Lines, Table
-from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
+from lightning_advknn.reports.leaderboard_records import BOUND, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
+from lightning_advknn.reports.robustness import CLEAN
 from lightning_advknn.reports.summary import neighbours_sentence, which_images
 from lightning_advknn.reports.tables import Record, check_seeds, read_csv
 from lightning_advknn.storage import read_json
