@@ -1,9 +1,9 @@
 """The victims: kNN on one layer, DkNN on several."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lightning_advknn import functional
 from lightning_advknn.data import Batch
 from lightning_advknn.functional import Convention, float32_arithmetic
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import ASKED, FeatureNetwork, Frozen, check_function, device_of
 from lightning_advknn.search import (
     Backend,
     Exchange,
@@ -28,8 +28,8 @@ from lightning_advknn.search import (
 )
 
 
-class KNNClassifier(nn.Module):
-    """Majority vote of the k nearest training images in one layer's features (Eq. 9-11).
+class KNNClassifier(Frozen):
+    """Majority vote of the k nearest training images in one layer's features (Eq. 9-11), always in evaluation mode.
 
     Args:
         network: Gives the layer's features.
@@ -47,6 +47,7 @@ class KNNClassifier(nn.Module):
             raise ValueError(f"Expected `layer` to be one of {list(network.layers)}, but got {layer!r}.")
         bank.check_k(k)
         self.network, self.layer, self.bank, self.k = network, layer, bank, functional.whole("k", k)
+        self.eval()
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Votes int64 ``(B, C)`` for features ``(B, D)`` by layer."""
@@ -63,8 +64,10 @@ class KNNClassifier(nn.Module):
         return functional.knn_prediction(self.votes(self.network.features(images)))
 
 
-class DkNNClassifier(nn.Module):
+class DkNNClassifier(Frozen):
     """Deep kNN (arXiv 1803.04765): the kNN votes of several layers summed (Eq. 4), with credibility (Eq. 5).
+
+    It is always in evaluation mode.
 
     Args:
         network: Gives the layers' features.
@@ -73,7 +76,7 @@ class DkNNClassifier(nn.Module):
         convention: How credibility counts ties.
 
     Raises:
-        ValueError: If a layer has no bank or k exceeds one.
+        ValueError: If a layer has no bank, k exceeds one or is no whole number, or the convention is unknown.
     """
 
     calibration_votes: Tensor
@@ -86,6 +89,10 @@ class DkNNClassifier(nn.Module):
         convention: Convention = "strict",
     ) -> None:
         super().__init__()
+        if convention not in get_args(Convention):
+            raise ValueError(
+                f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
+            )
         missing = [layer for layer in network.layers if layer not in banks]
         if missing:
             raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
@@ -96,6 +103,7 @@ class DkNNClassifier(nn.Module):
         device = banks[network.layers[0]].labels.device
         empty = torch.empty(0, len(network.layers), dtype=torch.int64, device=device)
         self.register_buffer("calibration_votes", empty, persistent=False)
+        self.eval()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -107,6 +115,11 @@ class DkNNClassifier(nn.Module):
         """Each layer's bank by name; row m is the same training image in all of them."""
         knns = cast(Iterable[KNNClassifier], self.knns)
         return {knn.layer: knn.bank for knn in knns}
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return next(iter(self.banks.values())).num_classes
 
     def only(self, layer: str) -> "DkNNClassifier":
         """The kNN on one of the layers, as a DkNN of that layer alone; shares its bank.
@@ -120,7 +133,7 @@ class DkNNClassifier(nn.Module):
         one = DkNNClassifier(network, self.banks, self.k, self.convention)
         position = self.layers.index(layer)
         one.calibration_votes = self.calibration_votes[:, position : position + 1]
-        return one.train(self.training)
+        return one
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Votes int64 ``(B, L, C)`` for features ``(B, D)`` by layer."""
@@ -189,13 +202,25 @@ def check_batch(batch: Batch) -> None:
         )
     functional.check_images(batch.images)
     functional.check_labels(batch.labels, len(batch.images))
-    if len(batch.ids) != len(batch.images):
-        raise ValueError(f"Expected an id for each of {len(batch.images)} images, but got {len(batch.ids)}.")
+    ids = batch.ids
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != batch.labels.shape:
+        got = (
+            f"{ids.dtype} of shape {tuple(ids.shape)}"
+            if isinstance(ids, Tensor)
+            else f"a {type(ids).__name__}"
+        )
+        raise ValueError(
+            f"Expected int64 `ids` of shape ({len(batch.images)},), one an image, but got {got}. Number the images of a data set."
+        )
 
 
 def check_images_of(bank: MemoryBank, images: Tensor) -> None:
-    """Raise a ValueError unless images are in [0, 1] and of the shape of those in a bank, where that is known."""
+    """Raise a ValueError unless images are in [0, 1], where a bank is, and of the shape of those in it, where that is known."""
     functional.check_images(images)
+    if images.device != bank.labels.device:
+        raise ValueError(
+            f"Expected images on {bank.labels.device}, as the bank, but they are on {images.device}. Move them with `.to`."
+        )
     shape = bank.image_shape
     if shape is not None and images.shape[1:] != shape:
         raise ValueError(
@@ -223,7 +248,7 @@ def build_banks(
     with the same images in the same batches.
 
     Args:
-        network: In evaluation mode.
+        network: A function of the image; a few images of the first batch say whether it is (`check_function`).
         loader: The training images.
         num_classes: C.
         metric: Distance of the banks.
@@ -239,12 +264,13 @@ def build_banks(
         A bank for each of the network's layers, on the network's device.
 
     Raises:
-        ValueError: If an image is out of range, a label is no class, a feature is not finite, there are no images, `memory_gib`
-            is too little, the backend cannot search such features, or a rank would have no row.
+        ValueError: If an image is out of range, a label is no class, a feature is not finite, an image's features depend
+            on more than the image, there are no images, `memory_gib` is too little, the backend cannot search such features, or a
+            rank would have no row.
         OSError: If the disk is full, or will be.
     """
     check_backend(backend)
-    device = _device(network)
+    device = device_of(network)
     if not hasattr(loader, "dataset"):  # no DataLoader
         loader = list(loader)
     sizes = _batch_sizes(loader)
@@ -267,6 +293,7 @@ def build_banks(
     features_of = _features_in_turn if over_ranks == "copy" else _features
     for batch, features in features_of(network, tqdm(loader, desc="bank", disable=None, leave=False), mine):
         if features and not start:
+            check_function(network, batch.images[:ASKED].to(device))
             widths = {layer: rows.shape[1] for layer, rows in features.items()}
             fits = set(widths) if memory_gib is None else in_memory(total, widths, memory_gib, backend, index)
             for layer, width in widths.items():
@@ -301,12 +328,6 @@ def build_banks(
     return made
 
 
-def _device(network: FeatureNetwork) -> torch.device:
-    for tensor in chain(network.parameters(), network.buffers()):
-        return tensor.device
-    return torch.device("cpu")  # of a network without weights, as of pixels
-
-
 def _batch_sizes(loader: Iterable[Batch]) -> list[int]:
     dataset: Any = getattr(loader, "dataset", None)  # of a DataLoader
     if dataset is None:
@@ -321,7 +342,7 @@ def _features(
     network: FeatureNetwork, loader: Iterable[Batch], mine: Collection[int]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """All batches, some with their features ``(n, D)`` by layer, the others with none."""
-    device = _device(network)
+    device = device_of(network)
     for number, batch in enumerate(loader):
         check_batch(batch)
         yield batch, network.features(batch.images.to(device)) if number in mine else {}
@@ -331,7 +352,7 @@ def _features_in_turn(
     network: FeatureNetwork, loader: Iterable[Batch], mine: Collection[int]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """All batches with their features, each computed by one rank and sent to the others."""
-    device = _device(network)
+    device = device_of(network)
     batches = iter(loader)
     while turn := list(islice(batches, dist.get_world_size())):
         # A rank for which there is none left learns the features' widths.

@@ -5,9 +5,10 @@ An image is judged, attacked, and judged again as stored. `make_rows` puts what 
 and W&B all read these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from torchmetrics import MeanMetric, Metric
 
 from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
+from lightning_advknn.attacks.arguments import check_returned
 from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import Convention, check_images, check_labels, float32_arithmetic
+from lightning_advknn.integrity import unchanged
+from lightning_advknn.ranks import is_lost
 
 LabelSource = Literal["true", "knn"]
 """Which label an attack ascends: the ground truth, or (as in the authors' code) the kNN's prediction on its layer."""
@@ -26,6 +30,8 @@ Rows = dict[str, Tensor]
 """Columns by name, one row a sample: ``id``, ``label``, ``l2``, ``linf``, and for ``before`` and ``after`` the attack
 ``dnn_*``, ``knn_*``, ``dknn_*``, ``surrogate_*`` (predictions), ``votes_*`` ``(n, L, C)``, ``knn_credibility_*`` and
 ``dknn_credibility_*``."""
+
+_ROUNDING = 1e-6  # by which an attack's last addition in float32 may leave [0, 1]
 
 CPU_BATCH, GPU_BATCH = 64, 1000
 """Images attacked at once: what fits a CPU's caches, and what keeps a GPU busy."""
@@ -74,7 +80,7 @@ def observe(
     """Query the backbone and DkNN: all that takes time.
 
     Args:
-        dknn: In evaluation mode.
+        dknn: The victim.
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         batch_size: Images a forward pass; no result depends on it.
         rows: Consecutive images to query; None for all. The others only fill up forward passes, so that these meet the
@@ -121,7 +127,7 @@ def decide(
 
 
 def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
-    """`observe` and `decide` for a calibrated victim in evaluation mode."""
+    """`observe` and `decide` for a calibrated victim."""
     dknn = victim.dknn
     layer = dknn.layers.index(victim.layer)
     dnn, votes = observe(dknn, images, batch_size)
@@ -135,12 +141,14 @@ def perturb(
     images: Tensor,
     labels: Tensor,
     precision: Precision = "float32",
+    name: str | None = None,
 ) -> Tensor:
     """Attack images: a logits function in batches of one size, a victim all at once.
 
     The last batch is filled up, so every image meets the same arithmetic, however many there are. Attacks on victims make
     their own batches, as searching a bank and differentiating a network go well with different ones.
-    A module is frozen and in evaluation mode meanwhile.
+    A module is frozen and in evaluation mode meanwhile. The attack gets copies of images and labels, and leaves the target and all
+    modules bound to it as they were.
 
     Args:
         attack: With its settings bound.
@@ -148,34 +156,72 @@ def perturb(
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         labels: Classes to move away from, int64 ``(n,)``.
         precision: How gradients are computed.
+        name: What errors call the attack; None for its function's own name.
 
     Returns:
         Adversarial images, float32, same shape: exactly what is stored and judged.
 
     Raises:
-        ValueError: If an image or a label is out of range, or the attack returns another shape or leaves [0, 1].
+        ValueError: If an image or a label is out of range, or the attack fails, returns anything but floating-point images of the
+            same shape in [0, 1], or changes the target, another module that it holds or torch's global settings; what it changed
+            is put back.
     """
+    name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)
     victim = target if isinstance(target, DkNNClassifier) else None
-    check_labels(labels, len(images), victim.banks[victim.layers[0]].num_classes if victim else None)
+    check_labels(labels, len(images), victim.num_classes if victim else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
-    if isinstance(target, DkNNClassifier):
+    if victim:
         size = max(n, 1)
     # Rows of all batches: filled up with the images in turn, from the first one on.
     rows = torch.arange(-(-n // size) * size, device=images.device) % max(n, 1)
+
+    @torch.no_grad()
+    def ask() -> None:
+        for few in (1, 2):
+            (victim.network if victim else target)(images[:few].clone())
+
     parts = []
-    with prepared(target, precision) as ready:
+    with prepared(target, precision) as ready, unchanged(name, (target, attack), ask):
         for batch in torch.split(rows, size):
-            part = images[batch]
-            parts.append(attack(ready, part, labels[batch]).detach().to(torch.float32))
-            if parts[-1].shape != part.shape:
-                raise ValueError(
-                    f"Expected the attack to return images of shape {tuple(part.shape)}, but got"
-                    f" {tuple(parts[-1].shape)}."
-                )
-    adversarial = torch.cat(parts)[:n]
-    check_images(adversarial)
-    return adversarial
+            part = images[batch]  # copies, as of labels
+            with _errors_of(name):
+                returned = attack(ready, part.clone(), labels[batch])
+            parts.append(_as_images(returned, part, name))
+    return torch.cat(parts)[:n]
+
+
+@contextmanager
+def _errors_of(attack: str) -> Iterator[None]:
+    """Name the attack in what it raises, unless the machine is to blame."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_lost(error):
+            raise
+        raise ValueError(f"Attack {attack} failed: {type(error).__name__}: {error}") from error
+
+
+def _as_images(returned: object, images: Tensor, attack: str) -> Tensor:
+    """What an attack returned, as a float32 copy on the device of the images that it was given.
+
+    Raises:
+        ValueError: If it is anything but floating-point images of their shape in [0, 1], up to rounding.
+    """
+    check_returned(f"attack {attack}", returned, images)
+    # A copy, as it may give one and the same memory each time.
+    adversarial = cast(Tensor, returned).detach().to_dense().to(images.device, torch.float32, copy=True)
+    if not len(adversarial):
+        return adversarial
+    low, high = adversarial.aminmax()
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
+        raise ValueError(
+            f"Expected attack {attack} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]. Clip"
+            " them: `adversarial.clamp(0, 1)`. NaN often comes from dividing by a gradient that is zero."
+        )
+    return adversarial.clamp_(0.0, 1.0)
 
 
 @torch.no_grad()

@@ -144,15 +144,21 @@ def test_perturb_to_the_bit_whatever_else_is_attacked(precision):
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        (lambda f, x, y: x[..., :1], r"images of shape \(64, 1, 1, 2\), but got \(64, 1, 1, 1\)"),
-        (lambda f, x, y: x[:-1], r"images of shape \(64, 1, 1, 2\), but got \(63, 1, 1, 2\)"),
-        (lambda f, x, y: x + 1, r"Expected finite images in \[0, 1\]"),
-        (lambda f, x, y: x * math.nan, r"Expected finite images in \[0, 1\]"),
+        (lambda f, x, y: x[..., :1], r"'mine'.* shape \(64, 1, 1, 2\), but got shape \(64, 1, 1, 1\)"),
+        (lambda f, x, y: x[:-1], r"'mine'.* shape \(64, 1, 1, 2\), but got shape \(63, 1, 1, 2\)"),
+        (lambda f, x, y: x + 1, r"'mine' to return finite images in \[0, 1\], but got values in \[1"),
+        (lambda f, x, y: x + 2e-6, r"'mine' to return finite images in \[0, 1\]"),
+        (lambda f, x, y: x * math.nan, r"'mine' to return finite images in \[0, 1\].*nan"),
+        (lambda f, x, y: x.numpy(), r"'mine' .*got a numpy.ndarray"),
+        (lambda f, x, y: (x, y), r"'mine' .*got a tuple"),
+        (lambda f, x, y: None, r"'mine' .*got a NoneType"),
+        (lambda f, x, y: (255 * x).byte(), r"'mine' .*got torch.uint8.*255"),
+        (lambda f, x, y: 1 / 0, r"'mine' failed: ZeroDivisionError: division by zero"),
     ],
 )
 def test_perturb_refuses_what_is_no_image(attack, message):
     with pytest.raises(ValueError, match=message):
-        evaluation.perturb(attack, lambda images: images, points("cpu"), column([0, 1, 2]))
+        evaluation.perturb(attack, lambda images: images, points("cpu"), column([0, 1, 2]), name="mine")
 
 
 def test_predict_is_the_highest_logit(device):

@@ -11,7 +11,7 @@ PACKAGE = "lightning_advknn"
 
 # Each may import only from itself and from those before it.
 ORDER = (
-    "storage", "ranks", "convolutions", "functional", "search", "models", "data", "classifiers", "attacks", "modules", "evaluation",
+    "storage", "ranks", "convolutions", "functional", "search", "integrity", "models", "data", "classifiers", "attacks", "modules", "evaluation",
     "callbacks", "cli", "sweep", "experiment", "reports",
 )  # fmt: skip
 

@@ -21,8 +21,8 @@ bfloat16 units; what needs no gradients is computed as ever. ``bfloat16`` is aut
 def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[LogitsFn]:
     """Make a logits function ready for many gradients, and restore it.
 
-    A module is in evaluation mode and its parameters are frozen meanwhile; its convolutions use what has been
-    made of their weights once. Other callables are left alone, but for autocast.
+    A module is in evaluation mode, its parameters are frozen and their gradients put aside meanwhile; its convolutions use what
+    has been made of their weights once. Other callables are left alone, but for autocast.
 
     Args:
         logits_fn: Maps images to logits.
@@ -33,13 +33,16 @@ def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[
     """
     modules = list(logits_fn.modules()) if isinstance(logits_fn, nn.Module) else []
     training = [(module, module.training) for module in modules]
-    trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    trainable = [p for p in parameters if p.requires_grad]
+    gradients = [p.grad for p in parameters]  # of training: attacks call `zero_grad` and `backward`
     convolutions = {module: vars(module).get("forward") for module in modules if _is_ordinary(module)}
     try:
         if isinstance(logits_fn, nn.Module):
             logits_fn.eval()
-        for parameter in trainable:
+        for parameter in parameters:
             parameter.requires_grad_(False)
+            parameter.grad = None
         with torch.inference_mode(False):  # autograd refuses what is made in it
             for conv in convolutions:
                 # In its place, not instead of it: hooks and weights stay where others look for them.
@@ -54,6 +57,8 @@ def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[
             module.training = mode
         for parameter in trainable:
             parameter.requires_grad_(True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
 
 def _is_ordinary(module: nn.Module) -> TypeGuard[nn.Conv2d]:

@@ -17,7 +17,7 @@ from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import LabelSource, Verdicts, Victim, judge
 from lightning_advknn.functional import Convention, whole
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import check_precision
 from lightning_advknn.search import Metric
@@ -91,8 +91,9 @@ class AttackEvaluation(Callback):
                 raise ValueError(f"Expected `{name}` to be one of {known}, but got {choice!r}.")
         if "clean" in attacks:
             raise ValueError("Expected no attack named 'clean': that is before the attack. Rename it.")
+        eps_curve = [float(each) for each in eps_curve]  # as of NumPy's `linspace`
         if eps is not None:
-            attacks = {name: _at(attack, eps) for name, attack in attacks.items()}
+            attacks = {name: _at(attack, float(eps)) for name, attack in attacks.items()}
         for attack in attacks.values():
             attack.check()
         self.attacks = attacks
@@ -121,7 +122,8 @@ class AttackEvaluation(Callback):
         data = data_of(trainer)
         own = _feature_network(pl_module)
         # The same submodules under a list of layers of their own.
-        self._network = FeatureNetwork(own.network, self.layers or own.layers)
+        with kept_modes(own.network):
+            self._network = FeatureNetwork(own.network, self.layers or own.layers)
         self._layer, self._k = self._victim_of(pl_module)
         if self._layer not in self._network.layers:
             raise ValueError(
@@ -182,7 +184,7 @@ class AttackEvaluation(Callback):
             scene = self._scene(trainer, module)
             _log(trainer, module, scene.metrics("clean", scene.rows()))
             for name, attack in self._bound.items():
-                adversarial = scene.attack(module, attack, self.attacks[name].precision)
+                adversarial = scene.attack(name, module, attack, self.attacks[name].precision)
                 rows = scene.rows(adversarial)
                 _log(trainer, module, scene.metrics(name, rows))
                 samples = {**rows, "images": scene.images, "adversarial": adversarial}
@@ -197,7 +199,7 @@ class AttackEvaluation(Callback):
                 point = {"eps/eps": eps}
                 for name, attacks in self._bound_at.items():
                     precision = self.attacks[name].precision
-                    adversarial = scene.attack(module, attacks[eps], precision) if eps else None
+                    adversarial = scene.attack(name, module, attacks[eps], precision) if eps else None
                     point |= scene.success(name, scene.rows(adversarial))
                 wandb_panels.use_axis(trainer, point, "eps/eps")
                 for logger in trainer.loggers:

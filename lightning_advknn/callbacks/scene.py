@@ -23,6 +23,7 @@ from lightning_advknn.evaluation import (
     summarize,
 )
 from lightning_advknn.functional import float32_arithmetic, knn_prediction
+from lightning_advknn.models import kept_modes
 from lightning_advknn.modules import SurrogateModule
 
 _SEED = 0  # of attacks that draw random numbers
@@ -50,11 +51,11 @@ class Scene:
     surrogate: SurrogateModule | None
     label_source: LabelSource
 
-    def attack(self, target: Target, attack: Attack, precision: Precision) -> Tensor:
+    def attack(self, name: str, target: Target, attack: Attack, precision: Precision) -> Tensor:
         """Adversarials, as `evaluation.perturb`; the same each time."""
         torch.manual_seed(_SEED)
         ascended = self.before.knn if self.label_source == "knn" else self.labels
-        return perturb(attack, target, self.images, ascended, precision)
+        return perturb(attack, target, self.images, ascended, precision, name)
 
     def rows(self, adversarial: Tensor | None = None) -> Rows:
         """`evaluation.make_rows`, and how well the surrogate imitates the kNN on its layer, if that votes.
@@ -101,11 +102,12 @@ class Scene:
 @contextmanager
 def measuring(module: LightningModule) -> Iterator[None]:
     """As `attack.py` finds it: evaluation mode, float32, gradients, which Lightning switches off, and random numbers of its own."""
-    training = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with isolate_rng(), float32_arithmetic(), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for part, mode in training:
-            part.training = mode
+    with (
+        kept_modes(module),
+        isolate_rng(),
+        float32_arithmetic(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        module.eval()
+        yield

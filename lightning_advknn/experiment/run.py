@@ -80,6 +80,8 @@ class ExperimentRun:
         for cli in self._trainings.values():
             cli.datamodule.share(self.data)
         self._check_settings()
+        for victims in (self.attacked, *self.transfers.values()):
+            victims.check()
         self._attacks = {
             name: attack.bind(self.data.image_shape, self.data.num_classes)
             for name, attack in experiment.attacks.items()
@@ -408,7 +410,7 @@ class ExperimentRun:
         watched = Iterates(function, target, settings.known_norm, settings.eps)
         # DkNN is one and the same for all attacks, and is also asked to judge.
         before = target.queries if isinstance(target, DkNNClassifier) else 0
-        adversarial = perturb(watched, target, images, labels, settings.precision)
+        adversarial = perturb(watched, target, images, labels, settings.precision, attack)
         made = {"adversarial": adversarial, **watched.columns(len(images))}
         if isinstance(target, DkNNClassifier):
             made["queries"] = torch.tensor([target.queries - before])
@@ -486,7 +488,7 @@ class ExperimentRun:
         cli, trained = self._trainings[name], self._trained(name)
         load_or_fit(cli, trained, checkpoint, self.experiment.seed, self.cache, name)
         surrogate: Surrogate = module.surrogate
-        return surrogate.to(self.device).eval()
+        return surrogate.to(self.device)
 
     def _trained(self, name: str) -> Trained:
         """How a module is made; surrogates imitate the victim's kNN, also an approximate one, unless they say otherwise."""

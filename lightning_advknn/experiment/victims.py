@@ -18,9 +18,9 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import arithmetic
 from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule
-from lightning_advknn.modules.checkpoint import check_network
+from lightning_advknn.modules.checkpoint import check_network, check_on_data
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search import Exchange, describe_index, recall
 from lightning_advknn.storage import digest, weights_digest
@@ -66,14 +66,27 @@ class Victims:
         self.layers: tuple[str, ...] = module.network.layers
         if name == ORIGIN and self.settings.layers is not None:
             try:
-                network = FeatureNetwork(module.network.network, self.settings.layers)
-                check_network(network, module.image_shape, module.num_classes)
+                with kept_modes(module.network):  # it may still have to be trained
+                    network = FeatureNetwork(module.network.network, self.settings.layers)
+                    check_network(network, module.image_shape, module.num_classes)
             except ValueError as error:
                 raise ValueError(f"`victim.layers`: {error}") from error
             self.layers = network.layers
         if layer not in self.layers:
             given = "victim.layer" if name == ORIGIN else f"transfer.{name}.layer"
             raise ValueError(f"Expected `{given}` to be one of {list(self.layers)}, but got {layer!r}.")
+
+    def check(self) -> None:
+        """Raise a ValueError unless the untrained network is a function of the image, as `check_function`."""
+        module: Any = self.cli.model
+        with kept_modes(module.network):
+            self._check(FeatureNetwork(module.network.network, self.layers))
+
+    def _check(self, network: FeatureNetwork) -> None:
+        try:
+            check_on_data(network, self.data)
+        except ValueError as error:
+            raise ValueError(f"The network of {self.name} cannot be judged. {error}") from error
 
     @property
     def checkpoint(self) -> Path:
@@ -85,9 +98,11 @@ class Victims:
 
     @cached_property
     def network(self) -> FeatureNetwork:
-        """The trained backbone with the layers that vote, on the device, in evaluation mode."""
+        """The trained backbone with the layers that vote, on the device."""
         module = load_or_fit(self.cli, self.trained, self.checkpoint, self.seed, self.cache, self.name)
-        return FeatureNetwork(module.network.network, self.layers).to(self.device).eval()
+        network = FeatureNetwork(module.network.network, self.layers).to(self.device)
+        self._check(network)
+        return network
 
     @cached_property
     def network_key(self) -> str:
@@ -128,7 +143,7 @@ class Victims:
         else:
             self.ranks.close()
         dknn = DkNNClassifier(network, banks, settings.k, settings.convention)
-        return dknn.to(self.device).eval()
+        return dknn.to(self.device)
 
     def free(self) -> None:
         """Let the bank's memory go; it is made again when it is asked again. Of several ranks, all do so at the same time."""
@@ -226,7 +241,7 @@ class Victims:
     def bounds(self, layer: str, scale: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """How far from images all that fools the kNN on a layer of pixels is at least.
 
-        For k = 1 that is the exact minimum but for the range of pixels, else a lower bound (`attacks.voronoi`).
+        For k = 1 that is the exact minimum for pixels without a range, else a lower bound of it (`attacks.voronoi`).
 
         Args:
             layer: One that votes; Euclidean.

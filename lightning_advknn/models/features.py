@@ -1,5 +1,6 @@
 """Layer features of any network."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_advknn.models.frozen import Frozen
 from lightning_advknn.models.library import LibraryNetwork
 
 
-class FeatureNetwork(nn.Module):
-    """A network together with the layers whose features vote.
+class FeatureNetwork(Frozen):
+    """A network together with the layers whose features vote, in evaluation mode.
 
     Args:
         network: Any module that maps images in [0, 1] to logits.
@@ -32,16 +34,24 @@ class FeatureNetwork(nn.Module):
         self.network = network
         self.layers = tuple(layers)
         self._pool = network.pool if isinstance(network, LibraryNetwork) else {}
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images in [0, 1].
 
         Raises:
-            ValueError: If images are not float32, or the network cannot take them as its weights are not.
+            ValueError: If images are not float32, a part of the network has been put into training mode, or the network cannot
+                take them as its weights are not.
         """
         if images.dtype != torch.float32:
             raise ValueError(
                 f"Expected float32 images, but got {images.dtype}. Convert them with `.float()`, bytes also with `/ 255`."
+            )
+        training = [name for name, module in self.network.named_modules() if module.training]
+        if training:
+            raise ValueError(
+                f"Expected the network in evaluation mode, but {training[:3]} of it are in training mode, in which its outputs"
+                " depend on more than the image. Call `eval()` on it."
             )
         try:
             logits: Tensor = self.network(images)
@@ -63,11 +73,14 @@ class FeatureNetwork(nn.Module):
         """Logits ``(B, C)`` and each layer's features, float32 ``(B, D)``, from one forward pass.
 
         Raises:
-            ValueError: If a layer does not run, gives something else than a tensor, or is to be pooled and gives no maps.
+            ValueError: If a layer does not run, runs more than once, gives something else than a tensor, or is to be pooled and
+                gives no maps; or a part of the network has been put into training mode.
         """
         outputs: dict[str, Tensor] = {}
+        runs = Counter[str]()
 
         def keep(layer: str, output: Any) -> None:
+            runs[layer] += 1
             if not isinstance(output, Tensor):
                 raise ValueError(
                     f"Expected layer {layer!r} to give a tensor, but got a {type(output).__name__}. Choose another layer."
@@ -98,4 +111,26 @@ class FeatureNetwork(nn.Module):
             raise ValueError(
                 f"Expected the network to run each of `layers`, but it skips {silent}. Those that ran: {list(outputs)}."
             )
+        if repeated := {layer: times for layer, times in runs.items() if times > 1}:
+            raise ValueError(
+                f"Expected each of `layers` to run once a forward pass, but got these runs: {repeated}. A layer's features"
+                f" would be those of its last run. Layers that run once are {self._running_once(images)}. Choose among them, or"
+                " give each place in the network a module of its own."
+            )
         return logits, {layer: outputs[layer] for layer in self.layers}
+
+    @torch.no_grad()
+    def _running_once(self, images: Tensor) -> list[str]:
+        """Layers that run exactly once in a forward pass."""
+        runs = Counter[str]()
+        handles = [
+            module.register_forward_hook(lambda *_, name=name: runs.update([name]))
+            for name, module in self.network.named_modules()
+            if name
+        ]
+        try:
+            self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [name for name, times in runs.items() if times == 1]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_advknn.models.features import FeatureNetwork
+from lightning_advknn.models.frozen import Frozen
 
 
 class DkNNB(nn.Linear):
@@ -21,8 +22,10 @@ class DkNNB(nn.Linear):
         super().__init__(in_features, num_classes)
 
 
-class Surrogate(nn.Module):
+class Surrogate(Frozen):
     """A frozen backbone up to one layer, then DkNNB: a plain logits module that any attack can differentiate.
+
+    It is always in evaluation mode.
 
     Args:
         network: The victim's backbone.
@@ -35,6 +38,7 @@ class Surrogate(nn.Module):
         self.backbone = FeatureNetwork(network, [layer])
         self.layer = layer
         self.dknnb = dknnb
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of q(x), ``(B, C)``, for images in [0, 1]."""
@@ -42,8 +46,10 @@ class Surrogate(nn.Module):
         return logits
 
 
-class JointSurrogate(nn.Module):
+class JointSurrogate(Frozen):
     """Surrogates of several layers as one logits module: what DkNN's sum over layers (Eq. 4) looks like through them.
+
+    It is always in evaluation mode.
 
     Args:
         network: The victim's backbone.
@@ -54,6 +60,7 @@ class JointSurrogate(nn.Module):
         super().__init__()
         self.backbone = FeatureNetwork(network, list(dknnbs))
         self.dknnbs = nn.ModuleList(dknnbs.values())
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` whose softmax is the mean of the layers' q(x), for images in [0, 1]."""

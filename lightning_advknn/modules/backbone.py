@@ -1,7 +1,7 @@
 """Training of the backbone whose features the victims search."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.data import Batch, data_of
 from lightning_advknn.functional import float32_arithmetic, whole
-from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules.checkpoint import (
     IDENTITY,
     Identity,
@@ -20,6 +20,7 @@ from lightning_advknn.modules.checkpoint import (
     check_identity,
     check_loss,
     check_network,
+    check_on_data,
     check_precision,
     describe,
 )
@@ -69,7 +70,8 @@ class BackboneModule(LightningModule):
                 "winograd": winograd,
             }
         )
-        self.network = FeatureNetwork(network, layers)
+        with kept_modes(network):  # which is to be trained in them
+            self.network = FeatureNetwork(network, layers)
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
@@ -80,8 +82,14 @@ class BackboneModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images in [0, 1]."""
-        logits: Tensor = self.network(images)
+        logits: Tensor = self.network.network(images)  # not evaluated alone, but trained
         return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of the network itself; as a victim's, it always evaluates."""
+        super().train(mode)
+        self.network.network.train(mode)
+        return self
 
     def identity(self, data_name: str) -> Identity:
         """What a checkpoint of this module says of itself."""
@@ -94,9 +102,11 @@ class BackboneModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check precision and data."""
+        """Check precision and data, and that the network is a function of the image."""
         check_precision(self.trainer)
-        check_data(data_of(self.trainer), self.image_shape, self.num_classes)
+        data = data_of(self.trainer)
+        check_data(data, self.image_shape, self.num_classes)
+        check_on_data(self.network, data)
         if stage == "fit" and self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if stage == "fit" and self.winograd and self.trainer.strategy.root_device.type == "cpu":

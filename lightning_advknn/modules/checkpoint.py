@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.models import FeatureNetwork, LibraryNetwork
+from lightning_advknn.functional import check_defaults
+from lightning_advknn.models import (
+    ASKED,
+    FeatureNetwork,
+    LibraryNetwork,
+    check_function,
+    device_of,
+    kept_modes,
+)
 from lightning_advknn.storage import atomic_path
 
 IDENTITY = "lightning_advknn"  # key under which a checkpoint says what it holds
@@ -329,24 +337,30 @@ def check_network(network: FeatureNetwork, image_shape: tuple[int, ...], num_cla
 
     Leaves the network as it was.
     """
-    training = [(module, module.training) for module in network.modules()]
-    network.eval()  # in training mode, batch norm would count this image or refuse a single one
+    check_defaults()  # which a network of one's own may have changed as it was made
     try:
-        with torch.no_grad():
-            logits, _ = network.logits_and_features(torch.zeros(1, *image_shape))
+        # In training mode, batch norm would count this image or refuse a single one.
+        with kept_modes(network), torch.no_grad():
+            logits, _ = network.eval().logits_and_features(torch.zeros(1, *image_shape))
     except RuntimeError as error:
         raise ValueError(
             f"Expected a network for images of shape {image_shape}, but it fails on one: {error}. Set `image_shape` to"
             " the network's, or choose another network."
         ) from error
-    finally:
-        for module, mode in training:
-            module.training = mode
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise ValueError(
             f"Expected the network to give logits of shape (B, {num_classes}), but got {tuple(logits.shape)}. Set"
             " `num_classes` of the module and of the network to the data's."
         )
+
+
+def check_on_data(network: FeatureNetwork, data: ImageDataModule) -> None:
+    """Raise a ValueError unless a network is a function of the image, by a few training images (`check_function`)."""
+    split = data.split("train")
+    positions = torch.linspace(0, len(split) - 1, min(ASKED, len(split))).long()
+    images = split.__getitems__(positions.tolist()).images.to(device_of(network))
+    weight = next(network.parameters(), images)
+    check_function(network, images.to(weight.dtype) if weight.is_floating_point() else images)
 
 
 def check_loss(loss: torch.Tensor) -> None:

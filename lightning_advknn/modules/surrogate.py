@@ -22,6 +22,7 @@ from lightning_advknn.modules.checkpoint import (
     check_data,
     check_identity,
     check_loss,
+    check_on_data,
     check_precision,
     describe,
     load_weights,
@@ -119,11 +120,11 @@ class SurrogateModule(LightningModule):
                 "index": index,
             }
         )
-        backbone = BackboneModule(network, [layer], image_shape, num_classes).eval()
+        backbone = BackboneModule(network, [layer], image_shape, num_classes)
         with torch.no_grad():
-            width = backbone.network.features(torch.zeros(1, *image_shape))[layer].shape[1]
+            width = backbone.network.eval().features(torch.zeros(1, *image_shape))[layer].shape[1]
         self.surrogate = Surrogate(network, layer, DkNNB(width, num_classes))
-        self.surrogate.backbone.eval().requires_grad_(False)  # Lightning calls no `train()` before a fit
+        self.surrogate.backbone.requires_grad_(False)
         self.backbone_checkpoint = Path(backbone_checkpoint)
         self.layer = layer
         self.image_shape = tuple(image_shape)
@@ -153,12 +154,6 @@ class SurrogateModule(LightningModule):
         logits: Tensor = self.surrogate(images)
         return logits
 
-    def train(self, mode: bool = True) -> "SurrogateModule":
-        """Switch DkNNB's mode; the frozen backbone always evaluates."""
-        super().train(mode)
-        self.surrogate.backbone.eval()
-        return self
-
     def identity(self, data_name: str) -> Identity:
         """What a checkpoint of this module says of itself."""
         return {
@@ -175,11 +170,12 @@ class SurrogateModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check precision and data, load the backbone's weights and check k before anything is computed."""
+        """Check precision, data, the backbone's weights and k before anything is computed."""
         check_precision(self.trainer)
         data = data_of(self.trainer)
         check_data(data, self.image_shape, self.num_classes)
         self.load_backbone(data.name)
+        check_on_data(self.surrogate.backbone, data)
         # An earlier run's may be of other data, or tensors of inference mode.
         self._bank, self._targets = None, {}
         for scores in self.scores.values():

@@ -168,7 +168,12 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     fooled = "" if brief else "the % that are fooled at any distance and "
     convention = board.content["settings"]["victim"]["convention"]
     more = "" if brief else "; queries of the victim and seconds, for an image"
-    more += f"; of `{BOUND}`, what no attack at all can go below" if bounded else ""
+    # `qp` is exact for the same problem, and may be above the minimum within [0, 1].
+    more += (
+        f"; of `{BOUND}`, what no attack at all can go below, as if pixels had no range (for which alone `qp` is exact)"
+        if bounded
+        else ""
+    )
     approximate = "" if victim == "dnn" else board.approximate
     return Table(
         f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"

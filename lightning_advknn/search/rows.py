@@ -49,6 +49,12 @@ class StoredRows:
         """Rows and columns."""
         return self._rows, self.width
 
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """What changes when the file is written."""
+        status = os.fstat(self._file.fileno())
+        return self._rows, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
     def append(self, rows: Tensor) -> None:
         """Add ``(n, width)``.
 

@@ -207,14 +207,14 @@ def test_each_attack_has_its_own_precision(
     seen = []
 
     def keep(*args: Any) -> Tensor:
-        seen.append(args[-1])
+        seen.append(args[4:])
         return perturb(*args)
 
     monkeypatch.setattr(scene, "perturb", keep)
     attacks = {"exact": FGSM, "fast": AttackSettings("fgsm", {"eps": 0.1}, "winograd")}
     trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
     trainer.validate(make_module(), datamodule=Digits(), verbose=False)
-    assert seen == ["float32", "winograd"]
+    assert seen == [("float32", "exact"), ("winograd", "fast")]
 
 
 @pytest.mark.parametrize("label_source", ["knn", "true"])

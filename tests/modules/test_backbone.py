@@ -64,7 +64,7 @@ def test_a_training_step_is_adam_on_the_cross_entropy(
     small_net: type[nn.Module], make_trainer: MakeTrainer
 ) -> None:
     module = BackboneModule(small_net(), ["relu"], learning_rate=0.02)
-    by_hand = copy.deepcopy(module.network).train()
+    by_hand = copy.deepcopy(module.network.network).train()
     first = FirstBatch()
     trainer = make_trainer(max_steps=1, callbacks=[first], limit_val_batches=0)
     trainer.fit(module, datamodule=Digits(batch_size=40))

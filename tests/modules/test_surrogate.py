@@ -267,7 +267,6 @@ def test_the_backbone_is_evaluated_whatever_mode_is_asked_for(make_surrogate: Ma
         switch()
         assert not any(part.training for part in module.surrogate.backbone.modules())
         assert not any(parameter.requires_grad for parameter in module.surrogate.backbone.parameters())
-    assert module.surrogate.dknnb.training
 
 
 def test_forward_is_dknnb_on_the_layers_features(
