@@ -45,7 +45,7 @@ def invert(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
 ATTACKS = {
     "fgsm": {"function": "fgsm", "vary": {"eps": [0.1, 0.3]}},
     "bim": {"function": "bim", "settings": {"eps": 0.2, "step_size": 0.1, "steps": 3}, "targets": ["joint"]},
-    "invert": {"function": f"{__name__}.invert"},
+    "invert": {"function": f"{__name__}.invert", "norm": "l2"},
 }
 
 
@@ -280,7 +280,7 @@ def test_seeds_are_collected(copy: Path, capsys: pytest.CaptureFixture[str]) -> 
         ),
         (
             {"attacks": {"far": {"function": f"{__name__}.invert", "settings": {"norm": 1}}}},
-            "norm of .*invert to be one of",
+            "Expected `norm` to say what .*invert keeps small",
         ),
         (
             {"attacks": {"fgsm": {"function": "fgsm", "vary": {"eps": [-0.1]}}}},
