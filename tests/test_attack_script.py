@@ -232,6 +232,15 @@ def test_files_say_how_they_were_made(done: Path) -> None:
 def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
     summary = json.loads((done / "out" / "summary.json").read_text())
     assert summary["images"] == 547
+    assert len({check["check"] for check in summary["checks"]}) == 11
+    again = next(check for check in summary["checks"] if "queried again" in check["check"])
+    assert (again["holds"], again["detail"]) == (True, "700 images")
+    classes = summary["classes"]
+    assert (classes["names"], sum(classes["test"]), classes["attacked"]) == (
+        list("0123456789"),
+        547,
+        classes["test"],
+    )
     assert set(summary["credibility"]) == set(summary["metrics"])
     for name, told in summary["credibility"].items():
         rows = read(done / "out" / "rows" / f"{name}.csv")
