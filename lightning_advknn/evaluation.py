@@ -213,6 +213,8 @@ def _as_images(returned: object, images: Tensor, attack: str) -> Tensor:
     check_returned(f"attack {attack}", returned, images)
     # A copy, as it may give one and the same memory each time.
     adversarial = cast(Tensor, returned).detach().to_dense().to(images.device, torch.float32, copy=True)
+    if not adversarial.numel():
+        return adversarial
     low, high = adversarial.aminmax()
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
         raise ValueError(
