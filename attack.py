@@ -2,7 +2,9 @@
 
 Under torchrun or srun, its processes share the work; the results are those of one process.
 
-Exit codes: 0 done; 2 bad arguments, settings, files or folders, found before anything long has run; 1 something went wrong
+What no sound evaluation violates is checked; checks that do not hold are the last lines printed.
+
+Exit codes: 0 done; 3 done, but with --strict a check does not hold; 2 bad arguments, settings, files or folders, found before anything long has run; 1 something went wrong
 later, such as a full disk or the death of another process; 130 interrupted; 143 terminated. After 1, 130 and 143, the same
 command goes on from there.
 """
@@ -30,6 +32,9 @@ from lightning_advknn.reports import (
     show,
 )
 
+Work = Callable[[], list[str]]
+"""Long work; gives a line for each check that does not hold."""
+
 
 def make_parser() -> ArgumentParser:
     """The command line."""
@@ -47,7 +52,7 @@ def make_parser() -> ArgumentParser:
             default=None,
             help="Folder of tables over several seeds, such as results/mnist, to add this seed to.",
         )
-        _add_timeout(command)
+        _add_further(command)
         commands.add_subcommand(name, command)
     command = ArgumentParser(
         description="Run a grid of experiments, what is missing of it, and report on all."
@@ -62,12 +67,15 @@ def make_parser() -> ArgumentParser:
         help="Names of cells, or beginnings or patterns of them, such as mnist/tables '*/seed0'.",
     )
     command.add_argument("--dry-run", action="store_true", help="Show what there is and what would run.")
-    _add_timeout(command)
+    _add_further(command)
     commands.add_subcommand("reproduce", command)
     return parser
 
 
-def _add_timeout(command: ArgumentParser) -> None:
+def _add_further(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--strict", action="store_true", help="Exit with code 3 if a check of the results does not hold."
+    )
     command.add_argument(
         "--timeout",
         type=float,
@@ -113,7 +121,7 @@ def _run(options: Any, ranks: Ranks) -> int:
         sys.stderr.write(f"attack.py: error: {error}\n")
         return 2
     try:
-        go_on()
+        failed = go_on()
     except KeyboardInterrupt:
         sys.stderr.write("attack.py: interrupted; the same command goes on from here\n")
         return 130
@@ -126,7 +134,10 @@ def _run(options: Any, ranks: Ranks) -> int:
             f"attack.py: error: {error}\nWhat was done is kept; the same command goes on from here.\n"
         )
         return 1
-    return 0
+    if ranks.rank == 0:
+        sys.stdout.writelines(f"{line}\n" for line in failed)
+        sys.stdout.flush()
+    return 3 if failed and options[options.subcommand].strict else 0
 
 
 def _terminated(signum: int, frame: object) -> None:
@@ -137,46 +148,50 @@ def _terminated(signum: int, frame: object) -> None:
     sys.exit(143)
 
 
-def _evaluate(options: Any, ranks: Ranks) -> Callable[[], None]:
+def _evaluate(options: Any, ranks: Ranks) -> Work:
     run = prepare(experiment_of(options), options.results, ranks=ranks)
     recording = _dashboard(options).experiment("evaluate", run)
     return _recorded(recording, lambda: evaluate(run, options.results))
 
 
-def _leaderboard(options: Any, ranks: Ranks) -> Callable[[], None]:
+def _leaderboard(options: Any, ranks: Ranks) -> Work:
     run = prepare_leaderboard(experiment_of(options), options.results, ranks)
     recording = _dashboard(options).experiment("leaderboard", run)
     return _recorded(recording, lambda: leaderboard(run, options.results))
 
 
-def _reproduce(options: Any, ranks: Ranks) -> Callable[[], None]:
+def _reproduce(options: Any, ranks: Ranks) -> Work:
     grid = Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
     tasks = plan(grid, options.only, ranks)
-    if options.dry_run:
-        return lambda: show(tasks) if ranks.rank == 0 else None
     dashboard = _dashboard(options)
 
-    def go_on() -> None:
-        reproduce(tasks, dashboard, ranks)
+    def show_plan() -> list[str]:
+        if ranks.rank == 0:
+            show(tasks)
+        return []
+
+    def go_on() -> list[str]:
+        failed = reproduce(tasks, dashboard, ranks)
         if ranks.rank == 0:
             report_grid(grid, tasks)
+        return failed
 
-    return _recorded(dashboard.grid(grid), go_on)
+    return show_plan if options.dry_run else _recorded(dashboard.grid(grid), go_on)
 
 
 def _dashboard(options: Any) -> Dashboard:
     return Dashboard(options.wandb_mode, options.wandb_project)
 
 
-def _recorded(recording: AbstractContextManager[None], work: Callable[[], None]) -> Callable[[], None]:
+def _recorded(recording: AbstractContextManager[None], work: Work) -> Work:
     """Start to record now, so that what is wrong with that is found before anything long runs."""
     with ExitStack() as stack:
         stack.enter_context(recording)
         started = stack.pop_all()
 
-    def go_on() -> None:
+    def go_on() -> list[str]:
         with started:
-            work()
+            return work()
 
     return go_on
 

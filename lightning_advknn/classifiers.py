@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -76,7 +76,7 @@ class DkNNClassifier(Frozen):
         convention: How credibility counts ties.
 
     Raises:
-        ValueError: If a layer has no bank or k exceeds one.
+        ValueError: If a layer has no bank, k exceeds one or is no whole number, or the convention is unknown.
     """
 
     calibration_votes: Tensor
@@ -89,6 +89,10 @@ class DkNNClassifier(Frozen):
         convention: Convention = "strict",
     ) -> None:
         super().__init__()
+        if convention not in get_args(Convention):
+            raise ValueError(
+                f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
+            )
         missing = [layer for layer in network.layers if layer not in banks]
         if missing:
             raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
@@ -111,6 +115,11 @@ class DkNNClassifier(Frozen):
         """Each layer's bank by name; row m is the same training image in all of them."""
         knns = cast(Iterable[KNNClassifier], self.knns)
         return {knn.layer: knn.bank for knn in knns}
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return next(iter(self.banks.values())).num_classes
 
     def only(self, layer: str) -> "DkNNClassifier":
         """The kNN on one of the layers, as a DkNN of that layer alone; shares its bank.
@@ -193,13 +202,25 @@ def check_batch(batch: Batch) -> None:
         )
     functional.check_images(batch.images)
     functional.check_labels(batch.labels, len(batch.images))
-    if len(batch.ids) != len(batch.images):
-        raise ValueError(f"Expected an id for each of {len(batch.images)} images, but got {len(batch.ids)}.")
+    ids = batch.ids
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != batch.labels.shape:
+        got = (
+            f"{ids.dtype} of shape {tuple(ids.shape)}"
+            if isinstance(ids, Tensor)
+            else f"a {type(ids).__name__}"
+        )
+        raise ValueError(
+            f"Expected int64 `ids` of shape ({len(batch.images)},), one an image, but got {got}. Number the images of a data set."
+        )
 
 
 def check_images_of(bank: MemoryBank, images: Tensor) -> None:
-    """Raise a ValueError unless images are in [0, 1] and of the shape of those in a bank, where that is known."""
+    """Raise a ValueError unless images are in [0, 1], where a bank is, and of the shape of those in it, where that is known."""
     functional.check_images(images)
+    if images.device != bank.labels.device:
+        raise ValueError(
+            f"Expected images on {bank.labels.device}, as the bank, but they are on {images.device}. Move them with `.to`."
+        )
     shape = bank.image_shape
     if shape is not None and images.shape[1:] != shape:
         raise ValueError(

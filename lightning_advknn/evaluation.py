@@ -169,7 +169,7 @@ def perturb(
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)
     victim = target if isinstance(target, DkNNClassifier) else None
-    check_labels(labels, len(images), victim.banks[victim.layers[0]].num_classes if victim else None)
+    check_labels(labels, len(images), victim.num_classes if victim else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if victim:
         size = max(n, 1)
@@ -213,7 +213,7 @@ def _as_images(returned: object, images: Tensor, attack: str) -> Tensor:
     check_returned(f"attack {attack}", returned, images)
     # A copy, as it may give one and the same memory each time.
     adversarial = cast(Tensor, returned).detach().to_dense().to(images.device, torch.float32, copy=True)
-    if not adversarial.numel():
+    if not len(adversarial):
         return adversarial
     low, high = adversarial.aminmax()
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison

@@ -143,8 +143,13 @@ def test_modules_that_an_attack_holds_are_watched() -> None:
                 own[4].bias.add_(1)
             return images
 
+    class AsObject(Wrapper):
+        __call__ = Wrapper.attack
+
     method = Wrapper().attack
     cases = (
+        (AsObject(), network()),
+        (partial(AsObject()), network()),
         (partial(method, extra=own), network()),
         (partial(method, extra={"a": [own]}), network()),
         (method, own),

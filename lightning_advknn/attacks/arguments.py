@@ -6,10 +6,17 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import autocast_devices, check_images, check_labels
 
 
-def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), **settings: float) -> None:
+def check_arguments(
+    images: Tensor,
+    labels: Tensor,
+    whole: Sequence[str] = (),
+    victim: DkNNClassifier | None = None,
+    **settings: float,
+) -> None:
     """Raise a ValueError unless images are in [0, 1], each has a label, and settings are finite and at least 0.
 
     Also under autocast, in whose arithmetic a victim's features would be others; an attack's `precision` is for that.
@@ -18,6 +25,7 @@ def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), *
         images: float ``(B, ...)``.
         labels: int64 ``(B,)``.
         whole: Names of settings that must be whole numbers.
+        victim: Whose images and classes they must be.
         settings: By name.
     """
     for name, value in settings.items():
@@ -27,8 +35,11 @@ def check_arguments(images: Tensor, labels: Tensor, whole: Sequence[str] = (), *
             raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
         if name in whole and value != int(value):
             raise ValueError(f"Expected `{name}` to be a whole number, but got {value}.")
-    check_images(images)
-    check_labels(labels, len(images))
+    if victim is None:
+        check_images(images)
+    else:
+        victim.check_images(images)
+    check_labels(labels, len(images), None if victim is None else victim.num_classes)
     if autocast := autocast_devices():
         raise ValueError(
             f"Expected an attack outside of autocast, but it is on for {', '.join(autocast)}. Call it within"

@@ -51,6 +51,7 @@ def ask(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("steps", "m", "seed"),
         eps=eps,
         step_size=step_size,

@@ -64,7 +64,7 @@ def credible(
         ValueError: If an argument is out of range.
     """
     check_arguments(
-        images, labels, ("classes", "surrogate_steps", "steps"), eps=eps, classes=classes,
+        images, labels, whole=("classes", "surrogate_steps", "steps"), victim=victim, eps=eps, classes=classes,
         surrogate_steps=surrogate_steps, steps=steps,
     )  # fmt: skip
     check_norm(norm)

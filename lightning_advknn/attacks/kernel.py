@@ -63,6 +63,7 @@ def kernel_knn(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("m", "search_steps", "steps", "check_every"),
         m=m,
         bandwidth=bandwidth,

@@ -207,8 +207,7 @@ class LibraryAttack:
 
     def _count(self, name: str, given: int | None, logits: _Logits, example: Tensor) -> int:
         """The number of classes."""
-        with torch.no_grad():
-            classes = int(logits(example).shape[1])
+        classes = _count_classes(logits, example)
         if given is None:
             return classes
         if given not in (classes, min(classes, _STANDARD)):
@@ -216,6 +215,11 @@ class LibraryAttack:
                 f"{name} is {given}, but there are {classes} classes; leave it out, and it is {classes}"
             )
         return given
+
+
+def _count_classes(logits: _Logits, example: Tensor) -> int:
+    with torch.no_grad():
+        return int(logits(example).shape[1])
 
 
 def _spelled(norm: object, default: object) -> object:
@@ -238,8 +242,8 @@ def _make_torchattacks(kind: Any, logits: _Logits, example: Tensor, settings: di
     attack = kind(logits, **settings)
     if attack.targeted:
         raise ValueError(_UNTARGETED)
-    fewest, classes = _fewest_classes(attack), logits(example).shape[1]
-    if classes < fewest:
+    fewest = _fewest_classes(attack)
+    if fewest > 2 and (classes := _count_classes(logits, example)) < fewest:
         raise ValueError(
             f"there are {classes} classes, and its DLR loss needs {fewest}; take APGD with `loss: ce`, FAB and Square instead"
         )
@@ -316,13 +320,11 @@ _ART_NORMS = {
 def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, Any]) -> _Made:
     from art.estimators.classification import PyTorchClassifier
 
-    with torch.no_grad():
-        num_classes = logits(example).shape[1]
     estimator = PyTorchClassifier(
         logits,
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(example.shape[1:]),
-        nb_classes=num_classes,
+        nb_classes=_count_classes(logits, example),
         clip_values=(0.0, 1.0),
         device_type="gpu" if example.is_cuda else "cpu",
     )

@@ -41,7 +41,7 @@ def minimum_norm(
     temperature: float = 0.25,
     batch_size: int = 64,
 ) -> Tensor:
-    """The smallest perturbation that the real victim falls for.
+    """A small perturbation that the real victim falls for: the smallest one found, so an upper bound of the smallest there is.
 
     As DDN (Rony et al., arXiv 1811.09600), whose radius shrinks after each success and grows after each failure while
     the perturbation turns along the gradient. First the surrogate stands in for the victim, once for each of the likeliest wrong
@@ -70,7 +70,7 @@ def minimum_norm(
         ValueError: If an argument is out of range.
     """
     check_arguments(
-        images, labels, ("classes", "surrogate_steps", "steps"), classes=classes,
+        images, labels, whole=("classes", "surrogate_steps", "steps"), victim=victim, classes=classes,
         surrogate_steps=surrogate_steps, steps=steps,
     )  # fmt: skip
     check_norm(norm)

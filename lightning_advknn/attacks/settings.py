@@ -86,7 +86,7 @@ class AttackSettings:
             raise ValueError(
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
-        _ = self._norm  # of a library's attack, judges its settings too
+        _ = self.known_norm  # of a library's attack, judges its settings too
         if isinstance(function, LibraryAttack):
             return
         _check_types(self.function, function, self.settings)
@@ -129,6 +129,12 @@ class AttackSettings:
         return next(iter(inspect.signature(self._load()).parameters), None) == "victim"
 
     @property
+    def eps(self) -> float | None:
+        """Radius of its ball; None of an attack without one."""
+        eps = self.settings.get("eps")
+        return float(eps) if isinstance(eps, int | float) else None
+
+    @property
     def measure(self) -> Norm:
         """What its eps is measured in, or what it makes small without one.
 
@@ -138,15 +144,15 @@ class AttackSettings:
         Raises:
             ValueError: If it is another norm, nothing says so, or two disagree.
         """
-        if self._norm is None:
+        if self.known_norm is None:
             raise ValueError(
                 f"Expected `norm` to say what {self.function} keeps small, as nothing else does, but it is missing. Add"
                 " `norm: l2` or `norm: linf` beside `function`."
             )
-        return self._norm
+        return self.known_norm
 
     @property
-    def _norm(self) -> Norm | None:
+    def known_norm(self) -> Norm | None:
         """`measure`, or None where nothing says so."""
         said = self._said()
         norms = [as_norm(value, self.function) for value in (said, self.norm) if value is not None]

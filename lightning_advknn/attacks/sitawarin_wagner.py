@@ -58,6 +58,7 @@ def sitawarin_wagner_linf(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("m", "steps", "check_every"),
         eps=eps,
         m=m,
@@ -116,6 +117,7 @@ def sitawarin_wagner_l2(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("m", "steps", "check_every"),
         eps=eps,
         m=m,
@@ -179,6 +181,7 @@ def sitawarin_wagner_knn(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("m", "search_steps", "steps", "check_every"),
         m=m,
         weight=weight,

@@ -70,6 +70,7 @@ def sitawarin_wagner_minimum_norm(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("m", "search_steps", "steps", "refresh_every"),
         m=m,
         weight=weight,

@@ -30,7 +30,7 @@ def sitawarin_wagner_mean(
     Raises:
         ValueError: If an argument is out of range, or the victim has another layer than the pixels.
     """
-    check_arguments(images, labels, whole=("search_steps",), search_steps=search_steps)
+    check_arguments(images, labels, victim=victim, whole=("search_steps",), search_steps=search_steps)
     if not len(images):
         return images.clone()
     with torch.inference_mode(False), torch.no_grad():
@@ -86,6 +86,7 @@ def sitawarin_wagner_baseline(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("steps", "check_every"),
         eps=eps,
         weight=weight,

@@ -57,6 +57,7 @@ def soft_nearest(
     check_arguments(
         images,
         labels,
+        victim=victim,
         whole=("steps", "m", "refresh_every"),
         eps=0 if eps is None else eps,
         step_size=step_size,

@@ -55,7 +55,9 @@ class _Side(NamedTuple):
 def exact_minimum(
     rows: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, scale: Tensor | float = 1.0
 ) -> Minimum:
-    """The exact minimum for 1-NN: for each wrong row a quadratic program, by coordinate ascent on its dual.
+    """The exact minimum for 1-NN where pixels have no range: for each wrong row a quadratic program, by coordinate ascent on its dual.
+
+    Within [0, 1] the minimum may be larger: this is a lower bound of it.
 
     Wrong rows come in order of a lower bound, their largest bisector distance to some own rows, and a search ends where that
     exceeds the best so far; so does a program whose dual value does. A program begins with its farthest bisectors, and

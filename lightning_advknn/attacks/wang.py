@@ -1,4 +1,4 @@
-"""The exact attack on a 1-NN on pixels (Wang et al., arXiv 1906.03972), by quadratic programs."""
+"""The attack on a 1-NN on pixels by quadratic programs (Wang et al., arXiv 1906.03972), exact where pixels have no range."""
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ _ROUNDING = 1e-5  # of features in float32, relative
 
 
 def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
-    """The smallest L2 perturbation of a 1-NN on pixels: to the nearest cell of a training image of another class.
+    """A small L2 perturbation of a 1-NN on pixels: to the cell of another class's training image that is nearest without a range.
 
-    Deviation: the program's solution is on a cell's edge and may leave [0, 1]. So it is clamped and, where the victim is not
-    fooled then, moved on towards the cell's training image, by 1e-6 of the way at first and at last all of it. Where much
-    was clamped, it is larger than it would have to be.
+    It is the smallest one only if pixels may leave [0, 1], as the quadratic program has no such constraint. Its solution is on a
+    cell's edge; it is clamped to [0, 1] and, where the victim is not fooled then, moved on towards the cell's training image, by
+    1e-6 of the way at first and at last all of it. Where much was clamped, a smaller perturbation within [0, 1] may exist, perhaps
+    into another cell: distances of this attack are upper bounds of the true minimum, `attacks.voronoi.exact_minimum` a lower one.
 
     Args:
         victim: A kNN, k = 1, as a DkNN of one layer, whose features are pixels times a factor each plus a constant;
@@ -32,7 +33,7 @@ def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If an argument is out of range or the victim is another.
     """
-    check_arguments(images, labels)
+    check_arguments(images, labels, victim=victim)
     if victim.k != 1:
         raise ValueError(f"Expected a victim of k = 1, but got one of k = {victim.k}. Lower its `k`.")
     scaling = pixel_scale(victim, images)

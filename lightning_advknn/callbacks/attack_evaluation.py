@@ -91,8 +91,9 @@ class AttackEvaluation(Callback):
                 raise ValueError(f"Expected `{name}` to be one of {known}, but got {choice!r}.")
         if "clean" in attacks:
             raise ValueError("Expected no attack named 'clean': that is before the attack. Rename it.")
+        eps_curve = [float(each) for each in eps_curve]  # as of NumPy's `linspace`
         if eps is not None:
-            attacks = {name: _at(attack, eps) for name, attack in attacks.items()}
+            attacks = {name: _at(attack, float(eps)) for name, attack in attacks.items()}
         for attack in attacks.values():
             attack.check()
         self.attacks = attacks

@@ -55,7 +55,7 @@ class Scene:
         """Adversarials, as `evaluation.perturb`; the same each time."""
         torch.manual_seed(_SEED)
         ascended = self.before.knn if self.label_source == "knn" else self.labels
-        return perturb(attack, target, self.images, ascended, precision, name=name)
+        return perturb(attack, target, self.images, ascended, precision, name)
 
     def rows(self, adversarial: Tensor | None = None) -> Rows:
         """`evaluation.make_rows`, and how well the surrogate imitates the kNN on its layer, if that votes.

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets.utils import check_integrity
 
 from lightning_advknn.data.files import ImageFiles
-from lightning_advknn.functional import check_defaults, check_labels
+from lightning_advknn.functional import check_defaults, check_labels, whole
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -131,16 +131,17 @@ class ImageDataModule(LightningDataModule, ABC):
             ("val_size", val_size, 1),
             ("calibration_per_class", calibration_per_class, 1),
         ):
-            if value < least:
+            if whole(name, value) < least:
                 raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
         self.root = Path(root)
         self.download = download
         self.verify_checksums = verify_checksums
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.val_size = val_size
-        self.calibration_per_class = calibration_per_class
-        self.split_seed = split_seed
+        # Python's own integers: of these `share` and the splits' generator know.
+        self.batch_size = int(batch_size)
+        self.eval_batch_size = int(eval_batch_size)
+        self.val_size = int(val_size)
+        self.calibration_per_class = int(calibration_per_class)
+        self.split_seed = whole("split_seed", split_seed)
         self._splits: dict[str, ImageSplit] = {}
 
     @abstractmethod

@@ -12,10 +12,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-_FIRST_IS_ALL = (
-    "MPO",
-    "PSD",
-)  # the rest are previews, gain maps, second views; layers, which the first shows together
+# Of MPO (JPEG), the rest are previews, gain maps and second views; of PSD, layers, which the first shows together.
+_FIRST_IS_ALL = ("MPO", "PSD")
 _SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of ICC profiles, and Pillow's mode of each
 
 
@@ -57,8 +55,8 @@ def decode(content: bytes, image_size: int | None, background: Sequence[float] |
         Exception: Anything, of damaged files.
     """
     with Image.open(BytesIO(content), formats=formats()) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format not in _FIRST_IS_ALL:
+        frames = 1 if image.format in _FIRST_IS_ALL else getattr(image, "n_frames", 1)
+        if frames > 1:
             raise ValueError(f"{frames} frames or pages: save the one that counts as a file of its own")
         if _is_deep(image, content):
             raise ValueError(f"mode {image.mode}, more than 8 bits a channel: save it with 8")
@@ -113,7 +111,9 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         space = _SPACES.get(source.profile.xcolor_space.strip())
         if space is None or (space != mode and (space, mode) != ("RGB", "L")):
             return None
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), space, "RGB")
+        # LittleCMS's shortcut for greys is off by up to 10 of 255.
+        flags = ImageCms.Flags.NOOPTIMIZE if space == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), space, "RGB", flags=flags)
     except ImageCms.PyCMSError:  # a damaged profile says nothing, to viewers too
         return None
     if space == "RGB":

@@ -14,6 +14,7 @@ from lightning_advknn.data.listing import (
     check_names,
     class_folders,
     class_words,
+    equal_images,
     equal_words,
     find_images,
     is_hidden,
@@ -26,10 +27,10 @@ class ImageFolder(ImageDataModule):
 
     Classes are numbered in order of their names as text (1, 10, 2). Images are RGB, numbered in order of their paths, and read
     from their files at each use: turned as their EXIF orientation says, and in sRGB. Every file is also read once at the start, so
-    that damaged ones are found before any work, and its content enters the `fingerprint`, so that nothing made of other files
-    is taken for it. All that Pillow reads is used. What is not used, images that are in train and in test or in several classes,
-    and classes that differ only in case are named in a warning and in `note`. Hidden files and folders, and links out of a
-    class's folder, are not used.
+    that damaged ones are found before any work, and its content and pixels enter the `fingerprint`, so that nothing made of other
+    images is taken for it. All that Pillow reads is used, but for hidden files and folders and links out of a class's folder. A
+    warning names what is not used, equal images in train and test or in several classes, which `note` counts, and classes that
+    differ only in case.
 
     Args:
         root: The folder.
@@ -110,14 +111,15 @@ class ImageFolder(ImageDataModule):
             self.prepare_data()
             self._unused = self._other_parts()
             super().setup(stage)
+            equal = equal_images(self._labels("train", "val"), self._labels("calibration", "test"))
+            self.note = "; ".join(f"{kind}: {len(names)}" for kind, names in equal.items())
             said = (
                 unused_words(self.root, self._unused),
                 class_words(self.class_names),
-                equal_words(self._labels("train", "val"), self._labels("calibration", "test")),
+                equal_words(equal),
             )
-            self.note = " ".join(filter(None, said))
-            if self.note:
-                rank_zero_warn(self.note)
+            if any(said):
+                rank_zero_warn(" ".join(filter(None, said)))
 
     def load(self, train: bool) -> tuple[ImageFiles, torch.Tensor]:
         """The files of one original split, all read once, and labels int64 ``(n,)``."""

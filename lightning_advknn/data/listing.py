@@ -10,12 +10,15 @@ from typing import NamedTuple
 from lightning_advknn.data.decoding import extensions
 from lightning_advknn.data.files import ImageFile
 
-EXTENSION = "whose extension is none that Pillow reads"
-HIDDEN = "hidden"
+EXTENSION = "files of kinds that Pillow does not read"
+HIDDEN = "hidden files and folders"
 LINK = "links out of their class folder, to folders or to nothing"
-BESIDE = "beside the class folders"
-SPECIAL = "no regular files"
-OTHER_PART = "folders of the same classes beside train and test"
+BESIDE = "files beside the class folders"
+SPECIAL = "pipes, sockets and devices"
+OTHER_PART = "folders beside train and test that have their classes"
+
+SHARED = "test images that are training images too"
+TORN = "images in the folders of several classes"
 
 _HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
 _NAMED = 3  # examples
@@ -63,7 +66,7 @@ def _walk(folder: Path, home: Path, unused: Unused) -> Iterator[Path]:
             path = Path(entry.path)
             if is_hidden(entry.name):
                 unused[HIDDEN].append(path)
-            elif entry.is_symlink() and not (entry.is_file() and path.resolve().is_relative_to(home)):
+            elif entry.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
                 unused[LINK].append(path)
             elif entry.is_dir():
                 yield from _walk(path, home, unused)
@@ -98,13 +101,14 @@ def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
     """Say what is not used, how many of each kind; "" if all is."""
     parts = []
     for kind, paths in sorted(unused.items()):
-        counts = Counter(path.suffix.lower() or "none" for path in paths)
-        of_each = ", ".join(f"{_shown(ending)}: {n}" for ending, n in counts.most_common(10))
-        known = f" ({of_each})" if kind == EXTENSION else ""
-        parts.append(
-            f"{len(paths)} {kind}{known}: {_some(path.relative_to(root).as_posix() for path in sorted(paths))}"
+        endings = Counter(path.suffix.lower() or "none" for path in paths).most_common(10)
+        of_each = (
+            ", ".join(f"{_shown(ending)} {n}" for ending, n in endings) + "; " if kind == EXTENSION else ""
         )
-    return f"Not used in {root}: {'; '.join(parts)}." if parts else ""
+        parts.append(
+            f"{kind}: {len(paths)} ({of_each}{_some(path.relative_to(root).as_posix() for path in sorted(paths))})"
+        )
+    return f"Not used, of {root}: {'; '.join(parts)}." if parts else ""
 
 
 def class_words(names: Iterable[str]) -> str:
@@ -120,29 +124,33 @@ def class_words(names: Iterable[str]) -> str:
     )
 
 
-def equal_words(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]) -> str:
-    """Say which images, files with their labels, are in the training and the test part, or under two labels; "" if none."""
-    first: dict[str, ImageFile] = {}
-    for file in training:
-        first.setdefault(file.pixels, file)
-    labels = defaultdict(set)
-    named: dict[str, list[str]] = defaultdict(list)
+def equal_images(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]) -> dict[str, list[str]]:
+    """Images that are in both parts, or under two labels, pixel by pixel: files' names by what is the matter.
+
+    Args:
+        training: Files with their labels.
+        test: The same.
+    """
+    first: dict[str, str] = {}
+    names, labels = defaultdict(list), defaultdict(set)
     for file, label in (*training.items(), *test.items()):
+        names[file.pixels].append(file.name)
         labels[file.pixels].add(label)
-        named[file.pixels].append(file.name)
-    shared = [f"{file.name} = {first[file.pixels].name}" for file in test if file.pixels in first]
-    torn = [" = ".join(named[pixels][:4]) for pixels, found in labels.items() if len(found) > 1]
-    words = []
-    if shared:
-        words.append(
-            f"{len(shared)} of {len(test)} test images are training images too, pixel by pixel, so that a kNN has seen them:"
-            f" {_some(shared)}. Delete one of each."
-        )
-    if torn:
-        words.append(
-            f"{len(torn)} images are in the folders of several classes, pixel by pixel: {_some(torn)}. Delete the wrong ones."
-        )
-    return " ".join(words)
+    for file in training:
+        first.setdefault(file.pixels, file.name)
+    found = {
+        SHARED: [f"{file.name} = {first[file.pixels]}" for file in test if file.pixels in first],
+        TORN: [" = ".join(names[pixels][:4]) for pixels, several in labels.items() if len(several) > 1],
+    }
+    return {kind: equal for kind, equal in found.items() if equal}
+
+
+def equal_words(equal: Mapping[str, Sequence[str]]) -> str:
+    """Say which images are equal; "" if none are."""
+    parts = [f"{kind}: {len(names)} ({_some(names)})" for kind, names in equal.items()]
+    return (
+        f"Equal pixel by pixel, {'; '.join(parts)}. Delete those that should not be there." if parts else ""
+    )
 
 
 def _some(names: Iterable[str]) -> str:

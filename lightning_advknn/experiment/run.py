@@ -19,6 +19,7 @@ from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.iterates import Iterates
 from lightning_advknn.experiment.machine import arithmetic, find_device
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, Trained, check_names
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
@@ -292,10 +293,21 @@ class ExperimentRun:
 
     def cost(self, method: str, attack: str) -> tuple[float, float]:
         """Seconds of attack and queries of the victim, both for an image."""
-        parts = [self._attacked(method, attack, start) for start in self.starts]
+        parts = self._beside_adversarials(method, attack)
         queries = sum(int(part["queries"].sum()) for part in parts if "queries" in part)
         seconds = self.cache.seconds()[f"attack {method}/{attack}"]
         return seconds / len(self.test), queries / len(self.test)
+
+    def iterates(self, method: str, attack: str) -> dict[str, Tensor]:
+        """What is known of the images on the way to the adversarials, as `Iterates.columns`."""
+        parts = self._beside_adversarials(method, attack)
+        names = [name for name in parts[0] if name != "queries"]
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def _beside_adversarials(self, method: str, attack: str) -> list[dict[str, Tensor]]:
+        """What is kept of an attack beside its adversarials, by shard."""
+        parts = (self._attacked(method, attack, start) for start in self.starts)
+        return [{name: part[name] for name in part if name != "adversarial"} for part in parts]
 
     def bounds(self) -> dict[str, Tensor]:
         """How far from each test image all that fools a kNN on pixels is at least, as `Victims.bounds`, by victim.
@@ -332,14 +344,15 @@ class ExperimentRun:
         """Name and stage of what is kept of such a piece."""
         return self.attacked.bound_file(layer, self.rows_name(piece, PIECE))
 
-    def images_of(self, method: str, attack: str, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def images_of(self, method: str, attack: str | None, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clean and adversarial images of some rows, float32 ``(n, channels, H, W)``."""
-        images, _, _ = self.test.__getitems__(positions)
-        adversarial = [
-            self.adversarial(method, attack, position - position % SHARD)[position % SHARD]
-            for position in positions
-        ]
-        return images.to(self.device), torch.stack(adversarial)
+        clean, _, _ = self.test.__getitems__(positions)
+        images = clean.to(self.device)
+        adversarial, where = images.clone(), torch.tensor(positions)
+        for start in sorted({position - position % SHARD for position in positions} if attack else ()):
+            own = where - where % SHARD == start
+            adversarial[own] = self.adversarial(method, attack, start)[where[own] % SHARD]
+        return images, adversarial
 
     def _rows_shard(self, victims: Victims, method: str, attack: str | None, start: int) -> Rows:
         images, labels, ids = self._shard(start)
@@ -364,14 +377,16 @@ class ExperimentRun:
         )
 
     def _attacked(self, method: str, attack: str, start: int) -> dict[str, Tensor]:
-        """``adversarial`` float32 and, of an attack on a victim, ``queries``, how many images it asked about, by piece."""
+        """``adversarial`` float32, columns of `Iterates` and, of an attack on a victim, ``queries``: images asked about, by piece."""
         pieces = self.pieces(method, attack, start)
         progress = tqdm(pieces, desc=f"attack {method}/{attack}", disable=None, leave=False)
         parts = [
             self.cache.tensors(name, f"attack {method}/{attack}", partial(self.attack, method, attack, piece))
             for name, piece in progress
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # Files of earlier versions have fewer columns.
+        names = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
 
     def pieces(self, method: str, attack: str, start: int) -> list[tuple[str, range]]:
         """Files of an attack on a shard's test images, each with the positions of its images."""
@@ -391,16 +406,15 @@ class ExperimentRun:
         function: Callable[..., Tensor] = self._attacks[attack]
         if settings.through:
             function = partial(function, surrogate=self.logits_fn(settings.through))
-        if method not in VICTIMS:
-            return {
-                "adversarial": perturb(
-                    function, self.logits_fn(method), images, labels, settings.precision, attack
-                )
-            }
-        victim = self.victim(method)
-        before = victim.queries  # DkNN is one and the same for all attacks, and is also asked to judge
-        adversarial = perturb(function, victim, images, labels, settings.precision, attack)
-        return {"adversarial": adversarial, "queries": torch.tensor([victim.queries - before])}
+        target = self.victim(method) if method in VICTIMS else self.logits_fn(method)
+        watched = Iterates(function, target, settings.known_norm, settings.eps)
+        # DkNN is one and the same for all attacks, and is also asked to judge.
+        before = target.queries if isinstance(target, DkNNClassifier) else 0
+        adversarial = perturb(watched, target, images, labels, settings.precision, attack)
+        made = {"adversarial": adversarial, **watched.columns(len(images))}
+        if isinstance(target, DkNNClassifier):
+            made["queries"] = torch.tensor([target.queries - before])
+        return made
 
     def _adversarial_key(self, method: str, attack: str) -> str:
         settings, through = self.experiment.victim, self.experiment.attacks[attack].through

@@ -21,6 +21,10 @@ def check_images(images: Tensor) -> None:
         raise ValueError(
             f"Expected floating-point images in [0, 1], but got {images.dtype}. Divide uint8 by 255."
         )
+    if images.is_meta:
+        raise ValueError(
+            "Expected images with values, but they are on the device meta, which has none. Make them on the CPU or a GPU."
+        )
     if not images.numel():
         return
     low, high = images.aminmax()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_advknn.data import ImageDataModule
+from lightning_advknn.functional import check_defaults
 from lightning_advknn.models import (
     ASKED,
     FeatureNetwork,
@@ -336,6 +337,7 @@ def check_network(network: FeatureNetwork, image_shape: tuple[int, ...], num_cla
 
     Leaves the network as it was.
     """
+    check_defaults()  # which a network of one's own may have changed as it was made
     try:
         # In training mode, batch norm would count this image or refuse a single one.
         with kept_modes(network), torch.no_grad():

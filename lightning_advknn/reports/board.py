@@ -9,8 +9,9 @@ from typing import Any
 from lightning_advknn.attacks.balls import Norm
 from lightning_advknn.reports import paper
 from lightning_advknn.reports.layout import Lines, Table
-from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
+from lightning_advknn.reports.leaderboard_records import BOUND, WORST_CASE
 from lightning_advknn.reports.results import CLASSES, TITLES, VICTIMS, Mean
+from lightning_advknn.reports.robustness import CLEAN
 from lightning_advknn.reports.summary import neighbours_sentence, which_images
 from lightning_advknn.reports.tables import Record, check_seeds, read_csv
 from lightning_advknn.storage import read_json
@@ -167,7 +168,12 @@ def board_table(board: Board, victim: str, brief: bool = False) -> Table:
     fooled = "" if brief else "the % that are fooled at any distance and "
     convention = board.content["settings"]["victim"]["convention"]
     more = "" if brief else "; queries of the victim and seconds, for an image"
-    more += f"; of `{BOUND}`, what no attack at all can go below" if bounded else ""
+    # `qp` is exact for the same problem, and may be above the minimum within [0, 1].
+    more += (
+        f"; of `{BOUND}`, what no attack at all can go below, as if pixels had no range (for which alone `qp` is exact)"
+        if bounded
+        else ""
+    )
     approximate = "" if victim == "dnn" else board.approximate
     return Table(
         f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean images) under {which} attacks, at eps of Linf and within"

@@ -6,8 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_advknn.reports.board import Board
-from lightning_advknn.reports.leaderboard_records import BOUND, CLEAN, WORST_CASE
+from lightning_advknn.reports.leaderboard_records import BOUND, WORST_CASE
 from lightning_advknn.reports.results import Mean
+from lightning_advknn.reports.robustness import CLEAN
 from lightning_advknn.reports.style import WIDTH, draw_means, for_print, legend_below
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_advknn.reports.robustness import ROUNDING, AttackRun, nearest
+from lightning_advknn.experiment.iterates import ROUNDING
+from lightning_advknn.reports.robustness import AttackRun, nearest
 
 TOLERANCE = 0.5  # points of accuracy, or % of a distance, that may be chance
 
@@ -46,20 +47,20 @@ def check_runs(
 
 def in_balls(runs: Sequence[AttackRun]) -> Check:
     """Whether every adversarial of an attack with an eps is within it, and eps is of the norm that it is taken for."""
-    bounded = [(run, run.eps) for run in runs if run.eps is not None]
+    bounded = [(run, run.eps) for run in runs if run.eps is not None and run.norm]
     beyond = []
     for run, eps in bounded:
         farthest = float(run.distance(run.norm).max())
         if farthest > eps + ROUNDING:
-            beyond.append(f"{_name(run)}: {run.norm} {farthest:.6f}")
+            beyond.append(f"{run.name}: {run.norm} {farthest:.6f}")
         elif run.norm == "linf" and 0 < float(run.l2.max()) <= eps + ROUNDING:
-            beyond.append(f"{_name(run)}: so is its L2; if eps is of L2, its `norm` has to say so")
-    return _check("adversarials stay within eps", len(bounded), "attacks with eps", beyond)
+            beyond.append(f"{run.name}: so is its L2; if eps is of L2, its `norm` has to say so")
+    return check_of("adversarials stay within eps", len(bounded), "attacks with eps", beyond)
 
 
 def falls_with_eps(runs: Sequence[AttackRun]) -> Check:
     """Whether each attack leaves every victim less accurate at a larger eps, all else equal."""
-    pairs = [pair for series in _series(runs, "eps") for pair in pairwise(series)]
+    pairs = [pair for series in series_of(runs, "eps") for pair in pairwise(series)]
     rising = []
     for small, large in pairs:
         for victim in small.victims:
@@ -69,7 +70,7 @@ def falls_with_eps(runs: Sequence[AttackRun]) -> Check:
                     f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at {large.eps:g}"
                 )
     name = f"accuracy falls monotonically with eps, to {TOLERANCE:g} points"
-    return _check(name, len(pairs), "steps from one eps to the next", rising)
+    return check_of(name, len(pairs), "steps from one eps to the next", rising)
 
 
 def unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
@@ -77,21 +78,21 @@ def unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
     # All images in [0, 1] are within an Linf ball of 1.
     free = [run for run in runs if run.eps is None or (run.norm == "linf" and run.eps >= 1)]
     left = [(run, int((~run.own & run.meant).sum())) for run in free]
-    some = [f"{_name(run)}: {count} of {int(run.meant.sum())} images left" for run, count in left if count]
-    return _check("unbounded attacks reach 0 % on what they attack", len(free), "such attacks", some)
+    some = [f"{run.name}: {count} of {int(run.meant.sum())} images left" for run, count in left if count]
+    return check_of("unbounded attacks reach 0 % on what they attack", len(free), "such attacks", some)
 
 
 def more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
     """Whether an attack of more steps does no worse on what it attacks, all else equal: no higher accuracy, no larger median."""
-    pairs = [pair for series in _series(runs, "steps") for pair in pairwise(series)]
+    pairs = [pair for series in series_of(runs, "steps") for pair in pairwise(series)]
     worse = []
     for few, many in pairs:
         before, after = (_result(run) for run in (few, many))
         slack = TOLERANCE if few.eps is not None else before * TOLERANCE / 100
         if after > before + slack:
             steps = [run.attack["settings"]["steps"] for run in (few, many)]
-            worse.append(f"{_name(many)}: {before:.4g} after {steps[0]} steps, {after:.4g} after {steps[1]}")
-    return _check(
+            worse.append(f"{many.name}: {before:.4g} after {steps[0]} steps, {after:.4g} after {steps[1]}")
+    return check_of(
         f"more steps never hurt, to {TOLERANCE:g} points or %", len(pairs), "steps from fewer to more", worse
     )
 
@@ -106,29 +107,19 @@ def never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapp
             first = int(under.nonzero()[0])
             run = [clean, *runs][int(index[first])]
             below.append(
-                f"{victim}: {int(under.sum())} images, the first of {_name(run)} at {distance[first]:.6f}, bound {bound[first]:.6f}"
+                f"{victim}: {int(under.sum())} images, the first of {run.name} at {distance[first]:.6f}, bound {bound[first]:.6f}"
             )
-    return _check("no distance is below its lower bound", len(bounds), "victims with bounds", below)
+    return check_of("no distance is below its lower bound", len(bounds), "victims with bounds", below)
 
 
-def same_when_asked_again(compared: Mapping[str, tuple[int, int]]) -> Check:
-    """Whether stored adversarials, asked about again, give what the records were made of.
-
-    Args:
-        compared: By run, how many images were asked about again and how many of them got other votes or another class.
-    """
-    images = sum(asked for asked, _ in compared.values())
-    other = [f"{name}: {n} of {asked} images" for name, (asked, n) in compared.items() if n]
-    return _check("stored adversarials, queried again, get the same votes", images, "images", other)
-
-
-def _check(name: str, n: int, what: str, against: Sequence[str]) -> Check:
+def check_of(name: str, n: int, what: str, against: Sequence[str]) -> Check:
+    """A check on n things, such as attacks, that holds if nothing speaks against it."""
     if not n:
         return Check(name, None, f"no {what}")
     return Check(name, not against, "; ".join(against) or f"{n} {what}")
 
 
-def _series(runs: Sequence[AttackRun], setting: str) -> list[list[AttackRun]]:
+def series_of(runs: Sequence[AttackRun], setting: str) -> list[list[AttackRun]]:
     """Runs of one attack on one thing that differ in one setting alone, in its order."""
     found: dict[str, dict[float, AttackRun]] = {}
     for run in runs:
@@ -150,7 +141,3 @@ def _result(run: AttackRun) -> float:
 
 def _accuracy(wrong: Tensor) -> float:
     return 100 * float((~wrong).double().mean())
-
-
-def _name(run: AttackRun) -> str:
-    return run.entry if run.eps is None else f"{run.entry} at {run.eps:g}"

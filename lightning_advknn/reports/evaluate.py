@@ -11,6 +11,8 @@ from typing import Any
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance, spread
 from lightning_advknn.ranks import Ranks
+from lightning_advknn.reports.checking import Checking, failed, tell, told_by_first
+from lightning_advknn.reports.classes import classes_line, classes_of
 from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
 from lightning_advknn.reports.pictures import draw
@@ -71,11 +73,11 @@ def prepare(
     return run
 
 
-def evaluate(run: ExperimentRun, results: str | None = None, command: str | None = None) -> None:
+def evaluate(run: ExperimentRun, results: str | None = None, command: str | None = None) -> list[str]:
     """Run a prepared experiment and leave rows, tables and pictures in its output folder.
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, distributions of credibility, wall time by stage, command, settings, versions, device, date), and as PNG and PDF
+    (metrics, distributions of credibility, checks, classes, wall time by stage, command, settings, versions, device, date), and as PNG and PDF
     ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer networks also
     ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``. Of several ranks, all call this and the first writes.
 
@@ -83,11 +85,16 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         run: From `prepare`.
         results: Folder whose tables over several seeds get this seed's lines, and copies of summary and pictures.
         command: What the summary says made it; None for this process's own.
+
+    Returns:
+        A line for each check that does not hold.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
     if not spread(run):
-        return
+        return told_by_first(run.ranks)
     run.train()
+    sys.stdout.write(f"{classes_line(run.data)}\n")
+    checking = Checking(run, run.rows(ORIGIN, None))
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
     last: dict[str, Rows] = {}  # on what is pictured
@@ -100,10 +107,13 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
         if attack is None:
             clean[method] = rows
+        if attack is not None:
+            checking.add(method, attack, rows)
         if attack is None or method == pictured:
             last[attack or "clean"] = rows
     table1 = table1_records(run.data.name, experiment, clean)
     pictures = draw(run, pictured, last, output)
+    checks = checking.checks()
     run.attacked.free()
     note = notes_of(run.attacked)
     table1, table2, table3 = with_note(table1, note), with_note(table2, note), _transferred(run)
@@ -123,6 +133,8 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         "settings": run.describe(),
         **provenance(run.device),
         "images": len(run.test),
+        "classes": classes_of(run),
+        "checks": [check._asdict() for check in checks],
         "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
         "pieces": run.cache.pieces(),
         **approximations_of(run),
@@ -138,7 +150,9 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
     print_table2(table2, f"Table 2, {run.data.name}, seed {experiment.seed}{which}{note}")
     if table3:
         print_table3(table3, f"Table 3, {run.data.name}, seed {experiment.seed}{which}")
+    tell(checks, sys.stdout.write)
     sys.stdout.write(f"Rows, tables and pictures are in {output}\n")
+    return told_by_first(run.ranks, failed(checks))
 
 
 def _transferred(run: ExperimentRun) -> list[Record]:

@@ -6,17 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.attacks.settings import family
-from lightning_advknn.evaluation import Rows, observe
 from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun, provenance, spread
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.reports.board import NAME, Board, read_board
 from lightning_advknn.reports.board_page import print_board, write_page
-from lightning_advknn.reports.checks import check_runs, same_when_asked_again
+from lightning_advknn.reports.checking import Checking, failed, told_by_first
+from lightning_advknn.reports.classes import classes_line, classes_of
 from lightning_advknn.reports.files import saved_rows
 from lightning_advknn.reports.folders import Claim, take, without_seed
-from lightning_advknn.reports.leaderboard_records import CLEAN, LEADERBOARD, leaderboard_records
-from lightning_advknn.reports.robustness import FALSE_ALARMS, AttackRun, alarm_threshold, judge_rows
+from lightning_advknn.reports.leaderboard_records import LEADERBOARD, leaderboard_records
+from lightning_advknn.reports.robustness import FALSE_ALARMS, alarm_threshold
 from lightning_advknn.reports.summary import approximations_of, notes_of
 from lightning_advknn.reports.tables import (
     Record,
@@ -27,8 +26,6 @@ from lightning_advknn.reports.tables import (
     with_note_column,
 )
 from lightning_advknn.storage import check_writable, write_json
-
-ASKED_AGAIN = 100  # images of each run
 
 
 def prepare_leaderboard(
@@ -74,7 +71,7 @@ def prepare_leaderboard(
     return run
 
 
-def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
+def leaderboard(run: ExperimentRun, results: str | None = None) -> list[str]:
     """Run a prepared experiment and leave a leaderboard in its output folder.
 
     Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``leaderboard.csv`` (columns `LEADERBOARD`),
@@ -85,28 +82,29 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
     Args:
         run: From `prepare_leaderboard`.
         results: Folder whose leaderboard over several seeds gets this seed's lines.
+
+    Returns:
+        A line for each check that does not hold.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
     if not spread(run, bounds=True):
-        return
+        return told_by_first(run.ranks)
     run.train()
-    clean = _attack_run(run, ORIGIN, None, saved_rows(run, ORIGIN, None))
-    runs: list[AttackRun] = []
-    compared: dict[str, tuple[int, int]] = {}
+    sys.stdout.write(f"{classes_line(run.data)}\n")
+    checking = Checking(run, saved_rows(run, ORIGIN, None))
     for method, attack in run.attacks:
         if attack is not None:
-            rows = saved_rows(run, method, attack)
-            runs.append(_attack_run(run, method, attack, rows))
-            compared[f"{attack}, {method}"] = _ask_again(run, method, attack, rows)
-    bounds = run.bounds()
+            checking.add(method, attack, saved_rows(run, method, attack))
+    bounds, runs, clean = run.bounds(), checking.runs, checking.clean
     note = notes_of(run.attacked)
     run.attacked.free()
     records = with_note(leaderboard_records(runs, clean, experiment.seed, bounds), note)
-    checks = [*check_runs(runs, clean, bounds), same_when_asked_again(compared)]
+    checks = checking.checks(bounds)
     summary = {
         "command": shlex.join(["python", *sys.argv]),
         **provenance(run.device),
         "images": len(run.test),
+        "classes": classes_of(run),
         "seconds": {stage: round(seconds, 1) for stage, seconds in run.cache.seconds().items()},
         **approximations_of(run),
         "false_alarms": FALSE_ALARMS,
@@ -123,44 +121,7 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> None:
         _publish(Path(results), experiment.seed, records, content)
     print_board(board, experiment.seed)
     sys.stdout.write(f"The leaderboard is in {output}\n")
-
-
-def _attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) -> AttackRun:
-    experiment, victims = run.experiment, run.attacked
-    judged = judge_rows(
-        rows, victims.network.layers, victims.calibration_votes.cpu(), experiment.victim.convention
-    )
-    if attack is None:
-        wrong = judged["dnn"].wrong
-        return AttackRun(CLEAN, "", {}, None, 0.0, rows["l2"], rows["linf"], judged, wrong, ~wrong)
-    settings = experiment.attacks[attack]
-    eps = settings.settings.get("eps")
-    seconds, queries = run.cost(method, attack)
-    own = {ORIGIN: "dnn", "knn": "knn", "dknn": "dknn"}.get(method, "surrogate")
-    labels = rows["knn_before"] if experiment.label_source == "knn" else rows["label"]
-    return AttackRun(
-        f"{family(attack)}, {method}",
-        method,
-        settings.describe(),
-        settings.measure,
-        None if eps is None else float(eps),
-        rows["l2"],
-        rows["linf"],
-        judged,
-        rows[f"{own}_after"] != rows["label"],
-        labels == rows["label"],
-        seconds,
-        queries,
-    )
-
-
-def _ask_again(run: ExperimentRun, method: str, attack: str, rows: Rows) -> tuple[int, int]:
-    """How many stored adversarials the victims were asked about again, and of how many they said something else."""
-    images = run.adversarial(method, attack, 0)[:ASKED_AGAIN]
-    classes, votes = observe(run.attacked.dknn, images)
-    other = (votes.cpu() != rows["votes_after"][: len(images)]).flatten(1).any(1)
-    other |= classes.cpu() != rows["dnn_after"][: len(images)]
-    return len(images), int(other.sum())
+    return told_by_first(run.ranks, failed(checks))
 
 
 def _publish(folder: Path, seed: int, records: list[Record], content: dict[str, Any]) -> Board:

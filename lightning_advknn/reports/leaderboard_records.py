@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.balls import Norm
-from lightning_advknn.reports.robustness import ROUNDING, AttackRun, alarm_threshold, nearest
+from lightning_advknn.experiment.iterates import ROUNDING
+from lightning_advknn.reports.robustness import AttackRun, alarm_threshold, nearest
 from lightning_advknn.reports.tables import Record
 
 LEADERBOARD = (
@@ -52,7 +53,7 @@ LEADERBOARD = (
 BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
 """Eps that entries have records at, beside those that attacks were run at."""
 
-CLEAN, WORST_CASE, BOUND = "clean", "worst case", "lower bound"  # entries that are no attacks
+WORST_CASE, BOUND = "worst case", "lower bound"  # entries that are no attacks, beside `CLEAN`
 
 
 def leaderboard_records(

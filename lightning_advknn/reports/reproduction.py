@@ -14,6 +14,8 @@ from tqdm import tqdm
 from lightning_advknn.data import MissingDataError
 from lightning_advknn.experiment import Cell, ExperimentRun, Grid, cells
 from lightning_advknn.ranks import Ranks
+from lightning_advknn.reports.checking import failed
+from lightning_advknn.reports.checks import Check
 from lightning_advknn.reports.dashboard import Dashboard
 from lightning_advknn.reports.evaluate import evaluate, prepare
 from lightning_advknn.reports.report import write_report
@@ -79,7 +81,7 @@ def show(tasks: Sequence[Task]) -> None:
         sys.stdout.write(f"{data}: data missing. {note}\n")
 
 
-def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None = None) -> None:
+def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None = None) -> list[str]:
     """Run what is not done, one cell after another.
 
     Each leaves its results at once, so an interrupted grid goes on with the cell, and within it with the stage, where it stopped.
@@ -88,6 +90,9 @@ def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None =
         tasks: From `plan`.
         dashboard: Where each logs to, beside its files.
         ranks: Processes that share the work on each; the first writes.
+
+    Returns:
+        A line for each check that does not hold, also of what was done before.
     """
     ranks = ranks or Ranks()
     say = _say if ranks.rank == 0 else _say_nothing
@@ -95,9 +100,12 @@ def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None =
         "the plan", lambda: [task.cell.name for task in tasks if task.state in ("to do", "changed")]
     )
     todo = [task for task in tasks if task.cell.name in names]
+    lines: list[str] = []
     for task in tasks:
         if task not in todo:
             say(f"{task.cell.name}: {task.state}")
+            if task.state == "done":
+                lines += [f"{task.cell.name}: {line}" for line in _failed(task.cell)]
     total, done, started = sum(task.work for task in todo), 0.0, time.perf_counter()
     for number, task in enumerate(todo, 1):
         elapsed = time.perf_counter() - started
@@ -105,8 +113,10 @@ def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None =
         say(f"{task.cell.name}: {number} of {len(todo)}, {100 * done / total:.0f} % of the work done{left}")
         run = prepare(task.cell.experiment, str(task.cell.results), replace=True, ranks=ranks)
         with dashboard.experiment("evaluate", run):
-            evaluate(run, str(task.cell.results), task.cell.command)
+            found = evaluate(run, str(task.cell.results), task.cell.command)
+        lines += [f"{task.cell.name}: {line}" for line in found]
         done += task.work
+    return lines
 
 
 def report_grid(grid: Grid, tasks: Sequence[Task]) -> None:
@@ -129,11 +139,20 @@ def report_grid(grid: Grid, tasks: Sequence[Task]) -> None:
 def _state(cell: Cell, run: ExperimentRun) -> State:
     settings = json.loads(json.dumps(run.describe()))
     try:
-        summary = cell.results / f"seed{cell.experiment.seed}.json"
-        made_with = read_json(summary)["settings"]
+        made_with = read_json(_summary(cell))["settings"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "to do"
     return "done" if made_with == settings else "changed"
+
+
+def _failed(cell: Cell) -> list[str]:
+    """Checks that do not hold of an experiment that is done; earlier versions kept none."""
+    summary = read_json(_summary(cell))
+    return failed([Check(**check) for check in summary.get("checks", [])])
+
+
+def _summary(cell: Cell) -> Path:
+    return cell.results / f"seed{cell.experiment.seed}.json"
 
 
 def _work(run: ExperimentRun) -> float:

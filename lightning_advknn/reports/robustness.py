@@ -1,7 +1,7 @@
 """Runs of attacks with the verdicts of every victim on them, from per-sample rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,11 +9,15 @@ from torch import Tensor
 
 from lightning_advknn import functional
 from lightning_advknn.attacks.balls import Norm
+from lightning_advknn.attacks.settings import family
 from lightning_advknn.evaluation import Rows
+from lightning_advknn.experiment import ORIGIN, ExperimentRun
+from lightning_advknn.experiment.settings import VICTIMS
 from lightning_advknn.functional import Convention
+from lightning_advknn.models import Surrogate
 
+CLEAN = "clean"  # entry of images as they are
 FALSE_ALARMS = 0.05
-ROUNDING = 1e-6  # by which float32 may leave a ball
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class AttackRun:
         entry: The attack and what it is on.
         method: What it is on: ``origin``, a surrogate, ``knn`` or ``dknn``; "" of clean images.
         attack: Its function and settings, as `AttackSettings.describe`; empty of clean images.
-        norm: What its eps is measured in, or what it makes small; None of clean images.
+        norm: What its eps is measured in, or what it makes small; None of clean images, or if nothing says so.
         eps: Its ball's radius; None of a minimum-norm attack.
         l2: True L2 of the adversarials, float64 ``(n,)``.
         linf: Largest change of a pixel, float64 ``(n,)``.
@@ -46,6 +50,8 @@ class AttackRun:
         meant: Whether the label that it moves away from is the true one, bool ``(n,)``.
         seconds: Wall time of the attack, for an image.
         queries: How often the attack asked its victim, for an image.
+        imitates: The victim that what it is on imitates; None unless that is a surrogate.
+        iterates: As `ExperimentRun.iterates`.
     """
 
     entry: str
@@ -60,10 +66,69 @@ class AttackRun:
     meant: Tensor
     seconds: float = 0.0
     queries: float = 0.0
+    imitates: str | None = None
+    iterates: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The entry, with its eps if it has one."""
+        return self.entry if self.eps is None else f"{self.entry} at {self.eps:g}"
+
+    @property
+    def left(self) -> Tensor:
+        """Images that the attack was to change and that what it is on still gets right, bool ``(n,)``."""
+        return self.meant & ~self.own
 
     def distance(self, norm: Norm | None) -> Tensor:
         """How far its adversarials are, float64 ``(n,)``."""
         return self.linf if norm == "linf" else self.l2
+
+
+def attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) -> AttackRun:
+    """A run of an experiment's attack.
+
+    Args:
+        run: The experiment.
+        method: What was attacked.
+        attack: Name of the attack; None leaves the images as they are.
+        rows: Its rows.
+    """
+    experiment, victims = run.experiment, run.attacked
+    judged = judge_rows(
+        rows, victims.network.layers, victims.calibration_votes.cpu(), experiment.victim.convention
+    )
+    if attack is None:
+        wrong = judged["dnn"].wrong
+        return AttackRun(CLEAN, "", {}, None, 0.0, rows["l2"], rows["linf"], judged, wrong, ~wrong)
+    settings = experiment.attacks[attack]
+    seconds, queries = run.cost(method, attack)
+    own = {ORIGIN: "dnn", "knn": "knn", "dknn": "dknn"}.get(method, "surrogate")
+    labels = rows["knn_before"] if experiment.label_source == "knn" else rows["label"]
+    return AttackRun(
+        f"{family(attack)}, {method}",
+        method,
+        settings.describe(),
+        settings.known_norm,
+        settings.eps,
+        rows["l2"],
+        rows["linf"],
+        judged,
+        rows[f"{own}_after"] != rows["label"],
+        labels == rows["label"],
+        seconds,
+        queries,
+        imitated(run, method),
+        run.iterates(method, attack),
+    )
+
+
+def imitated(run: ExperimentRun, method: str) -> str | None:
+    """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN; None of what is no surrogate."""
+    if method in (ORIGIN, *VICTIMS):
+        return None
+    target = run.logits_fn(method)
+    votes = isinstance(target, Surrogate) and target.layer in run.attacked.layers
+    return f"knn/{target.layer}" if votes else "dknn"
 
 
 def judge_rows(

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import sys
+import time
 import warnings
 from functools import partial
 
@@ -16,6 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.attacks.libraries import load_function
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.models import DkNNB, Surrogate
 
@@ -351,6 +354,234 @@ class attack(torchattacks.attack.Attack):
     def forward(self, images, labels):
         return images.ceil() + self.add
 """
+
+
+MISBEHAVING = """
+import numpy as np
+import torch
+import torchattacks
+
+class attack(torchattacks.attack.Attack):
+    def __init__(self, model, how, n_classes=10):
+        super().__init__("own", model)
+        self.how, self.n_classes = how, n_classes
+        self.supported_mode = ["default", "targeted"]
+        if how == "targeted":
+            self.set_mode_targeted_by_label(quiet=True)
+
+    def forward(self, images, labels):
+        if self.how == "changes":
+            images.zero_(), labels.zero_()
+        return {
+            "numpy": lambda: images.numpy(),
+            "tuple": lambda: (images, labels),
+            "nothing": lambda: None,
+            "list": lambda: [images],
+            "bytes": lambda: (images * 255).byte(),
+            "black bytes": lambda: torch.zeros_like(images).byte(),
+            "to 255": lambda: images * 255,
+            "channels last": lambda: images.permute(0, 2, 3, 1),
+            "one image": lambda: images[:1],
+            "double": lambda: images.double(),
+            "half": lambda: images.half(),
+            "attached": lambda: images.requires_grad_() + 0,
+            "changes": lambda: images,
+            "raises": lambda: images[0, :, :, 99],
+            "classes": lambda: torch.full_like(images, self.n_classes / 100),
+        }[self.how]()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "numpy",
+            "shape (2, 2, 11, 11), but got a numpy.ndarray. Return the adversarial images alone, as a torch.Tensor.",
+        ),
+        ("tuple", "but got a tuple."),
+        ("nothing", "but got a NoneType."),
+        ("list", "but got a list."),
+        ("bytes", "but got torch.uint8. Return images in [0, 1]: divide bytes by 255."),
+        ("black bytes", "but got torch.uint8."),
+        ("to 255", "to return finite images in [0, 1], but got values in [25"),
+        ("channels last", "shape (2, 2, 11, 11), but got shape (2, 11, 11, 2)."),
+        ("one image", "but got shape (1, 2, 11, 11). Return one image for each image."),
+        (
+            "raises",
+            "with {'how': 'raises'} to attack images of shape (2, 2, 11, 11), but it raised IndexError: index 99 is out",
+        ),
+        ("targeted", "`targeted` must be false"),
+    ],
+)
+def test_what_goes_wrong_is_an_error_that_names_the_attack(own, how, message):
+    path = own("misbehaving", MISBEHAVING)
+    settings, (images, labels) = AttackSettings(path, {"how": how}), batch("cpu", 2)
+    with pytest.raises(ValueError, match=f"misbehaving.attack.*{re.escape(message)}") as found:
+        settings.bind((2, 11, 11), 5)
+    if how == "raises":
+        assert isinstance(found.value.__cause__, IndexError)
+    if how != "targeted":  # where it attacks, also
+        with pytest.raises(ValueError, match=r"misbehaving.attack"):
+            load_function(path)(convnet("cpu"), images, labels, how=how)
+
+
+@pytest.mark.parametrize("how", ["double", "half", "attached", "changes"])
+def test_images_are_images_however_a_library_makes_them(own, how):
+    settings, (images, labels) = AttackSettings(own("misbehaving", MISBEHAVING), {"how": how}), batch("cpu")
+    kept, were = images.clone(), labels.clone()
+    found = settings.bind((2, 11, 11), 5)(convnet("cpu"), images, labels)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    assert torch.equal(images, kept)
+    assert torch.equal(labels, were)
+    expected = torch.zeros_like(images) if how == "changes" else images
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 if how == "half" else 0)
+
+
+def test_classes_are_counted(own):
+    path, (images, labels) = own("misbehaving", MISBEHAVING), batch("cpu", 2)
+    given = AttackSettings(path, {"how": "classes", "n_classes": 5}).bind((2, 11, 11), 5)
+    counted = AttackSettings(path, {"how": "classes"}).bind((2, 11, 11), 5)
+    for attack in (given, counted):
+        assert attack(convnet("cpu"), images, labels).mean().item() == pytest.approx(0.05)
+    # Of more than 10, AutoAttack's authors aim at the nearest 9 others.
+    AttackSettings(path, {"how": "classes", "n_classes": 10}).bind((2, 11, 11), 43)
+    for wrong, classes in ((10, 5), (4, 5), (9, 43), (44, 43)):
+        settings = AttackSettings(path, {"how": "classes", "n_classes": wrong})
+        with pytest.raises(
+            ValueError, match=f"n_classes is {wrong}, but there are {classes} classes; leave it out"
+        ):
+            settings.bind((2, 11, 11), classes)
+    with pytest.raises(ValueError, match="n_classes is 4, but there are 5 classes"):
+        load_function(path)(convnet("cpu"), images, labels, how="classes", n_classes=4)
+
+
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [
+        ("torchattacks.APGDT", {"eps": 0.05, "steps": 3}),
+        ("torchattacks.FAB", {"eps": 0.05, "steps": 3, "multi_targeted": True}),
+        ("torchattacks.FAB", {"eps": 0.05, "steps": 3}),
+    ],
+)
+def test_targets_are_the_other_classes(path, settings):
+    """On 4 classes, where the library's own 10 ends in an IndexError; as if 4 were given."""
+    (images, labels), network = batch("cpu", 6), nn.Sequential(convnet("cpu"), FirstFour())
+    labels = network(images).argmax(1)
+    counted = AttackSettings(path, settings).bind((2, 11, 11), 4)(network, images, labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        name = path.rpartition(".")[2]
+        theirs = getattr(torchattacks, name)(network, n_classes=4, **settings)(images, labels)
+    assert torch.equal(counted, theirs.clamp(0, 1))
+
+
+class FirstFour(nn.Module):
+    def forward(self, logits):
+        return logits[:, :4]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", ["APGDT", "AutoAttack"])
+def test_a_loss_that_ranks_four_classes_is_refused_on_fewer(name, classes):
+    with pytest.raises(ValueError, match=f"there are {classes} classes, and its DLR loss needs 4; take APGD"):
+        AttackSettings(f"torchattacks.{name}", {"eps": 0.9}).bind((1, 8, 8), classes)
+
+
+def test_two_classes():
+    for path, settings in SETTINGS.items():
+        AttackSettings(path, settings).bind((1, 8, 8), 2)
+    AttackSettings("torchattacks.APGD", {"steps": 2}).bind((1, 8, 8), 2)
+    with pytest.raises(ValueError, match="there are 2 classes, and its DLR loss needs 3"):
+        AttackSettings("torchattacks.APGD", {"steps": 2, "loss": "dlr"}).bind((1, 8, 8), 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "raised"),
+    [
+        ("foolbox.attacks.GenAttack", {"eps": 0.1, "steps": 2}, "ValueError: unsupported criterion"),
+        ("torchattacks.TIFGSM", {"steps": 1}, "RuntimeError: Given groups=3"),  # on grey images
+        (
+            "art.attacks.evasion.SimBA",
+            {},
+            "ValueError: This attack requires an estimator predicting probabilities",
+        ),
+        ("torchattacks.PGD", {"steps": 1.5}, "TypeError: 'float' object cannot be interpreted as an integer"),
+        ("torchattacks.Square", {"n_queries": 10, "loss": "cross"}, "AssertionError"),
+    ],
+)
+def test_what_only_shows_in_a_run_is_found_before_it(path, settings, raised):
+    before = random_state()
+    with pytest.raises(ValueError, match=f"Expected {path} with .* to attack .* but it raised {raised}"):
+        AttackSettings(path, settings).bind((1, 8, 8), 10)
+    assert random_state() == before
+
+
+def test_a_trial_ends(own):
+    path = own(
+        "endless",
+        "def attack(logits_fn, images, labels, *, steps: int):\n"
+        "    for _ in range(steps): logits_fn(images)\n"
+        "    return images\n",
+    )
+    begun = time.perf_counter()
+    attack = AttackSettings(path, {"steps": 10**6}).bind()
+    AttackSettings("torchattacks.AutoAttack", {"eps": 0.01}).bind((3, 16, 16), 4)
+    AttackSettings("foolbox.attacks.BoundaryAttack").bind((3, 16, 16), 4)
+    assert time.perf_counter() - begun < 30  # on a busy machine; without an end, hours
+    assert torch.equal(partial(attack, steps=2)(lambda each: each.flatten(1), *batch("cpu")), batch("cpu")[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 12)])
+@pytest.mark.parametrize("classes", [2, 7, 1000])
+def test_an_attack_of_ones_own_is_tried_on_a_module_like_the_data(own, shape, classes):
+    path = own(
+        f"careful_{shape[0]}_{classes}",
+        "import copy, torch\n"
+        "from torch import nn\n"
+        "def attack(model, images, labels):\n"
+        "    assert isinstance(model, nn.Module) and not model.training and list(model.modules())\n"
+        "    weight = next(model.parameters())\n"
+        "    assert weight.device == images.device and not weight.requires_grad and model.state_dict()\n"
+        "    copy.deepcopy(model).eval()\n"
+        f"    assert images.shape == (2, *{shape}) and labels.tolist() == [0, 1]\n"
+        "    leaf = images.clone().requires_grad_()\n"
+        "    logits = model(leaf)\n"
+        f"    assert logits.shape == (2, {classes}) and torch.equal(logits.argmax(1), labels)\n"
+        "    nn.functional.cross_entropy(logits, labels).backward()\n"
+        "    assert leaf.grad.any()\n"
+        "    return (images + .1 * torch.rand_like(images)).clamp(0, 1)\n",
+    )
+    before = random_state()
+    AttackSettings(path).bind(shape, classes)
+    assert random_state() == before
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            "images.numpy()",
+            "to return a floating-point tensor of shape (2, 1, 28, 28), but got a numpy.ndarray.",
+        ),
+        ("(images, labels)", "but got a tuple. Return the adversarial images alone"),
+        ("None", "but got a NoneType."),
+        ("images[:1]", "but got shape (1, 1, 28, 28)."),
+        ("(images * 255).byte()", "but got torch.uint8."),
+        ("images.no_such", "but it raised AttributeError: 'Tensor' object has no attribute 'no_such'"),
+        (
+            "logits_fn.backbone",
+            "with {} to attack two images of shape (1, 28, 28) and a small module of 10 classes, but it raised AttributeError",
+        ),
+    ],
+)
+def test_what_an_attack_of_ones_own_returns_is_judged_at_the_start(own, returned, message):
+    path = own(
+        f"wrong_{returned.encode().hex()}", f"def attack(logits_fn, images, labels):\n    return {returned}\n"
+    )
+    with pytest.raises(ValueError, match=f"Expected {path}.*{re.escape(message)}"):
+        AttackSettings(path).bind()
 
 
 def test_a_class_of_ones_own_that_extends_a_librarys(own):

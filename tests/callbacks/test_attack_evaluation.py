@@ -206,15 +206,15 @@ def test_each_attack_has_its_own_precision(
 ) -> None:
     seen = []
 
-    def keep(*args: Any, name: str) -> Tensor:
-        seen.append((name, args[-1]))
-        return perturb(*args, name=name)
+    def keep(*args: Any) -> Tensor:
+        seen.append(args[4:])
+        return perturb(*args)
 
     monkeypatch.setattr(scene, "perturb", keep)
     attacks = {"exact": FGSM, "fast": AttackSettings("fgsm", {"eps": 0.1}, "winograd")}
     trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
     trainer.validate(make_module(), datamodule=Digits(), verbose=False)
-    assert seen == [("exact", "float32"), ("fast", "winograd")]
+    assert seen == [("float32", "exact"), ("winograd", "fast")]
 
 
 @pytest.mark.parametrize("label_source", ["knn", "true"])

@@ -3,11 +3,15 @@
 import os
 import re
 import shutil
+import unicodedata
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from lightning_advknn.data import ImageFolder, MissingDataError
@@ -78,14 +82,31 @@ def test_resizing_keeps_the_shape_and_cropping_the_centre(root: Path, height: in
     assert image[:, 2:8, 2:8].flatten(1).unique(dim=1).squeeze(1).tolist() == [10, 200, 30]
 
 
-def test_grey_and_transparent_images_become_rgb(root: Path) -> None:
+def test_transparent_images_need_a_background(root: Path) -> None:
     grey = np.full((8, 10), 77, np.uint8)
     save(root / "test" / "ant" / "0.png", grey)
-    save(root / "test" / "ant" / "1.png", np.dstack([grey, grey + 1, grey + 2, grey // 2]))
-    data = ImageFolder(str(root), val_size=1, calibration_per_class=1)
-    images, _ = data.load(train=True)
+    save(root / "test" / "ant" / "1.png", np.dstack([grey, grey + 1, grey + 2, grey * 0 + 51]))
+    settings = {"val_size": 1, "calibration_per_class": 1}
+    with pytest.raises(ValueError, match=r"test/ant/1\.png \(transparent pixels: set `background`"):
+        ImageFolder(str(root), **settings).setup()
+    data = ImageFolder(str(root), background=[1.0, 1.0, 0.0], **settings)
+    data.load(train=True)
     images, _ = data.load(train=False)
-    assert images[torch.tensor([0, 1])][:, :, 0, 0].tolist() == [[77, 77, 77], [77, 78, 79]]
+    # A fifth of the colour, four of yellow.
+    assert images[torch.tensor([0, 1])][:, :, 0, 0].tolist() == [[77, 77, 77], [219, 220, 16]]
+    assert images.select(torch.tensor([1]))[0][:, 0, 0].tolist() == [219, 220, 16]
+    others = [ImageFolder(str(root), background=colour, **settings) for colour in ([1.0] * 3, [0.0] * 3)]
+    data.setup()
+    others[0].share(data)
+    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 3
+
+
+@pytest.mark.parametrize(
+    "background", [[255, 255, 255], [1.0, 1.0], [1.0], [], [-0.1, 0, 0], [float("nan")] * 3]
+)
+def test_backgrounds_are_colours(background: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"`background` to be red, green and blue in \[0, 1\], or null.*255"):
+        ImageFolder(background=background)
 
 
 def test_the_fingerprint_is_that_of_the_files_wherever_they_are(root: Path, tmp_path: Path) -> None:
@@ -165,7 +186,10 @@ def damage(root: Path, what: str) -> None:
         ("missing", r"images in .*test/<class>/, but there is no such folder.*set `root`"),
         ("classes", r"test lacks \['bee'\]\. Add or delete"),
         ("one class", r"at least two classes in .*train, but got \['ant'\]"),
-        ("empty", r"images in .*test/bee, but there are none that end in \.jpg.*Put some there"),
+        (
+            "empty",
+            r"images in .*test/bee, but there are none that Pillow reads\. Not used.*\.txt 5.*Put some there",
+        ),
         ("truncated", r"readable images.*train/bee/2\.png \(.+\)\. .*replace or delete"),
         ("no image", r"train/bee/2\.png \(cannot identify.*replace or delete"),
         ("jpeg", r"train/bee/2\.jpg \(.*truncated.*replace or delete"),
@@ -202,3 +226,181 @@ def test_a_file_that_goes_away_is_named(root: Path) -> None:
     shutil.rmtree(root / "train")
     with pytest.raises(OSError, match=re.escape(str(root / images.names[0]))):
         images[0]
+
+
+def test_a_file_that_changes_is_named(root: Path) -> None:
+    images = ImageFolder(str(root), **SMALL).split("train").images
+    path = root / images.names[3]
+    before = images[3]
+    path.touch()
+    assert torch.equal(images[3], before)
+    stat, pixels = path.stat(), np.array(Image.open(path))
+    pixels[0, 0, 0] ^= 1
+    save(path, pixels)  # of the same shape
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(
+        OSError, match=re.escape(str(path)) + r" to be as it was at the start, but it has changed"
+    ):
+        images[torch.tensor([2, 3])]
+    assert images[torch.tensor([2, 4])].shape == (2, 3, 8, 10)
+
+
+def warned(root: Path, **options: object) -> tuple[ImageFolder, str]:
+    """The data, and what it warned of, once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = ImageFolder(str(root), **{**SMALL, **options})
+        data.setup()
+        data.setup()
+        other = ImageFolder(str(root), **{**SMALL, **options})
+        other.share(data)
+    assert other.note == data.note
+    assert len(caught) <= 1
+    return data, "".join(str(each.message) for each in caught)
+
+
+def test_nothing_is_said_of_a_folder_of_images(root: Path) -> None:
+    data, said = warned(root)
+    assert (said, data.note) == ("", "")
+    assert data.class_names == CLASSES
+    counts = data.counts()
+    assert list(counts) == list(SPLITS)
+    assert [a + b for a, b in zip(counts["train"], counts["val"], strict=True)] == [6, 6, 6]
+    assert (counts["calibration"], counts["test"]) == ([2, 2, 2], [3, 3, 3])
+
+
+def test_images_are_numbered_as_torchvision_does(root: Path) -> None:
+    for name in ("sub/1.png", "sub/deeper/0.JPG", "Sub/9.png", "5.JPEG", "sub.png"):
+        path = root / "train" / "bee" / name
+        save(path, np.random.default_rng(len(name)).integers(0, 256, (8, 10, 3), np.uint8))
+    found = torchvision.datasets.ImageFolder(str(root / "train"))
+    images, labels = ImageFolder(str(root), **SMALL).load(train=True)
+    assert images.names == [Path(path).relative_to(root).as_posix() for path, _ in found.samples]
+    assert labels.tolist() == [label for _, label in found.samples]
+    assert len(labels) == 18 + 5
+
+
+def test_classes_are_in_order_of_their_names_as_text(root: Path) -> None:
+    for part in ("train", "test"):
+        for old, new in zip(CLASSES, ("1", "10", "2"), strict=True):
+            (root / part / old).rename(root / part / new)
+    data, _ = warned(root)
+    assert data.class_names == ("1", "10", "2")
+
+
+def put(*places: str) -> Callable[[Path], None]:
+    """Copies an image of ants to places below the root."""
+
+    def change(root: Path) -> None:
+        for place in places:
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / "train" / "ant" / "0.png", root / place)
+
+    return change
+
+
+def link(place: str, target: str) -> Callable[[Path], None]:
+    """Links a place below the root to another."""
+    return lambda root: (root / place).symlink_to(root / target)
+
+
+UNUSED = {
+    "extension": (put("train/ant/a.heic", "test/bee/b.HEIC", "test/bee/c"), r"files of kinds that Pillow does not read: 3 \(\.heic 2, none 1; test/bee/b"),
+    "dot": (put("train/ant/._0.png", "train/.DS_Store/0.png"), r"hidden .*: 2 \(train/\.DS_Store, train/ant/\._0\.png\)"),
+    "notebook": (put("train/ant/.ipynb_checkpoints/0-checkpoint.png"), r"hidden .*: 1 \(train/ant/\.ipynb_checkpoints\)"),
+    "servers": (put("train/@eaDir/0.png", "test/__MACOSX/ant/0.png", "test/ant/Thumbs.db"), r"hidden .*: 3 \("),
+    "beside": (put("train/0.png", "test/labels.csv"), r"files beside the class folders: 2 \(test/labels\.csv, train/0\.png\)"),
+    "out": (link("train/ant/z.png", "train/bee/0.png"), r"links out of their class folder.*: 1 \(train/ant/z\.png\)"),
+    "outside": (link("train/ant/z.png", "../other.png"), r"links .*: 1 \("),
+    "broken": (link("train/ant/z.png", "nowhere.png"), r"links .*: 1 \("),
+    "itself": (link("train/ant/z.png", "train/ant/z.png"), r"links .*: 1 \("),
+    "around": (link("train/ant/z", "train"), r"links out of their class folder, to folders or to nothing: 1 \(train/ant/z\)"),
+    "no class": (link("train/z", "nowhere"), r"files beside the class folders: 1 \(train/z\)"),
+    "pipe": (lambda root: os.mkfifo(root / "train" / "ant" / "z.png"), r"pipes, sockets and devices: 1 \(train/ant/z\.png\)"),
+    "third part": (put("val/ant/0.png", "docs/0.png"), r"folders beside train and test .*: 1 \(val\)"),
+    "bytes": (put(f"train/ant/{os.fsdecode(b'caf' + bytes([0xE9]))}.txt"), r"train/ant/caf\\xe9\.txt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), UNUSED.values(), ids=UNUSED)
+def test_what_is_not_used_is_named(root: Path, change: Callable[[Path], None], words: str) -> None:
+    before, _ = warned(root)
+    save(root.parent / "other.png", np.zeros((8, 10, 3), np.uint8))
+    change(root)
+    data, said = warned(root)
+    assert re.fullmatch(rf"Not used, of \S+: .*{words}.*\.", said)
+    assert (data.fingerprint, data.note) == (before.fingerprint, "")
+    assert data.class_names == CLASSES
+
+
+def test_links_that_stay_in_their_class_are_used(root: Path) -> None:
+    link("train/ant/z.png", "train/ant/0.png")(root)
+    (root / "train" / "cat").rename(root.parent / "cats")
+    (root / "train" / "cat").symlink_to(root.parent / "cats")
+    data, said = warned(root)
+    assert said == ""
+    assert sum(data.counts()["train"] + data.counts()["val"]) == 19
+
+
+def test_equal_images_in_train_and_test_are_named(root: Path) -> None:
+    shutil.copyfile(root / "train" / "ant" / "2.png", root / "test" / "ant" / "same.png")
+    Image.open(root / "train" / "bee" / "3.png").save(root / "test" / "bee" / "coded.bmp")
+    data, said = warned(root)
+    pairs = "test/ant/same.png = train/ant/2.png, test/bee/coded.bmp = train/bee/3.png"
+    assert said == (
+        f"Equal pixel by pixel, test images that are training images too: 2 ({pairs}). Delete those that should not be there."
+    )
+    assert data.note == "test images that are training images too: 2"
+
+
+def test_equal_images_of_several_classes_are_named(root: Path) -> None:
+    shutil.copyfile(root / "train" / "ant" / "2.png", root / "train" / "bee" / "same.png")
+    shutil.copyfile(root / "train" / "ant" / "3.png", root / "train" / "ant" / "copy.png")
+    shutil.copyfile(root / "test" / "ant" / "4.png", root / "test" / "cat" / "same.png")
+    data, said = warned(root)
+    assert "train/ant/2.png = train/bee/same.png, test/ant/4.png = test/cat/same.png" in said
+    assert data.note == "images in the folders of several classes: 2"
+
+
+def test_classes_that_differ_in_case_are_named(root: Path) -> None:
+    for part in ("train", "test"):
+        (root / part / "bee").rename(root / part / "Ant")
+    data, said = warned(root)
+    assert data.class_names == ("Ant", "ant", "cat")
+    assert said.startswith(
+        "These classes differ only in case or blanks, and count as different: ['Ant', 'ant']."
+    )
+
+
+@pytest.mark.parametrize("places", [("train/bee", "test/bee"), ("train/ant/0.png",), ("test/ant/0.png",)])
+def test_names_that_are_no_utf8(root: Path, places: tuple[str, ...]) -> None:
+    for place in places:
+        path = root / place
+        path.rename(path.with_name(os.fsdecode(b"\xff") + path.suffix))
+    with pytest.raises(ValueError, match=r"names in UTF-8 in .*, but got the bytes b'.*\\xff"):
+        ImageFolder(str(root), **SMALL).setup()
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("train/bee", "test/bee"),  # one name in either part
+        ("train/ant", "train/bee", "test/ant", "test/bee"),  # both in both
+        ("train/ant/0.png", "train/ant/1.png"),
+    ],
+)
+def test_names_in_two_unicode_forms(root: Path, places: tuple[str, ...]) -> None:
+    for number, place in enumerate(places):
+        path = root / place
+        form = unicodedata.normalize(("NFC", "NFD")[number % 2], "\u00e9")
+        path.rename(path.with_name(form + path.suffix))
+    with pytest.raises(
+        ValueError, match=r"\\u0301.* are the same text in two Unicode forms.*Rename or merge"
+    ):
+        ImageFolder(str(root), **SMALL).setup()
+
+
+def test_one_unicode_form_is_as_good_as_the_other(root: Path) -> None:
+    for part in ("train", "test"):
+        (root / part / "bee").rename(root / part / unicodedata.normalize("NFD", "\u00e9"))
+    assert warned(root)[0].class_names == ("ant", "cat", "e\u0301")

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_advknn.models import ConvNet, DkNNB, FeatureNetwork, LeNet5, Normalize, Surrogate
+from lightning_advknn.models import (
+    ConvNet,
+    DkNNB,
+    FeatureNetwork,
+    LeNet5,
+    LibraryNetwork,
+    Normalize,
+    Surrogate,
+)
 
 LAYERS = ("relu1", "relu2", "relu3", "logits")
 
@@ -105,6 +113,36 @@ def test_normalize_by_hand(device):
 def test_normalize_refuses(mean, std):
     with pytest.raises(ValueError, match="`mean` and positive `std` of one value a channel, but got"):
         Normalize(mean, std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # ImageNet's, of pixels from 0 to 255
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375)),
+        ((0.5, 0.5, 116.28), (0.5, 0.5, 0.5)),
+        ((-1.0,), (1.0,)),
+        ((1.01,), (1.0,)),
+        ((0.5,), (1.01,)),
+        ((float("nan"),), (1.0,)),
+        ((0.5,), (float("nan"),)),
+        ((0.5,), (float("inf"),)),
+    ],
+)
+def test_means_and_deviations_are_of_images_in_the_unit_interval(mean, std):
+    for make in (
+        Normalize,
+        lambda mean, std: ConvNet((len(mean), 28, 28), mean=mean, std=std),
+        lambda mean, std: LibraryNetwork("torch.nn.Flatten", mean=mean, std=std),
+        *([lambda mean, std: LeNet5(mean=mean, std=std)] if len(mean) == 1 else []),
+    ):
+        with pytest.raises(ValueError, match=r"`mean` and `std` of images in \[0, 1\].*Divide both by 255"):
+            make(mean, std)
+
+
+def test_the_largest_means_and_deviations():
+    # Of a channel that is white all over, and of none: the extremes that images in [0, 1] can have.
+    assert Normalize((1.0, 0.0), (1.0, 1e-3)).mean.flatten().tolist() == [1.0, 0.0]
 
 
 def test_features_keep_the_order_that_was_asked_for(device):

@@ -71,12 +71,40 @@ def test_a_librarys_network_takes_its_own_names_or_all(
     assert own.normalize.mean.item() == (0.5 if whole else 0)
 
 
+def test_what_trainings_keep_beside_weights_is_no_alternative_to_them(
+    backbone: BackboneModule, weights: State, tmp_path: Path
+) -> None:
+    other = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(other.parameters())
+    other(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "own.pt"
+    beside = {
+        "epoch": 3,
+        "optimizer": optimizer.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "rng": [torch.get_rng_state()],
+        "metrics": {"acc": torch.tensor(0.5)},
+        "ema": {},
+    }
+    torch.save({"state_dict": weights, **beside}, path)
+    loaded = load(backbone, path)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda w: {k: v for k, v in w.items() if k != "conv.bias"}, r"it lacks conv\.bias\."),
         (lambda w: w | {"head.bias": torch.ones(1)}, r"it has head\.bias\."),
         (lambda w: {f"module.{k}": v for k, v in w.items()}, r"it lacks conv\.weight, conv\.bias, .* and 3 more; it has module\.conv\.weight.*Without the `module\.` before each name"),
+        (lambda w: {f"net.module.{k}": v for k, v in w.items()}, r"Without the `net\.module\.` before each name"),
+        (lambda w: {f"{part}.{k}": v for k, v in w.items() for part in ("model", "ema")}, r"below `ema\.` and `model\.` are this network's"),
+        (lambda w: {"state_dict": w, "state_dict_ema": w}, r"some under \['state_dict'\], \['state_dict_ema'\]\. Save"),
+        (lambda w: {"model": w, "optimizer": {"param_groups": [], "state": {0: w}}}, r"some under \['model'\]\. Save"),
+        (lambda w: w | {"epoch": 3}, r"it also has 'epoch', a int"),
+        (lambda w: w | {"logits.bias": torch.ones(10).to(torch.float8_e5m2)}, r"`logits\.bias` in .*float8_e5m2"),
+        (lambda w: w | {"logits.bias": torch.ones(10).long()}, r"`logits\.bias` in .*int64"),
         (lambda w: w | {"logits.bias": torch.ones(9)}, r"shapes differ: logits\.bias \(9,\) instead of \(10,\)"),
         (lambda w: {"state_dict": w | {"logits.bias": 0.5}}, r"logits\.bias float instead of \(10,\)"),
         (lambda w: {"state_dict": w | {7: torch.ones(1)}}, r"it has 7\."),

@@ -1,0 +1,110 @@
+"""What an attack asks its target on the way, by which a failed attack is told from a robust target."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_advknn.attacks import Attack
+from lightning_advknn.attacks.balls import Norm, length
+from lightning_advknn.classifiers import DkNNClassifier
+
+ROUNDING = 1e-6  # by which float32 may leave a ball
+
+Look = Callable[[Tensor, Any], None]  # gets images that are asked about, and the answer
+
+
+class Iterates:
+    """An attack that also notes what it asks its target. Its adversarials are those of the attack.
+
+    Only questions about a whole batch are understood, as then each row is an image of the batch.
+
+    Args:
+        attack: With its settings bound.
+        target: What it is on.
+        norm: What its eps is measured in; None if nobody knows, so that no iterate is known to be within it.
+        eps: Radius of its ball; None of a minimum-norm attack.
+    """
+
+    def __init__(self, attack: Attack, target: nn.Module, norm: Norm | None, eps: float | None) -> None:
+        self.attack, self.target, self.norm, self.eps = attack, target, norm, eps
+        self._notes: list[dict[str, Tensor]] = []
+
+    def __call__(self, ready: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """The adversarials of a batch."""
+        notes = _Notes(images, labels, self.norm, self.eps)
+        # A victim's network is asked without its votes, too.
+        network = self.target.network if isinstance(self.target, DkNNClassifier) else None
+        with ExitStack() as hooks:
+            hooks.enter_context(_asked(self.target, notes.look))
+            if network is not None:
+                hooks.enter_context(_asked(network, notes.look_at_images))
+            adversarial = self.attack(ready, images, labels)
+        self._notes.append(notes.columns(differentiable=network is None))
+        return adversarial
+
+    def columns(self, n: int) -> dict[str, Tensor]:
+        """What was noted of the first n images, each bool ``(n,)``.
+
+        ``reached``: an iterate within eps, other than the clean image, had the target say another class than the label.
+        ``moved``: it was asked about another image than the clean one, or perhaps was. ``differentiated``: its answer was asked
+        for a gradient; not of victims, which have none.
+        """
+        return {name: torch.cat([part[name] for part in self._notes])[:n] for name in self._notes[0]}
+
+
+class _Notes:
+    """Of one batch."""
+
+    def __init__(self, images: Tensor, labels: Tensor, norm: Norm | None, eps: float | None) -> None:
+        # Copies: an attack may write into what it is given.
+        self.images, self.labels = images.detach().clone(), labels.clone()
+        self.norm, self.eps = norm, eps
+        self.reached, self.moved, self.differentiated = torch.zeros(
+            3, len(images), dtype=torch.bool, device=images.device
+        )
+
+    def look(self, asked: Tensor, answer: Any) -> None:
+        """Logits ``(B, C)`` or classes ``(B,)`` of images."""
+        self.look_at_images(asked, answer)
+        if not isinstance(answer, Tensor) or asked.shape != self.images.shape:
+            return
+        if answer.requires_grad:
+            self.differentiated = torch.ones_like(self.differentiated)
+        perturbation = asked - self.images
+        inside = perturbation.flatten(1).any(1) & ((asked - 0.5).abs() <= 0.5 + ROUNDING).flatten(1).all(1)
+        if self.eps is not None:
+            radius = self.eps if self.norm else -1.0
+            inside &= length(perturbation, self.norm or "l2") <= radius + ROUNDING
+        classes = answer.detach().argmax(1) if answer.ndim == 2 else answer
+        self.reached = self.reached | (inside & (classes != self.labels))
+
+    def look_at_images(self, asked: Tensor, _answer: Any) -> None:
+        """Whether they are the clean ones; of another number of images nobody knows which is which."""
+        known = asked.shape == self.images.shape
+        moved = (asked != self.images).flatten(1).any(1) if known else torch.ones_like(self.moved)
+        self.moved = self.moved | moved
+
+    def columns(self, differentiable: bool) -> dict[str, Tensor]:
+        """As `Iterates.columns`."""
+        found = {"reached": self.reached, "moved": self.moved}
+        return found | ({"differentiated": self.differentiated} if differentiable else {})
+
+
+@contextmanager
+def _asked(module: nn.Module, look: Look) -> Iterator[None]:
+    """Look at all that a module is asked."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
+        asked = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+        if asked is not None:
+            with torch.no_grad():
+                look(asked.detach(), answer)
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,122 @@
+"""What is expected of torch's settings, of labels and of numbers, and victims' float32."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_advknn.functional import (
+    check_images,
+    check_labels,
+    count_votes,
+    dknn_prediction,
+    float32_arithmetic,
+    knn_prediction,
+    l2_distortion,
+    linf_distortion,
+    vote_distribution,
+    whole,
+)
+
+LABELS = torch.tensor([0, 2, 1])
+
+
+def test_float32_inside_and_all_as_before_outside() -> None:
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    left = torch.full((1, 1), 1 + 2.0**-12)  # is 1 in bfloat16
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (left @ left).item() == 1
+            with float32_arithmetic():
+                assert (left @ left).item() == pytest.approx((1 + 2.0**-12) ** 2, abs=1e-7)
+                assert matmul.fp32_precision == "ieee"
+            assert (left @ left).dtype == torch.bfloat16
+        assert matmul.fp32_precision == "bf16"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS.int(), r"torch\.int32 of shape \(3,\)\. Convert them with `\.long\(\)`"),
+        (LABELS.double(), r"torch\.float64"),
+        (LABELS > 0, r"torch\.bool"),
+        (LABELS[:, None], r"Take `labels\.squeeze\(1\)"),
+        (torch.eye(3), r"Take `labels\.argmax\(1\)`"),
+        (LABELS[:2], r"shape \(2,\)\. Give each image one"),
+        (LABELS.numpy(), r"a numpy\.ndarray\. Convert them with `torch\.as_tensor"),
+        (LABELS - 1, r"in \[0, 2\] \(the classes\), but got -1 to 1"),
+        (LABELS + 1, r"in \[0, 2\] \(the classes\), but got 1 to 3"),
+    ],
+)
+def test_other_labels_are_refused_with_a_remedy(labels: Any, message: str) -> None:
+    check_labels(LABELS, 3, 3)
+    check_labels(LABELS[:0], 0, 3)
+    with pytest.raises(ValueError, match=message):
+        check_labels(labels, 3, 3)
+
+
+@pytest.mark.parametrize("value", [5, np.int64(5), np.uint8(5), np.array(5), torch.tensor(5)])
+def test_whole_numbers_become_pythons(value: Any) -> None:
+    assert type(whole("k", value)) is int
+    assert whole("k", value) == 5
+
+
+@pytest.mark.parametrize(
+    "value", [5.0, True, np.True_, np.float64(5), "5", None, np.array([5, 6]), torch.tensor(5.0)]
+)
+def test_nothing_else_is_a_whole_number(value: Any) -> None:
+    with pytest.raises(ValueError, match="`k` to be a whole number"):
+        whole("k", value)
+
+
+def test_votes_in_other_integers_are_counted_exactly() -> None:
+    # 26 of 75 is most; in bytes, 26 * 10 would be 4.
+    votes = torch.tensor([24, 26, 0, 0, 0, 0, 0, 0, 0, 25])
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert knn_prediction(votes.to(dtype)) == 1
+        assert count_votes(LABELS[None].to(dtype), 3).dtype == torch.int64
+    with pytest.raises(ValueError, match=r"`votes` to be an int64 tensor, but got torch\.float32"):
+        knn_prediction(votes / 75)
+    with pytest.raises(ValueError, match=r"`neighbour_labels` to be an int64 tensor, but got ndarray"):
+        count_votes(LABELS[None].numpy(), 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape \(B, L, C\), but got \(1, 10\)"):
+        dknn_prediction(votes[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_is_refused_and_changes_no_share(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.raises(ValueError, match=f"default dtype to be torch.float32.*{dtype}"):
+            check_images(torch.rand(1, 1, 2, 2, dtype=torch.float32))
+        assert vote_distribution(torch.tensor([[1, 2]])).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_another_default_device_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="default device to be the CPU, but got meta"):
+        check_images(torch.rand(1, 1, 2, 2, device="cpu"))
+    with pytest.raises(ValueError, match="device meta, which has none"):
+        check_images(torch.rand(1, 1, 2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("distortion", [l2_distortion, linf_distortion])
+@pytest.mark.parametrize(
+    ("images", "adversarial"),
+    [
+        (torch.zeros(2, 1, 2, 2), torch.ones(2, 3, 2, 2)),
+        (torch.zeros(1, 3, 2, 2), torch.ones(2, 3, 2, 2)),
+        (torch.zeros(2, 3, 2, 2).byte(), torch.ones(2, 3, 2, 2).byte()),
+    ],
+)
+def test_distances_of_other_shapes_or_bytes_are_refused(
+    distortion: Any, images: Any, adversarial: Any
+) -> None:
+    with pytest.raises(ValueError, match="of one shape, but got"):
+        distortion(images, adversarial)
