@@ -337,7 +337,7 @@ def test_approximate_neighbours_are_named_with_every_number(
     ]
     pairs += [("exact/rows/dknnb/bim.csv", "ivf/rows/dknnb/bim.csv")]
     for before, after in pairs:
-        assert [{**row, "neighbours": note} for row in read(folder / before)] == read(folder / after)
+        assert [{**row, "note": note} for row in read(folder / before)] == read(folder / after)
     index = {"backend": "ivf", "nlist": 10, "nprobe": 10}
     measured = {**index, "k": 10, "images": 100, "recall": dict.fromkeys(layers, 1.0)}
     for before, after in (("exact/summary", "ivf/summary"), ("exact-results/seed0", "ivf-results/seed0")):

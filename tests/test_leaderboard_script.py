@@ -372,7 +372,7 @@ def test_approximate_neighbours_have_a_note_and_no_bounds(pixels_copy: Path) -> 
     exact, records = (read(folder / name / "leaderboard.csv") for name in ("out", "ivf"))
     timed = {"seconds_per_image": ""}
     assert [{**record, **timed} for record in records] == [
-        {**record, **timed, "neighbours": said} for record in exact if record["attack"] != "lower bound"
+        {**record, **timed, "note": said} for record in exact if record["attack"] != "lower bound"
     ]
     run = json.loads((folder / "ivf" / "leaderboard.json").read_text())["runs"]["0"]
     assert run["approximation"]["origin"]["recall"] == {"normalize": 1.0}
