@@ -1,22 +1,29 @@
-"""Files that are whole or not there, and keys that name what they depend on."""
+"""Files that are whole or not there, made by one process at a time, and keys that name what they depend on."""
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
+import sys
+import time
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 _DIGEST = "digest"  # in JSON, and in the metadata of safetensors files
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
 _REMEDY = "Restore it, or delete it and run the command that made it again."
 
 
@@ -45,11 +52,60 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread may have deleted it
     except OSError as error:
         raise OSError(
             f"Expected to be able to write in {folder}, but got: {error.strerror or error}. Choose another output folder."
         ) from error
+
+
+@contextmanager
+def locked(path: Path, what: str | None, wait: bool = True) -> Iterator[float]:
+    """Be the only one that makes a file; yield the seconds that others were waited for, who may have made it.
+
+    The lock is a hidden file beside it, which goes when it is freed. The system frees it when its process ends, however that ends.
+    Where files cannot be locked, nobody waits, and a warning says so: files are still whole or not there.
+
+    Args:
+        path: Of the file that is made.
+        what: That is, in words, for who has to wait; None to wait without a word.
+        wait: For others.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        TimeoutError: Without `wait`, if another one makes it.
+    """
+    check_writable(path.parent)
+    file = path.with_name(f".{path.name}.lock")
+    # The other kind of lock, a file that is there or not, would outlive a killed process.
+    lock = FileLock(file, poll_interval=0.1, fallback_to_soft=False)
+    waited = 0.0
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if not wait:
+                raise
+            if what is not None:
+                tqdm.write(f"waiting for another run that makes {what}", file=sys.stderr)
+            started = time.perf_counter()
+            lock.acquire()
+            waited = time.perf_counter() - started
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"Expected to be able to lock files in {path.parent}, but got: {error.strerror}. Runs that share it at the same time"
+            " will do the same work twice.",
+            stacklevel=3,
+        )
+    try:
+        yield waited
+    finally:
+        # Who has opened it meanwhile sees that it is gone, and takes a new one.
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
 
 
 def _process() -> str:

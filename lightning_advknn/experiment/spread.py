@@ -7,7 +7,8 @@ together. So rows and metrics are the same whatever the number of ranks, and wha
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,12 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.machine import arithmetic
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
+from lightning_advknn.experiment.training import is_trained
 from lightning_advknn.experiment.victims import Victims
+from lightning_advknn.modules.surrogate import VOTES, SurrogateModule
 from lightning_advknn.search import fastest
 
+_TAKEN = 100  # files that a job locks together, each of which is open meanwhile
 _SEEN = 10.0  # seconds that a file may take to show on another machine
 
 
@@ -127,18 +131,45 @@ class _File:
 def _make(run: ExperimentRun, victims: Victims, what: str, files: Iterable[_File]) -> None:
     """Make what is missing of these files."""
     ranks, named = run.ranks, {file.name: file for file in files}
-    missing = ranks.agree(
-        f"what is missing of {what}", lambda: [name for name in named if not run.cache.has(name)]
-    )
     cache = StageCache(run.cache.folder)  # so that the wall time of parts does not count twice
-    parts = {name: named[name].parts(ranks.size) for name in missing}
-    units = [(named[name], *part) for name in missing for part in parts[name]]
-    for file, part, rows in ranks.deal(units):
-        cache.tensors(part, file.stage, partial(file.make, rows))
-    victims.wait(what)
-    for name in ranks.deal([name for name in missing if len(parts[name]) > 1]):
-        cache.join(name, named[name].stage, [part for part, _ in parts[name]])
-    ranks.barrier(f"{what}, put together")
+    missing = list(named)
+    while missing:
+        with ExitStack() as locks:  # of rank 0, for all
+            find = partial(_take, cache, missing, named, locks)
+            missing, taken = ranks.agree(f"what is missing of {what}", find)
+            parts = {name: named[name].parts(ranks.size) for name in taken}
+            units = [(named[name], *part) for name in taken for part in parts[name]]
+            for file, part, rows in ranks.deal(units):
+                cache.alone(part, file.stage, partial(file.make, rows))
+            victims.wait(what)
+            for name in ranks.deal([name for name in taken if len(parts[name]) > 1]):
+                cache.join(name, named[name].stage, [part for part, _ in parts[name]])
+            ranks.barrier(f"{what}, put together")
+
+
+def _take(
+    cache: StageCache, names: Sequence[str], files: Mapping[str, _File], locks: ExitStack
+) -> tuple[list[str], list[str]]:
+    """Take some of what is missing and no other run makes; wait if others make all of it, but never with a lock in hand.
+
+    Two jobs that waited for each other's locks, with ranks that wait at a barrier, would wait for ever.
+
+    Returns:
+        Names of what may be missing beside what is taken, and of what is taken.
+    """
+    while missing := [name for name in names if not cache.has(name)]:
+        taken: list[str] = []
+        for name in missing:
+            if len(taken) < _TAKEN:
+                with suppress(TimeoutError):
+                    locks.enter_context(cache.lock(cache.path(name), files[name].stage, wait=False))
+                    taken.append(name)
+        if taken := [name for name in taken if not cache.has(name)]:  # which may have been made meanwhile
+            return [name for name in missing if name not in taken], taken
+        locks.close()
+        with cache.lock(cache.path(missing[0]), files[missing[0]].stage):
+            pass
+    return [], []
 
 
 def _train(run: ExperimentRun) -> None:
@@ -154,12 +185,19 @@ def _train(run: ExperimentRun) -> None:
     missing = _missing(run, "surrogates", surrogates)
     modules = [run.untrained(surrogates[path])[0] for path in missing]
     for module in {module.votes_file: module for module in modules}.values():
-        with ranks.group("votes for surrogates"):
-            module.to(run.device).keep_votes(run.data)
+        with ExitStack() as lock:  # of rank 0, for all
+            ranks.agree("who computes votes", partial(_lock_votes, run.cache, module, lock))
+            with ranks.group("votes for surrogates"):
+                module.to(run.device).keep_votes(run.data)
     for path in ranks.deal(missing):
         _ = run.surrogate(surrogates[path])
     ranks.barrier("trained surrogates")
     run.train()
+
+
+def _lock_votes(cache: StageCache, module: SurrogateModule, lock: ExitStack) -> None:
+    if module.votes_file:
+        lock.enter_context(cache.lock(module.votes_file, VOTES))
 
 
 def _missing(run: ExperimentRun, what: str, checkpoints: Iterable[Path]) -> list[Path]:
@@ -167,8 +205,7 @@ def _missing(run: ExperimentRun, what: str, checkpoints: Iterable[Path]) -> list
     paths = list(checkpoints)
 
     def find() -> list[int]:
-        there = [path.is_file() and path.with_suffix(".json").is_file() for path in paths]
-        return [place for place, whole in enumerate(there) if not whole]
+        return [place for place, path in enumerate(paths) if not is_trained(path)]
 
     return [paths[place] for place in run.ranks.agree(f"what is missing of {what}", find)]
 

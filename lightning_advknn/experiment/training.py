@@ -158,20 +158,27 @@ def load_or_fit(
         trained: What it was made of.
         checkpoint: Where its weights are or will be.
         seed: Of weights and shuffling.
-        cache: Notes the wall time of its training.
+        cache: Notes the wall time of its training; another run of the same training is waited for.
         name: What is trained.
 
     Raises:
         ValueError: If the checkpoint is damaged or of something else.
     """
     facts = checkpoint.with_suffix(".json")
-    if not trained.checkpoint and not (checkpoint.is_file() and facts.is_file()):
-        fit(cli, trained, checkpoint, seed)
+    if not trained.checkpoint and not is_trained(checkpoint):
+        with cache.lock(checkpoint, f"train {name}"):
+            if not is_trained(checkpoint):  # by another run, meanwhile
+                fit(cli, trained, checkpoint, seed)
     module: Any = cli.model
     load_weights(module, checkpoint, module.identity(cli.datamodule.name))
     if not trained.checkpoint:
         cache.note(str(checkpoint), f"train {name}", read_json(facts)["seconds"])
     return module
+
+
+def is_trained(checkpoint: Path) -> bool:
+    """Whether a training has ended: its checkpoint is there, with the facts beside it."""
+    return checkpoint.is_file() and checkpoint.with_suffix(".json").is_file()
 
 
 def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:

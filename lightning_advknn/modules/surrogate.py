@@ -37,9 +37,17 @@ from lightning_advknn.search import (
     index_settings,
     recall,
 )
-from lightning_advknn.storage import digest, load_tensors, save_tensors, tensors_digest, weights_digest
+from lightning_advknn.storage import (
+    digest,
+    load_tensors,
+    locked,
+    save_tensors,
+    tensors_digest,
+    weights_digest,
+)
 
 QUERIES = 100  # images of a split on which recall is measured
+VOTES = "votes for surrogates"  # what who waits for them is told
 
 
 class Targets(NamedTuple):
@@ -73,7 +81,8 @@ class SurrogateModule(LightningModule):
         cls_weight: lambda of Eq. (16); .3 in the paper.
         cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
         learning_rate: Of Adam.
-        votes_file: Where the votes are kept, for other runs on the same features with the same k and metric.
+        votes_file: Where the votes are kept, for other runs on the same features with the same k and metric. A run that needs
+            what another one computes waits for it.
         index: Settings of an approximate backend that differ from its defaults, as `search.index_settings`.
 
     Raises:
@@ -208,7 +217,8 @@ class SurrogateModule(LightningModule):
     def keep_votes(self, data: ImageDataModule) -> None:
         """Compute the votes of training and validation images, each rank of the process group a part, and keep them in `votes_file`.
 
-        A fit of one process then finds them there. The module is on the device on which it will be trained.
+        A fit of one process then finds them there. The module is on the device on which it will be trained. Of several ranks none
+        waits for another run here, as the others would wait for it: whoever asks has locked `votes_file` before.
         """
         for split in ("train", "val"):
             self._prepare(split, data)
@@ -325,18 +335,34 @@ class SurrogateModule(LightningModule):
         index = describe_index(bank.backend, len(bank), bank.index)
         about = [tensors_digest(contents), self.k, self.metric, *([index] if index else [])]
         key = digest([*about, split, __version__])
-        file = self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
+        if self.votes_file is None or dist.is_initialized():
+            return self._made_votes(bank, own, key, split, index is not None)
+        kept = _read_votes(self._file(split), key)
+        if kept is not None:
+            return kept
+        with locked(self.votes_file, VOTES):
+            return self._made_votes(bank, own, key, split, index is not None)
+
+    def _file(self, split: str) -> Path | None:
+        return self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
+
+    def _made_votes(
+        self, bank: MemoryBank, own: MemoryBank, key: str, split: str, approximate: bool
+    ) -> dict[str, Tensor]:
+        file = self._file(split)
         first = not dist.is_initialized() or dist.get_rank() == 0
-        kept = _read_votes(file, key) if file and first else None
+        kept = _read_votes(file, key) if first else None
         if dist.is_initialized():
             votes = self._votes_over_ranks(bank, own, kept["votes"] if kept else None)
         elif kept is not None:
             return kept
+        elif own is bank:
+            votes = bank.leave_one_out_votes(self.k)
         else:
-            votes = bank.leave_one_out_votes(self.k) if own is bank else bank.votes(queries, self.k)
+            votes = bank.votes(own.features[:], self.k)
         found = kept or {"votes": votes}
-        if index and own is not bank and not kept:
-            found["recall"] = recall(bank, queries[:QUERIES], self.k)
+        if approximate and own is not bank and not kept:
+            found["recall"] = recall(bank, own.features[:QUERIES], self.k)
         if file and first and not kept:
             save_tensors(file, found, {"key": key})
         return {**found, "votes": votes}
@@ -357,9 +383,9 @@ class SurrogateModule(LightningModule):
         return votes
 
 
-def _read_votes(file: Path, key: str) -> dict[str, Tensor] | None:
+def _read_votes(file: Path | None, key: str) -> dict[str, Tensor] | None:
     """Votes kept for exactly this key; anything else is computed again."""
-    if not file.is_file():
+    if file is None or not file.is_file():
         return None
     try:
         tensors, metadata = load_tensors(file)

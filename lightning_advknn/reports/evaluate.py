@@ -40,7 +40,7 @@ from lightning_advknn.reports.tables import (
     with_note_column,
     write_csv,
 )
-from lightning_advknn.storage import atomic_path, write_json
+from lightning_advknn.storage import atomic_path, locked, write_json
 
 Table = tuple[str, Sequence[str], list[Record]]
 """Name, columns, records."""
@@ -174,7 +174,8 @@ def _publish(
     for picture in pictures:
         with atomic_path(results / picture.name) as temporary:
             shutil.copyfile(picture, temporary)
-    for name, columns, records in tables:
-        merge_csv(results / f"{name}.csv", columns, records, seed)
-    kept = {name: seed_digest(results / f"{name}.csv", seed) for name, _, _ in tables}
+    with locked(results / "tables", f"tables in {results}"):  # which other seeds have lines in
+        for name, columns, records in tables:
+            merge_csv(results / f"{name}.csv", columns, records, seed)
+        kept = {name: seed_digest(results / f"{name}.csv", seed) for name, _, _ in tables}
     write_json(results / f"seed{seed}.json", {**summary, "tables": kept})

@@ -35,7 +35,9 @@ class Claim:
                 f"Expected {self.folder} to be empty or to hold this experiment's results, but its {EXPERIMENT_FILE} is of"
                 " another experiment. Choose another folder, or delete this one."
             )
-        if self.own and any(self.folder.iterdir()) and not (self.folder / EXPERIMENT_FILE).is_file():
+        # Hidden files are those of another run that begins in this moment, or of the system.
+        there = any(not path.name.startswith(".") for path in self.folder.iterdir())
+        if self.own and there and not (self.folder / EXPERIMENT_FILE).is_file():
             raise ValueError(
                 f"Expected {self.folder} to be empty or to hold this experiment's results, but it holds other files."
                 " Choose another folder."

@@ -25,7 +25,7 @@ from lightning_advknn.reports.tables import (
     with_note,
     with_note_column,
 )
-from lightning_advknn.storage import check_writable, write_json
+from lightning_advknn.storage import check_writable, locked, write_json
 
 
 def prepare_leaderboard(
@@ -126,13 +126,14 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> list[str]:
 
 def _publish(folder: Path, seed: int, records: list[Record], content: dict[str, Any]) -> Board:
     """Put a seed into a folder's leaderboard over seeds."""
-    before = read_board(folder)
-    table = folder / f"{NAME}.csv"
-    merge_csv(table, with_note_column(LEADERBOARD, records), records, seed)
-    own = {**content["runs"][str(seed)], "lines": seed_digest(table, seed)}
-    runs = {**(before.content["runs"] if before else {}), str(seed): own}
-    ordered = dict(sorted(runs.items(), key=lambda run: int(run[0])))
-    write_json(folder / f"{NAME}.json", {**content, "runs": ordered})
-    board = Board(read_csv(table), {**content, "runs": ordered})
-    write_page(board, folder)
+    with locked(folder / NAME, f"the leaderboard in {folder}"):  # which other seeds have lines in
+        before = read_board(folder)
+        table = folder / f"{NAME}.csv"
+        merge_csv(table, with_note_column(LEADERBOARD, records), records, seed)
+        own = {**content["runs"][str(seed)], "lines": seed_digest(table, seed)}
+        runs = {**(before.content["runs"] if before else {}), str(seed): own}
+        ordered = dict(sorted(runs.items(), key=lambda run: int(run[0])))
+        write_json(folder / f"{NAME}.json", {**content, "runs": ordered})
+        board = Board(read_csv(table), {**content, "runs": ordered})
+        write_page(board, folder)
     return board

@@ -135,12 +135,14 @@ def fastest(device: torch.device, width: int = WIDEST) -> Precision:
     """
     if not _NARROW <= width <= WIDEST:
         return "float32"
+    return "int8" if _is_quick_in_int8(device) and _int8_is_exact(device) else "float32"
+
+
+def _is_quick_in_int8(device: torch.device) -> bool:
     if device.type == "cuda":
-        quick = torch.cuda.get_device_capability(device) >= _INT8_TENSOR_CORES
-    else:
-        # Without this instruction torch multiplies int8 in a plain loop, 20 times slower than float32.
-        quick = torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return "int8" if quick and _int8_is_exact(device) else "float32"
+        return torch.cuda.get_device_capability(device) >= _INT8_TENSOR_CORES
+    # Without this instruction torch multiplies int8 in a plain loop, 20 times slower than float32.
+    return torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def check_int8(device: torch.device) -> None:
