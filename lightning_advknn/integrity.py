@@ -98,9 +98,7 @@ class Snapshot:
             (module, name, before, _value(vars(module).get(name)))
             for module, part in self._parts.items()
             for name, before in part.settings.items()
-            # An object instead of nothing is what a module makes at its first use, such as a bank's scan.
-            if not _is_value(before, now := vars(module).get(name))
-            and (before is not None or _is_setting(name, now))
+            if not _is_value(before, vars(module).get(name))
         ]
         if changed:
             with suppress(Exception):  # of a target that an attack has broken
@@ -199,7 +197,7 @@ def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], object]) -> 
 
     Args:
         attack: Its name.
-        things: Modules, and functions that hold some: bound to arguments, as methods, or in closures.
+        things: Modules, and functions that hold some: bound to arguments, as methods, in closures, or as attributes.
         ask: Asks the target about some images.
 
     Raises:
@@ -256,6 +254,8 @@ def _modules_in(things: Iterable[Any]) -> dict[str, nn.Module]:
         elif isinstance(thing, FunctionType):
             cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
             todo += [(free, held) for free, cell in cells for held in _content(cell)]
+        elif callable(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__"):
+            todo += [(name, each) for each in vars(thing).values()]
         elif isinstance(thing, list | tuple):
             todo += [(name, each) for each in thing]
         elif isinstance(thing, dict):

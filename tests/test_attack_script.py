@@ -232,6 +232,15 @@ def test_files_say_how_they_were_made(done: Path) -> None:
 def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
     summary = json.loads((done / "out" / "summary.json").read_text())
     assert summary["images"] == 547
+    assert len({check["check"] for check in summary["checks"]}) == 11
+    again = next(check for check in summary["checks"] if "queried again" in check["check"])
+    assert (again["holds"], again["detail"]) == (True, "700 images")
+    classes = summary["classes"]
+    assert (classes["names"], sum(classes["test"]), classes["attacked"]) == (
+        list("0123456789"),
+        547,
+        classes["test"],
+    )
     assert set(summary["credibility"]) == set(summary["metrics"])
     for name, told in summary["credibility"].items():
         rows = read(done / "out" / "rows" / f"{name}.csv")
@@ -328,7 +337,7 @@ def test_approximate_neighbours_are_named_with_every_number(
     ]
     pairs += [("exact/rows/dknnb/bim.csv", "ivf/rows/dknnb/bim.csv")]
     for before, after in pairs:
-        assert [{**row, "neighbours": note} for row in read(folder / before)] == read(folder / after)
+        assert [{**row, "note": note} for row in read(folder / before)] == read(folder / after)
     index = {"backend": "ivf", "nlist": 10, "nprobe": 10}
     measured = {**index, "k": 10, "images": 100, "recall": dict.fromkeys(layers, 1.0)}
     for before, after in (("exact/summary", "ivf/summary"), ("exact-results/seed0", "ivf-results/seed0")):

@@ -45,7 +45,7 @@ def invert(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
 ATTACKS = {
     "fgsm": {"function": "fgsm", "vary": {"eps": [0.1, 0.3]}},
     "bim": {"function": "bim", "settings": {"eps": 0.2, "step_size": 0.1, "steps": 3}, "targets": ["joint"]},
-    "invert": {"function": f"{__name__}.invert"},
+    "invert": {"function": f"{__name__}.invert", "norm": "l2"},
 }
 
 
@@ -180,10 +180,12 @@ def test_files_say_how_they_were_made_and_what_was_checked(done: Path) -> None:
         assert summary["images"] == IMAGES
         assert set(summary["thresholds"]) == {"dknn", *(f"knn/{layer}" for layer in LAYERS)}
         checks = {check["check"]: check for check in summary["checks"]}
-        assert len(checks) == 6
+        assert len(checks) == 11
+        assert summary["classes"]["names"] == list("0123456789")
+        assert sum(summary["classes"]["attacked"]) == IMAGES
         assert checks["adversarials stay within eps"]["holds"] is True
         again = checks["stored adversarials, queried again, get the same votes"]
-        assert (again["holds"], again["detail"]) == (True, f"{11 * 12} images")
+        assert (again["holds"], again["detail"]) == (True, f"{(1 + 11) * IMAGES} images")
         assert checks["no distance is below its lower bound"]["holds"] is None
         for name in ("leaderboard.png", "leaderboard.pdf", "leaderboard.md"):
             assert (done / folder / name).stat().st_size > 1000
@@ -278,7 +280,7 @@ def test_seeds_are_collected(copy: Path, capsys: pytest.CaptureFixture[str]) -> 
         ),
         (
             {"attacks": {"far": {"function": f"{__name__}.invert", "settings": {"norm": 1}}}},
-            "norm of .*invert to be one of",
+            "Expected `norm` to say what .*invert keeps small",
         ),
         (
             {"attacks": {"fgsm": {"function": "fgsm", "vary": {"eps": [-0.1]}}}},
@@ -370,7 +372,7 @@ def test_approximate_neighbours_have_a_note_and_no_bounds(pixels_copy: Path) -> 
     exact, records = (read(folder / name / "leaderboard.csv") for name in ("out", "ivf"))
     timed = {"seconds_per_image": ""}
     assert [{**record, **timed} for record in records] == [
-        {**record, **timed, "neighbours": said} for record in exact if record["attack"] != "lower bound"
+        {**record, **timed, "note": said} for record in exact if record["attack"] != "lower bound"
     ]
     run = json.loads((folder / "ivf" / "leaderboard.json").read_text())["runs"]["0"]
     assert run["approximation"]["origin"]["recall"] == {"normalize": 1.0}

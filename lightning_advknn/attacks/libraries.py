@@ -148,6 +148,8 @@ class LibraryAttack:
             images, labels = images.detach().clone(), labels.clone()
             try:
                 returned = self._made(logits_fn, images[:1], seed, settings).run(images.clone(), labels)
+            except (MemoryError, torch.OutOfMemoryError):  # the machine's, not the attack's
+                raise
             except Exception as error:
                 raise ValueError(
                     f"Expected {self.path} with {settings} to attack images of shape {tuple(images.shape)}, but it raised"

@@ -301,7 +301,7 @@ class ExperimentRun:
     def iterates(self, method: str, attack: str) -> dict[str, Tensor]:
         """What is known of the images on the way to the adversarials, as `Iterates.columns`."""
         parts = self._beside_adversarials(method, attack)
-        names = [name for name in parts[0] if name != "queries"]
+        names = [name for name in parts[0] if name != "queries" and all(name in part for part in parts)]
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
     def _beside_adversarials(self, method: str, attack: str) -> list[dict[str, Tensor]]:

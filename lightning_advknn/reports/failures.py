@@ -15,7 +15,9 @@ from lightning_advknn.reports.robustness import AttackRun
 FEW = 0.05  # share of images that may be odd
 BEHIND = 0.2  # accuracy that a network's own kNN may be ahead of it: real ones lie within a few points of each other
 LOST = 0.5  # the same of one class, which has fewer images
-CARRIED = 0.5  # share of what fools a surrogate that fools its kNN too: of FGSM and BIM on the paper's data, over 60 %
+CARRIED = (
+    0.2  # share of what fools a surrogate that fools its victim too: honest ones had over 25 %, at small eps
+)
 ASKED_OTHERWISE = (
     0.02  # share of images at a tie that rounding decides, which other batches compute otherwise
 )
@@ -105,9 +107,9 @@ def successes_are_kept(runs: Sequence[AttackRun]) -> Check:
 
 
 def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
-    """Whether most of what fools a surrogate also fools the victim that it imitates.
+    """Whether what fools a surrogate also fools the victim that it imitates, at least a `CARRIED` share of it.
 
-    If not, the victim's accuracy says how bad the surrogate is. Of each attack the largest eps counts, as the two boundaries are
+    Without that, the victim's accuracy says how bad the surrogate is. Of each attack the largest eps counts, as the two boundaries are
     not in one place and small steps end between them; for the same reason minimum-norm attacks, which stop at the surrogate's,
     do not. Nor does what is less than 10 points of accuracy. The backbone imitates nothing: the paper's row Origin is by design.
     """
@@ -117,13 +119,11 @@ def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
     for run in tried:
         fooled = run.own & run.meant
         kept = int((fooled & ~run.victims[str(run.imitates)].wrong).sum())
-        if kept > CARRIED * int(fooled.sum()) and kept > 0.1 * len(fooled):
+        if kept > (1 - CARRIED) * int(fooled.sum()) and kept > 0.1 * len(fooled):
             short.append(
                 f"{run.name}: of {int(fooled.sum())} images that fool it, {run.imitates} gets {kept} right"
             )
-    return check_of(
-        "most of what fools a surrogate fools its victim", len(tried), "attacks on surrogates", short
-    )
+    return check_of("what fools a surrogate fools its victim too", len(tried), "attacks on surrogates", short)
 
 
 def clean_images_are_classified(

@@ -30,7 +30,7 @@ TABLE2 = (
     "n",
     "seed",
 )
-NOTE = "neighbours"  # column that tables have if these are approximate: how, and their recall
+NOTE = "note"  # column of tables that have something to say of all their numbers, such as the recall of approximate neighbours
 TABLE3 = ("network", "victim", "method", "attack", "eps", "accuracy", "paper", "l2_mean", "n", "seed")
 
 

@@ -449,6 +449,11 @@ def test_bad_settings_are_refused_at_once(arguments: dict[str, Any], message: st
             "Expected distinct `layers` of the network, but got ['norm', 'relu9'].",
         ),
         ({"layer": "conv"}, "Expected `layer` to be one of `layers`, ['norm', 'relu'], but got 'conv'."),
+        ({"attacks": {"a": AttackSettings("torchattacks.TIFGSM")}}, "raised RuntimeError: Given groups=3"),
+        (
+            {"attacks": {"a": AttackSettings("torchattacks.APGDT", {"n_classes": 4})}},
+            "n_classes is 4, but there are 10 classes",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(

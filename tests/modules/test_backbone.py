@@ -143,6 +143,37 @@ def test_construction_leaves_batch_norm_as_it_was(small_net: type[nn.Module]) ->
     assert (network.training, network.norm.training) == (True, False)
 
 
+def test_the_network_itself_is_trained_and_a_victims_evaluates(small_net: type[nn.Module]) -> None:
+    module = BackboneModule(small_net(), ["relu"])
+    parts = [module, *module.network.network.modules(), module.val_accuracy]
+    for mode in (False, True):
+        module.train(mode)
+        assert {part.training for part in parts} == {mode}
+        assert not module.network.training
+    module.network.train()
+    assert not any(part.training for part in module.network.modules())
+
+
+class Sequel(nn.Sequential):
+    """Batch norm in training mode, whatever mode it is in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.batch_norm(images, torch.zeros(1), torch.ones(1), training=True)
+        logits: Tensor = super().forward(maps)
+        return logits
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_a_network_that_depends_on_the_batch_is_refused_at_once(
+    make_trainer: MakeTrainer, stage: str
+) -> None:
+    module = BackboneModule(Sequel(nn.Flatten(), nn.Linear(784, 10)), ["0"])
+    before = weights(module)
+    with pytest.raises(ValueError, match="outputs for an image do not depend on its batch"):
+        getattr(make_trainer(), stage)(module, datamodule=Digits(val_size=850))
+    assert same(weights(module), before)
+
+
 def test_a_network_that_takes_no_single_image_in_training_can_be_trained(make_trainer: MakeTrainer) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
     make_trainer().fit(BackboneModule(network, ["2"]), datamodule=Digits(val_size=850))

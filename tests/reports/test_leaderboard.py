@@ -453,7 +453,6 @@ def rename(run: AttackRun, entry: str) -> AttackRun:
             lambda: checks.never_below_bounds([SMALL], CLEAN, {"dknn": doubles(0, 0, 0, 0, 0, 0.1)}),
             "dknn: 1 images, the first of clean at 0 at 0.000000, bound 0.100000",
         ),
-        (lambda: checks.same_when_asked_again({"a": (100, 0), "b": (100, 2)}), "b: 2 of 100 images"),
     ],
 )
 def test_checks_find_what_is_wrong(make: Callable[[], checks.Check], detail: str) -> None:
@@ -479,12 +478,6 @@ def test_checks_do_not_mistake_what_is_right() -> None:
         wrong = "x" * images + "." * (n - images)
         smaller = run_of("bim, s", 0.1, [1] * n, [0.1] * n, wrong, [0] * n)
         assert checks.falls_with_eps([smaller, larger]).holds is holds
-    assert checks.same_when_asked_again({"a": (100, 0), "b": (50, 0)}) == (
-        "stored adversarials, queried again, get the same votes",
-        True,
-        "150 images",
-    )
-    assert checks.same_when_asked_again({}).holds is None
 
 
 def test_the_worst_case_is_no_better_than_any_entry() -> None:
