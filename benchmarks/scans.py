@@ -137,7 +137,7 @@ def measure(method: str, features: str, votes: str, k: int, repeats: int, rows: 
     with safe_open(features, "pt") as stored:
         kept = {name: stored.get_tensor(name) for name in ("bank", "labels", *QUERIES)}
     bank, labels = kept["bank"], kept["labels"]
-    precision = fastest(bank.device, bank.shape[1])  # tried once a process, before the clock runs
+    precision = fastest(bank.device, bank.shape[1])
     times: dict[str, Any] = {"precision": precision}
     found: dict[str, Tensor] = {}
     prepare(method, bank[: k + 1], labels[: k + 1], k)  # imports what it needs before the clock runs
