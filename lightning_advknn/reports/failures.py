@@ -15,9 +15,7 @@ from lightning_advknn.reports.robustness import AttackRun
 FEW = 0.05  # share of images that may be odd
 BEHIND = 0.2  # accuracy that a network's own kNN may be ahead of it: real ones lie within a few points of each other
 LOST = 0.5  # the same of one class, which has fewer images
-CARRIED = (
-    0.2  # share of what fools a surrogate that fools its victim too: 86 % on Digits, 29 % on a small folder at little eps
-)
+CARRIED = 0.2  # share of what fools a surrogate that fools its victim too: 86 % on Digits, 29 % on a small folder at little eps
 ASKED_OTHERWISE = (
     0.02  # share of images at a tie that rounding decides, which other batches compute otherwise
 )
