@@ -15,9 +15,7 @@ from lightning_advknn.reports.robustness import AttackRun
 FEW = 0.05  # share of images that may be odd
 BEHIND = 0.2  # accuracy that a network's own kNN may be ahead of it: real ones lie within a few points of each other
 LOST = 0.5  # the same of one class, which has fewer images
-CARRIED = (
-    0.2  # share of what fools a surrogate that fools its victim too: honest ones had over 25 %, at small eps
-)
+CARRIED = 0.2  # share of what fools a surrogate that fools its victim too: 86 % on Digits, 29 % on a small folder at little eps
 ASKED_OTHERWISE = (
     0.02  # share of images at a tie that rounding decides, which other batches compute otherwise
 )
@@ -92,8 +90,8 @@ def gradients_are_there(runs: Sequence[AttackRun], looked: Mapping[str, Looked])
 def successes_are_kept(runs: Sequence[AttackRun]) -> Check:
     """Whether an image that is left was never found fooling on the way, within eps.
 
-    An attack that keeps its best iterate leaves none such. The last iterate of BIM and the like seldom falls back: on the data
-    here less than 1 % of images. More than `FEW` of all images is a last iterate that is not what it could be.
+    An attack that keeps its best iterate leaves none such. The last iterate of BIM and the like seldom falls back:
+    on none of Digits' 547 images. More than `FEW` of all images is a last iterate that is not what it could be.
     """
     tried = [run for run in runs if "reached" in run.iterates]
     lost = []
