@@ -77,8 +77,9 @@ def locked(path: Path, what: str | None, wait: bool = True) -> Iterator[float]:
     """
     check_writable(path.parent)
     file = path.with_name(f".{path.name}.lock")
-    # The other kind of lock, a file that is there or not, would outlive a killed process.
-    lock = FileLock(file, poll_interval=0.1, fallback_to_soft=False)
+    # The other kind of lock, a file that is there or not, would outlive a killed process. What a killed one leaves, other
+    # users of the folder may lock too.
+    lock = FileLock(file, poll_interval=0.1, fallback_to_soft=False, mode=0o666)
     waited = 0.0
     try:
         try:

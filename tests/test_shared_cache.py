@@ -55,6 +55,12 @@ def test_a_lock_is_held_by_one_at_a_time_and_leaves_no_file(
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_killed_run_leaves_other_users_can_lock(tmp_path: Path) -> None:
+    with locked(tmp_path / "file", "it"):
+        (lock,) = tmp_path.iterdir()
+        assert lock.stat().st_mode & 0o777 == 0o666
+
+
 def test_who_does_not_want_to_wait_need_not(tmp_path: Path) -> None:
     def take() -> None:
         with locked(tmp_path / "file", "it", wait=False):

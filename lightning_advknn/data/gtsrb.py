@@ -92,6 +92,8 @@ class GTSRB(ImageDataModule):
         split = "train" if train else "test"
         with self._reading():
             samples = torchvision.datasets.GTSRB(str(self.root), split=split)._samples  # it knows paths alone
+            if train:  # torchvision numbers the folders that are there, which may not be all
+                samples = [(path, int(Path(path).parent.name)) for path, _ in samples]
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 pictures, sizes = zip(*pool.map(_read, [path for path, _ in samples]), strict=True)
         if self.verify_checksums and len(samples) != _OFFICIAL[split]:

@@ -20,6 +20,7 @@ from lightning_advknn.data.listing import (
     is_hidden,
     unused_words,
 )
+from lightning_advknn.functional import whole
 
 
 class ImageFolder(ImageDataModule):
@@ -44,7 +45,7 @@ class ImageFolder(ImageDataModule):
         background: Red, green and blue in [0, 1] behind transparent pixels; None refuses images that have some.
 
     Raises:
-        ValueError: If a size is below 1, or `background` is no colour in [0, 1].
+        ValueError: If a size is below 1 or no whole number, or `background` is no colour in [0, 1].
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ImageFolder(ImageDataModule):
             calibration_per_class=calibration_per_class,
             split_seed=split_seed,
         )
-        if image_size is not None and image_size < 1:
+        if image_size is not None and whole("image_size", image_size) < 1:
             raise ValueError(f"Expected `image_size` to be at least 1 or null, but got {image_size}.")
         if background is not None and not (
             len(background) == 3 and all(0 <= value <= 1 for value in background)
@@ -76,7 +77,8 @@ class ImageFolder(ImageDataModule):
                 f"Expected `background` to be red, green and blue in [0, 1], or null, but got {list(background)}. Divide by 255 if it"
                 " is of colours from 0 to 255."
             )
-        self.image_size = image_size
+        # Python's own integer: of these `share` knows.
+        self.image_size = None if image_size is None else int(image_size)
         self.background = None if background is None else tuple(background)
         self._unused: Unused = {}
 

@@ -11,7 +11,7 @@ from jsonargparse.typing import Path_fr
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.attacks.settings import Plain, expand, family
 from lightning_advknn.evaluation import LabelSource
-from lightning_advknn.functional import Convention
+from lightning_advknn.functional import Convention, whole
 from lightning_advknn.search import Backend, Metric
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
@@ -63,6 +63,9 @@ class VictimSettings:
     index: dict[str, int] | None = None
     shard: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", whole("victim.k", self.k))  # Python's own, of which keys know
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -111,6 +114,11 @@ class Experiment:
     output: str = "runs/experiment"
     cache: str = "runs/cache"
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        if self.images is not None:
+            object.__setattr__(self, "images", whole("images", self.images))
 
 
 def experiment_parser(**options: Any) -> ArgumentParser:

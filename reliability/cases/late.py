@@ -1,5 +1,6 @@
 """What was found late, in raw words or not at all: precisions, labels, numbers, weights, and torch's own settings."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from lightning_advknn.classifiers import DkNNClassifier, build_banks
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageDataModule
 from lightning_advknn.evaluation import Victim, judge, make_rows
+from lightning_advknn.experiment.settings import Experiment, VictimSettings
 from lightning_advknn.functional import knn_prediction, l2_distortion
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
@@ -265,6 +267,13 @@ def _numpy_checkpoint(folder: Path) -> Outcome:
 
 def _wrong_k(k: Any, folder: Path) -> Outcome:
     return _refused(lambda: _victim(k), "`k`", "whole number")
+
+
+def _numpy_experiment(folder: Path) -> Outcome:
+    victim = VictimSettings(k=np.int64(5))  # type: ignore[arg-type]
+    found = Experiment(None, {}, {}, victim, images=np.int64(12), seed=np.int64(3))  # type: ignore[arg-type]
+    kept = json.dumps([found.victim.k, found.images, found.seed])  # as keys and results keep them
+    return Outcome(kept, kept == "[5, 12, 3]")
 
 
 def _eps(folder: Path) -> Outcome:
@@ -518,6 +527,13 @@ CASES = [
         partial(_victim_attack, torch.full((N,), 9), ("[0, 2]",)),
     ),
     Case("late-split-numpy", "Sizes and seeds of a split are NumPy's integers.", "The splits of Python's.", _split),
+    Case("late-experiment-numpy", "k, images and seed of an Experiment are NumPy's.", _RIGHT, _numpy_experiment),
+    Case(
+        "late-images-float",
+        "images of an Experiment is 10.0.",
+        _SAID,
+        lambda _: _refused(lambda: Experiment(None, {}, {}, images=10.0), "`images`", "whole number"),  # type: ignore[arg-type]
+    ),
     Case("late-k-float", "k is 5.0.", _SAID, partial(_wrong_k, 5.0)),
     Case("late-k-bool", "k is True.", _SAID, partial(_wrong_k, True)),
     Case("late-k-numpy-bool", "k is NumPy's True.", _SAID, partial(_wrong_k, np.True_)),

@@ -89,6 +89,13 @@ def test_gtsrb_needs_two_tracks_of_a_class(gtsrb_root, tmp_path):
         gtsrb(tmp_path).setup()
 
 
+def test_gtsrbs_labels_are_its_folders_numbers(gtsrb_root, tmp_path):
+    shutil.copytree(gtsrb_root, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "gtsrb" / "GTSRB" / "Training" / "00007")
+    data = gtsrb(tmp_path)
+    assert sorted({*data.split("train").labels.tolist()}) == [label for label in range(43) if label != 7]
+
+
 def test_gtsrbs_class_names_are_in_order():
     names = GTSRB.class_names
     assert len(names) == len(set(names)) == 43

@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +219,19 @@ def test_of_many_damaged_files_a_few_are_named(root: Path) -> None:
 def test_sizes_are_positive(root: Path) -> None:
     with pytest.raises(ValueError, match=r"`image_size` to be at least 1 or null, but got 0"):
         ImageFolder(str(root), image_size=0)
+
+
+@pytest.mark.parametrize("size", [True, 8.0, [8, 8], "8"])
+def test_sizes_are_whole_numbers(root: Path, size: Any) -> None:
+    with pytest.raises(ValueError, match="`image_size` to be a whole number"):
+        ImageFolder(str(root), image_size=size)
+
+
+def test_sizes_of_numpy_are_sizes(root: Path) -> None:
+    data, other = (ImageFolder(str(root), image_size=np.int64(size), **SMALL) for size in (8, 9))  # type: ignore[arg-type]
+    assert data.split("train").images.shape[1:] == (3, 8, 8)
+    other.share(data)
+    assert other.split("train").images.shape[1:] == (3, 9, 9)
 
 
 def test_a_file_that_goes_away_is_named(root: Path) -> None:
