@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torchvision
 
+from lightning_advknn.data.base import MissingDataError
 from lightning_advknn.data.mnist import MNIST
 
 
@@ -26,6 +27,12 @@ class KMNIST(MNIST):
         self._check_files(folder, dict.fromkeys(files))
         if not self.verify_checksums:
             return
+        missing = [archive for archive in archives if not (folder / archive).is_file()]
+        if missing:
+            raise MissingDataError(
+                f"Expected the archives of {self.name}'s files beside them, by whose checksums they are known, but {folder} lacks"
+                f" {missing}. Put them there, or set `verify_checksums` to false if you trust the files."
+            )
         self._check_files(folder, archives)
         for file in files:
             with self._reading(), gzip.open(folder / f"{file}.gz") as archive:
