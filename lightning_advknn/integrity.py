@@ -208,9 +208,8 @@ def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], list[Tensor]
         ValueError: If something has changed.
     """
     before = _answers(ask)
-    known = (
-        before is not None and _gap_of_answers(before, _answers(ask)) == 0
-    )  # else it answers by chance, or not yet
+    if _gap_of_answers(before, _answers(ask)):  # it answers by chance
+        before = []
     snapshot = Snapshot(_modules_in(things))
     settings = {name: get() for name, (get, _) in _GLOBALS.items()}
     try:
@@ -230,7 +229,7 @@ def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], list[Tensor]
             f"Expected attack {attack} to leave what it attacks as it was, but it changed {_list(changes)}. Nothing that it made"
             f" is kept, and what it changed has been put back{remedy}. Let it change a copy (`copy.deepcopy`)."
         )
-    if before is not None and known and (gap := _gap_of_answers(before, _answers(ask))):
+    if before and (gap := _gap_of_answers(before, _answers(ask))):
         raise ValueError(
             f"Expected attack {attack} to leave what it attacks as it was, but after it the same images get other answers, by up"
             f" to {gap:.3g}. It has changed something outside of its target, such as a class's `forward`, a function of torch or"
@@ -239,16 +238,16 @@ def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], list[Tensor]
         )
 
 
-def _answers(ask: Callable[[], list[Tensor]]) -> list[Tensor] | None:
+def _answers(ask: Callable[[], list[Tensor]]) -> list[Tensor]:
     """None of a target that fails."""
     with suppress(Exception):
         return [answer.detach().clone() for answer in ask()]
-    return None
+    return []
 
 
-def _gap_of_answers(before: list[Tensor], now: list[Tensor] | None) -> float:
+def _gap_of_answers(before: list[Tensor], now: list[Tensor]) -> float:
     """By how much answers differ; 0 where it is rounding, as of tensors that now lie otherwise in memory."""
-    if now is None or not all(map(_alike, before, now)):
+    if len(before) != len(now) or not all(map(_alike, before, now)):
         return float("inf")
     gaps = [0.0]
     for old, new in zip(before, now, strict=True):
