@@ -207,10 +207,14 @@ def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], list[Tensor]
     Raises:
         ValueError: If something has changed.
     """
-    before = _answers(ask)
-    if _gap_of_answers(before, _answers(ask)):  # it answers by chance
+    modules = _modules_in(things)
+    # In training mode a network counts what it is asked.
+    before = (
+        [] if any(part.training for root in modules.values() for part in root.modules()) else _answers(ask)
+    )
+    if before and _gap_of_answers(before, _answers(ask)):  # it answers by chance
         before = []
-    snapshot = Snapshot(_modules_in(things))
+    snapshot = Snapshot(modules)
     settings = {name: get() for name, (get, _) in _GLOBALS.items()}
     try:
         yield

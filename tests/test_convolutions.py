@@ -196,7 +196,7 @@ def test_a_network_that_enters_autocast_itself_has_its_own_gradient():
         parameter.requires_grad_(False)
     gradients = []
     for convolution in (conv, DirectConvolution(conv, torch.float32, torch.preserve_format)):
-        images = maps(2, 3, 8, dtype=torch.float32).requires_grad_()
+        images = maps(2, 3, (8, 8), dtype=torch.float32).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             outputs = convolution(images)
         assert outputs.dtype == torch.bfloat16

@@ -252,7 +252,7 @@ def test_an_in_place_layer_does_not_change_earlier_features():
     assert (features < 0).any()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # scripts are old, and still about
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # scripts are old, and still about
 @pytest.mark.parametrize(
     "made", [torch.jit.script, lambda network: torch.jit.trace(network, torch.rand(1, 2, 2))]
 )
