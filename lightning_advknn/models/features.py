@@ -25,15 +25,14 @@ class FeatureNetwork(Frozen):
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
-        known = [name for name, _ in network.named_modules() if name]
+        modules = {name: module for name, module in network.named_modules() if name}
+        known = list(modules)
         unknown = [layer for layer in layers if layer not in known]
         if unknown or not layers or len(set(layers)) < len(layers):
             raise ValueError(
                 f"Expected distinct `layers` of the network, but got {list(layers)}. Its layers are {known}."
             )
-        scripted = [
-            layer for layer in layers if isinstance(network.get_submodule(layer), torch.jit.ScriptModule)
-        ]
+        scripted = [layer for layer in layers if isinstance(modules[layer], torch.jit.ScriptModule)]
         if scripted:
             raise ValueError(
                 f"Expected `layers` that are ordinary modules, but {scripted[:3]} are TorchScript, which shows no features of its"
