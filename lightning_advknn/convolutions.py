@@ -52,7 +52,9 @@ class DirectConvolution:
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, H', W')``."""
-        if self.phases is None or images.dim() != 4:
+        # A network that enters autocast itself gets gradients of another type than its weights.
+        other = torch.is_autocast_enabled(images.device.type) and self.weight.dtype == torch.float32
+        if self.phases is None or images.dim() != 4 or other:
             return self.forward(images)
         return _with_phase_gradient(images, self)
 

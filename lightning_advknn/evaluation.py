@@ -177,9 +177,8 @@ def perturb(
     rows = torch.arange(-(-n // size) * size, device=images.device) % max(n, 1)
 
     @torch.no_grad()
-    def ask() -> None:
-        for few in (1, 2):
-            (victim.network if victim else target)(images[:few].clone())
+    def ask() -> list[Tensor]:
+        return [(victim.network if victim else target)(images[:few].clone()) for few in (1, 2)]
 
     parts = []
     with prepared(target, precision) as ready, unchanged(name, (target, attack), ask):

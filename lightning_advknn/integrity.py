@@ -15,6 +15,7 @@ from lightning_advknn.search import StoredRows
 
 _COPIED = 2**28  # bytes of tensors that are copied; of more, checksums tell
 _BLOCK = {"cpu": 2**20, "cuda": 2**26}  # bytes summed at once: what fits a cache, and what keeps a GPU busy
+_ROUNDING = 2e-3  # of the largest answer: TF32's on a GPU; autocast's is larger
 _NAMED = 5  # changes that an error lists
 
 # The tables of every module: parameters, buffers, submodules and hooks.
@@ -127,6 +128,8 @@ class Snapshot:
                 if _first_difference(table, vars(module)[name]):
                     vars(module)[name].clear()
                     vars(module)[name].update(table)
+                    for shadowed in table:  # by an attribute, as `prune` and `weight_norm` set them
+                        vars(module).pop(shadowed, None)
             module.training = part.training
             if part.forward is not None:
                 vars(module)["forward"] = part.forward
@@ -190,20 +193,28 @@ class Snapshot:
 
 
 @contextmanager
-def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], object]) -> Iterator[None]:
-    """Watch over an attack: what it attacks, and torch's global settings, are the same after it as before.
+def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], list[Tensor]]) -> Iterator[None]:
+    """Watch over an attack: what it attacks, what that answers and torch's global settings are the same after it as before.
 
-    What has changed is put back, also if the attack fails.
+    What has changed is put back, also if the attack fails; but not what lies outside of modules and these settings, such as a
+    class's forward pass or autocast: that shows in the answers alone.
 
     Args:
         attack: Its name.
         things: Modules, and functions that hold some: bound to arguments, as methods, in closures, or as attributes.
-        ask: Asks the target about some images.
+        ask: Gives what the target answers about some images.
 
     Raises:
         ValueError: If something has changed.
     """
-    snapshot = Snapshot(_modules_in(things))
+    modules = _modules_in(things)
+    # In training mode a network counts what it is asked.
+    before = (
+        [] if any(part.training for root in modules.values() for part in root.modules()) else _answers(ask)
+    )
+    if before and _gap_of_answers(before, _answers(ask)):  # it answers by chance
+        before = []
+    snapshot = Snapshot(modules)
     settings = {name: get() for name, (get, _) in _GLOBALS.items()}
     try:
         yield
@@ -222,6 +233,33 @@ def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], object]) -> 
             f"Expected attack {attack} to leave what it attacks as it was, but it changed {_list(changes)}. Nothing that it made"
             f" is kept, and what it changed has been put back{remedy}. Let it change a copy (`copy.deepcopy`)."
         )
+    if before and (gap := _gap_of_answers(before, _answers(ask))):
+        raise ValueError(
+            f"Expected attack {attack} to leave what it attacks as it was, but after it the same images get other answers, by up"
+            f" to {gap:.3g}. It has changed something outside of its target, such as a class's `forward`, a function of torch or"
+            " autocast. Nothing that it made is kept, but in this process that cannot be put back: start another, and let it"
+            " restore what it changes."
+        )
+
+
+def _answers(ask: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """None of a target that fails."""
+    with suppress(Exception):
+        return [answer.detach().clone() for answer in ask()]
+    return []
+
+
+def _gap_of_answers(before: list[Tensor], now: list[Tensor]) -> float:
+    """By how much answers differ; 0 where it is rounding, as of tensors that now lie otherwise in memory."""
+    if len(before) != len(now) or not all(map(_alike, before, now)):
+        return float("inf")
+    gaps = [0.0]
+    for old, new in zip(before, now, strict=True):
+        if not _same(old, new):
+            gap = (new.double() - old.double()).abs().nan_to_num(torch.inf).max().item()
+            largest = old.double().abs().nan_to_num(0.0).max().item()
+            gaps.append(gap if gap > _ROUNDING * largest else 0.0)
+    return max(gaps)
 
 
 def _put(settings: Mapping[str, Any]) -> None:
@@ -260,8 +298,6 @@ def _modules_in(things: Iterable[Any]) -> dict[str, nn.Module]:
             todo += [(name, each) for each in thing]
         elif isinstance(thing, dict):
             todo += [(str(key), each) for key, each in thing.items()]
-        elif callable(thing) and not isinstance(thing, type):  # an object of a class of one's own
-            todo += list(getattr(thing, "__dict__", {}).items())
     return found
 
 

@@ -188,3 +188,18 @@ def test_gradients_that_phases_leave_alone(settings):
     torch.testing.assert_close(direct(images), conv(images))
     back, gradient = (torch.autograd.grad(f(images).square().sum(), images)[0] for f in (direct, conv))
     torch.testing.assert_close(back, gradient)
+
+
+def test_a_network_that_enters_autocast_itself_has_its_own_gradient():
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    for parameter in conv.parameters():
+        parameter.requires_grad_(False)
+    gradients = []
+    for convolution in (conv, DirectConvolution(conv, torch.float32, torch.preserve_format)):
+        images = maps(2, 3, (8, 8), dtype=torch.float32).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = convolution(images)
+        assert outputs.dtype == torch.bfloat16
+        (gradient,) = torch.autograd.grad(outputs.square().sum(), images)
+        gradients.append(gradient)
+    assert torch.equal(*gradients)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from lightning_advknn import evaluation, integrity
 from lightning_advknn.classifiers import DkNNClassifier, build_banks
@@ -162,6 +163,56 @@ def test_modules_that_an_attack_holds_are_watched() -> None:
         with pytest.raises(ValueError, match=r"4\.bias` by up to 1"):
             attacked(attack, target)
         assert bytes_of(own) == before
+
+
+class Doubling(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return 2 * features
+
+
+def test_what_is_changed_outside_of_modules_shows_in_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rewrites_a_class(target: Any, images: Tensor, labels: Tensor) -> Tensor:
+        monkeypatch.setattr(Doubling, "forward", lambda _self, features: 3 * features)
+        return images
+
+    target = nn.Sequential(nn.Flatten(), Doubling())
+    gap = IMAGES[:2].max().item()
+    with pytest.raises(ValueError, match=rf"attack 'mine' to leave.*other answers, by up to {gap:.3g}\."):
+        attacked(rewrites_a_class, target)
+
+
+def test_autocast_that_stays_on_shows_in_the_answers() -> None:
+    autocast = torch.autocast("cpu", torch.bfloat16)
+
+    def stays_in_autocast(target: Any, images: Tensor, labels: Tensor) -> Tensor:
+        autocast.__enter__()
+        return images
+
+    try:
+        with pytest.raises(ValueError, match="other answers"):
+            attacked(stays_in_autocast, network())
+    finally:
+        autocast.__exit__(None, None, None)
+
+
+def test_a_target_by_chance_is_no_fault_of_the_attack() -> None:
+    def by_chance(images: Tensor) -> Tensor:
+        return torch.randn(len(images), 3)
+
+    assert torch.equal(attacked(lambda target, images, labels: images, by_chance), IMAGES)
+
+
+def test_pruned_weights_are_put_back() -> None:
+    """Pruning sets an attribute where the parameter was."""
+    target = network()
+    before = target.eval()(IMAGES)
+    with pytest.raises(ValueError, match=r"changed `4.weight` for another"):
+        attacked(
+            lambda target, images, labels: (prune.random_unstructured(target[4], "weight", 2), images)[1],
+            target,
+        )
+    assert isinstance(target[4].weight, nn.Parameter)
+    assert torch.equal(target.eval()(IMAGES), before)
 
 
 def test_large_tensors_are_summed_once_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,16 +20,23 @@ class FeatureNetwork(Frozen):
         layers: Names of its submodules, as in ``network.named_modules()``; each runs once a forward pass.
 
     Raises:
-        ValueError: If a layer does not exist or is named twice.
+        ValueError: If a layer does not exist, is named twice or is TorchScript.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
-        known = [name for name, _ in network.named_modules() if name]
+        modules = {name: module for name, module in network.named_modules() if name}
+        known = list(modules)
         unknown = [layer for layer in layers if layer not in known]
         if unknown or not layers or len(set(layers)) < len(layers):
             raise ValueError(
                 f"Expected distinct `layers` of the network, but got {list(layers)}. Its layers are {known}."
+            )
+        scripted = [layer for layer in layers if isinstance(modules[layer], torch.jit.ScriptModule)]
+        if scripted:
+            raise ValueError(
+                f"Expected `layers` that are ordinary modules, but {scripted[:3]} are TorchScript, which shows no features of its"
+                " layers. Take the network that was scripted or traced, with its `state_dict`."
             )
         self.network = network
         self.layers = tuple(layers)
@@ -110,6 +117,7 @@ class FeatureNetwork(Frozen):
             silent = [layer for layer in self.layers if layer not in outputs]
             raise ValueError(
                 f"Expected the network to run each of `layers`, but it skips {silent}. Those that ran: {list(outputs)}."
+                " Of a compiled network (`torch.compile`), take the one that it was made of."
             )
         if repeated := {layer: times for layer, times in runs.items() if times > 1}:
             raise ValueError(

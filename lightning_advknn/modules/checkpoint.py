@@ -347,6 +347,11 @@ def check_network(network: FeatureNetwork, image_shape: tuple[int, ...], num_cla
             f"Expected a network for images of shape {image_shape}, but it fails on one: {error}. Set `image_shape` to"
             " the network's, or choose another network."
         ) from error
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(
+            f"Expected the network to give logits of shape (B, {num_classes}), but got a {type(logits).__name__}. Let its `forward`"
+            " return the logits alone."
+        )
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise ValueError(
             f"Expected the network to give logits of shape (B, {num_classes}), but got {tuple(logits.shape)}. Set"

@@ -14,6 +14,7 @@ from lightning_advknn.reports.robustness import AttackRun
 
 FEW = 0.05  # share of images that may be odd
 BEHIND = 0.2  # accuracy that a network's own kNN may be ahead of it: real ones lie within a few points of each other
+SOME = 5  # images that have to say so at least: of fewer, chance decides
 LOST = 0.5  # the same of one class, which has fewer images
 CARRIED = 0.2  # share of what fools a surrogate that fools its victim too: 86 % on Digits, 29 % on a small folder at little eps
 ASKED_OTHERWISE = (
@@ -109,7 +110,7 @@ def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
 
     Without that, the victim's accuracy says how bad the surrogate is. Of each attack the largest eps counts, as the two boundaries are
     not in one place and small steps end between them; for the same reason minimum-norm attacks, which stop at the surrogate's,
-    do not. Nor does what is less than 10 points of accuracy. The backbone imitates nothing: the paper's row Origin is by design.
+    do not. Nor does what is less than 10 points of accuracy or `SOME` images. The backbone imitates nothing: the paper's row Origin is by design.
     """
     last = {id(series[-1]) for series in series_of(runs, "eps")}
     tried = [run for run in runs if run.imitates and id(run) in last]
@@ -117,7 +118,7 @@ def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
     for run in tried:
         fooled = run.own & run.meant
         kept = int((fooled & ~run.victims[str(run.imitates)].wrong).sum())
-        if kept > (1 - CARRIED) * int(fooled.sum()) and kept > 0.1 * len(fooled):
+        if kept > (1 - CARRIED) * int(fooled.sum()) and kept >= max(SOME, 1 + int(0.1 * len(fooled))):
             short.append(
                 f"{run.name}: of {int(fooled.sum())} images that fool it, {run.imitates} gets {kept} right"
             )
@@ -133,8 +134,8 @@ def clean_images_are_classified(
     wrong on clean images, while its features still tell classes apart: victims look robust under attacks that need its labels.
 
     Near chance is what is at most a tenth of the way from always guessing the most frequent class to no error, or two standard errors
-    above that guess. Behind its kNN is a network by `BEHIND` in accuracy or by `LOST` in that of a class; at least 5 or 8
-    images have to say so.
+    above that guess. Behind its kNN is a network by `BEHIND` in accuracy or by `LOST` in that of a class. At least `SOME`
+    images have to say so, and 8 of a class.
 
     Args:
         labels: int64 ``(n,)``.
@@ -148,12 +149,12 @@ def clean_images_are_classified(
     for name, (classes, own_knn) in classified.items():
         right = classes == labels
         accuracy = _share(right)
-        if float(right.double().mean()) <= near:
+        if float(right.double().mean()) <= near and int((~right).sum()) >= SOME:
             wrong.append(f"{name}: {accuracy} of clean images right, near chance ({100 * chance:.2f} %)")
         if own_knn is None:
             continue
         known = own_knn == labels
-        if (ahead := int(known.sum()) - int(right.sum())) >= max(5, BEHIND * n):
+        if (ahead := int(known.sum()) - int(right.sum())) >= max(SOME, BEHIND * n):
             wrong.append(
                 f"{name}: {accuracy} of clean images right, the kNN on its own features {_share(known)}"
             )

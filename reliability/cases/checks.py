@@ -143,6 +143,12 @@ CASES = [
         strict(attack={"surrogates": {"dknnb": {"config": "surrogate.yaml"}}}),
     ),
     Case(
+        "checks-two-images",
+        "Attacks two images, with --strict.",
+        "All checks hold, exit code 0: two images are no chance.",
+        strict(attack={"images": 2}),
+    ),
+    Case(
         "09-saturated",
         "Logits times 1000: the cross-entropy has no gradients, and most adversarials are the clean images.",
         "Two checks fail, exit code 3 with --strict.",

@@ -194,6 +194,23 @@ def _put_back(attack: Callable[..., Tensor], *words: str, through: bool = False)
     return Outcome("no error", False)
 
 
+def _stays_in_autocast() -> Outcome:
+    """What an attack changes for all of torch shows in what its target answers."""
+    autocast = torch.autocast("cpu", torch.bfloat16)
+
+    def attack(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
+        autocast.__enter__()
+        return images
+
+    try:
+        perturb(attack, networks.Small().eval(), torch.rand(8, 3, 16, 16), torch.arange(8) % 4)
+    except ValueError as error:
+        return Outcome(str(error), "'attack'" in str(error) and "other answers" in str(error))
+    finally:
+        autocast.__exit__(None, None, None)
+    return Outcome("no error", False)
+
+
 def _out_of_range(attack: Callable[..., Tensor]) -> Outcome:
     target = FeatureNetwork(networks.Small(), ["relu1"])
     try:
@@ -340,6 +357,12 @@ CASES = [
             partial(_put_back, function, *words, through=function is attacks.touches_surrogate),
         )
         for name, (function, what, words) in _DAMAGES.items()
+    ),
+    _python(
+        "integrity-autocast",
+        "An own attack enters autocast and never leaves it.",
+        "An error that names the attack, as the same images get other answers.",
+        _stays_in_autocast,
     ),
     _python(
         "20-own-attack-bytes",

@@ -15,6 +15,7 @@ from lightning_advknn.models import (
     Normalize,
     Surrogate,
 )
+from lightning_advknn.modules.checkpoint import check_network
 
 LAYERS = ("relu1", "relu2", "relu3", "logits")
 
@@ -249,3 +250,28 @@ def test_an_in_place_layer_does_not_change_earlier_features():
     features = FeatureNetwork(network, ["1"]).features(images)["1"]
     assert torch.equal(features, network[1](images.flatten(1)))
     assert (features < 0).any()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # scripts are old, and still about
+@pytest.mark.parametrize(
+    "made", [torch.jit.script, lambda network: torch.jit.trace(network, torch.rand(1, 2, 2))]
+)
+def test_layers_of_torchscript_are_refused(made):
+    network = made(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval())
+    with pytest.raises(ValueError, match=r"ordinary modules, but \['1'\] are TorchScript"):
+        FeatureNetwork(network, ["1"])
+
+
+def test_logits_beside_other_things_are_refused():
+    class Gives(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat = nn.Flatten()
+
+        def forward(self, images):
+            return {"logits": self.flat(images)}
+
+    with pytest.raises(
+        ValueError, match=r"logits of shape \(B, 4\), but got a dict\. Let its `forward` return"
+    ):
+        check_network(FeatureNetwork(Gives(), ["flat"]), (1, 2, 2), 4)

@@ -1,5 +1,6 @@
 """Checks that tell a failed attack from a robust victim, on runs made by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +105,9 @@ def test_surrogates_that_imitate_nothing() -> None:
     assert check.holds is False
     assert surrogates_carry_over([run_of(own=90, victim=18, **surrogate)]).holds is True
     assert surrogates_carry_over([run_of(own=10, victim=0, **surrogate)]).holds is True  # of little weight
+    few = run_of(own=4, **surrogate)
+    few = replace(few, own=few.own[:12], meant=few.meant[:12], victims={"dknn": Judged(first(0)[:12], None)})
+    assert surrogates_carry_over([few]).holds is True  # of 12 images four
     # At the largest eps it carries over; the backbone and minimum-norm attacks need not.
     series = [
         run_of(own=90, victim=10, eps=0.1, **surrogate),
@@ -121,6 +125,14 @@ NAMES = ("apple", "pear", "plum", "fig")
 
 def classify(classes: torch.Tensor, own_knn: torch.Tensor | None = LABELS) -> Check:
     return clean_images_are_classified(LABELS, {"origin": Classified(classes, own_knn)}, NAMES)
+
+
+@pytest.mark.parametrize(("n", "right"), [(1, 1), (2, 2), (2, 1), (5, 4), (5, 2)])
+def test_a_few_images_are_no_chance(n: int, right: int) -> None:
+    """Two standard errors above chance are more than 100 % of two images."""
+    labels = torch.arange(n) % 4
+    classes = torch.where(torch.arange(n) < right, labels, (labels + 1) % 4)
+    assert clean_images_are_classified(labels, {"kNN": Classified(classes, None)}, NAMES).holds is True
 
 
 def test_networks_with_other_labels() -> None:
