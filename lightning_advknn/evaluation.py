@@ -197,6 +197,10 @@ def _errors_of(attack: str) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
+    except SystemExit as error:
+        if error.code == 143:  # this process is terminated
+            raise
+        raise ValueError(f"Attack {attack} failed: it called sys.exit({error.code!r}).") from error
     except Exception as error:
         if isinstance(error, RuntimeError) and is_lost(error):
             raise
@@ -210,6 +214,10 @@ def _as_images(returned: object, images: Tensor, attack: str) -> Tensor:
         ValueError: If it is anything but floating-point images of their shape in [0, 1], up to rounding.
     """
     check_returned(f"attack {attack}", returned, images)
+    if cast(Tensor, returned).is_meta:
+        raise ValueError(
+            f"Expected attack {attack} to return images, but got a tensor of the device meta, which has no values."
+        )
     # A copy, as it may give one and the same memory each time.
     adversarial = cast(Tensor, returned).detach().to_dense().to(images.device, torch.float32, copy=True)
     if not len(adversarial):

@@ -329,3 +329,16 @@ def test_rows_of_a_run_are_summarized(victim, device):
     assert result["l2"] == pytest.approx(math.sqrt(1 + 0.81) / 3)
     assert result["linf"] == pytest.approx(1)
     assert "surrogate_acc" not in result
+
+
+def test_an_attack_cannot_end_the_program_or_return_nothing_but_a_shape() -> None:
+    images, labels = torch.full((2, 1, 1, 2), 0.5), torch.zeros(2, dtype=torch.int64)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2)).eval()
+
+    def leave(*_: object) -> torch.Tensor:
+        raise SystemExit(0)
+
+    with pytest.raises(ValueError, match=r"'leave' failed: it called sys\.exit\(0\)"):
+        evaluation.perturb(leave, network, images, labels)
+    with pytest.raises(ValueError, match="device meta"):
+        evaluation.perturb(lambda _, images, labels: images.to("meta"), network, images, labels)
