@@ -99,7 +99,9 @@ class Snapshot:
             (module, name, before, _value(vars(module).get(name)))
             for module, part in self._parts.items()
             for name, before in part.settings.items()
-            if not _is_value(before, vars(module).get(name))
+            # An object instead of nothing is what a module makes at its first use, such as a bank's scan.
+            if not _is_value(before, now := vars(module).get(name))
+            and (before is not None or _is_setting(name, now))
         ]
         if changed:
             with suppress(Exception):  # of a target that an attack has broken
