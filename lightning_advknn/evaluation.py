@@ -8,7 +8,7 @@ and W&B all read these.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric, Metric
 
 from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
-from lightning_advknn.attacks.arguments import check_returned
+from lightning_advknn.attacks.arguments import returned_images
 from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import Convention, check_images, check_labels, float32_arithmetic
@@ -31,7 +31,6 @@ Rows = dict[str, Tensor]
 ``dnn_*``, ``knn_*``, ``dknn_*``, ``surrogate_*`` (predictions), ``votes_*`` ``(n, L, C)``, ``knn_credibility_*`` and
 ``dknn_credibility_*``."""
 
-_ROUNDING = 1e-6  # by which an attack's last addition in float32 may leave [0, 1]
 
 CPU_BATCH, GPU_BATCH = 64, 1000
 """Images attacked at once: what fits a CPU's caches, and what keeps a GPU busy."""
@@ -186,7 +185,7 @@ def perturb(
             part = images[batch]  # copies, as of labels
             with _errors_of(name):
                 returned = attack(ready, part.clone(), labels[batch])
-            parts.append(_as_images(returned, part, name))
+            parts.append(returned_images(f"attack {name}", returned, part))
     return torch.cat(parts)[:n]
 
 
@@ -205,30 +204,6 @@ def _errors_of(attack: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and is_lost(error):
             raise
         raise ValueError(f"Attack {attack} failed: {type(error).__name__}: {error}") from error
-
-
-def _as_images(returned: object, images: Tensor, attack: str) -> Tensor:
-    """What an attack returned, as a float32 copy on the device of the images that it was given.
-
-    Raises:
-        ValueError: If it is anything but floating-point images of their shape in [0, 1], up to rounding.
-    """
-    check_returned(f"attack {attack}", returned, images)
-    if cast(Tensor, returned).is_meta:
-        raise ValueError(
-            f"Expected attack {attack} to return images, but got a tensor of the device meta, which has no values."
-        )
-    # A copy, as it may give one and the same memory each time.
-    adversarial = cast(Tensor, returned).detach().to_dense().to(images.device, torch.float32, copy=True)
-    if not len(adversarial):
-        return adversarial
-    low, high = adversarial.aminmax()
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
-        raise ValueError(
-            f"Expected attack {attack} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]. Clip"
-            " them: `adversarial.clamp(0, 1)`. NaN often comes from dividing by a gradient that is zero."
-        )
-    return adversarial.clamp_(0.0, 1.0)
 
 
 @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from lightning_advknn.classifiers import DkNNClassifier
 from lightning_advknn.functional import autocast_devices, check_images, check_labels
+
+_ROUNDING = 1e-6  # by which an attack's last addition in float32 may leave [0, 1]
 
 
 def check_arguments(
@@ -77,6 +80,36 @@ def check_returned(name: str, adversarial: object, images: Tensor) -> None:
         raise ValueError(f"{wanted} shape {tuple(adversarial.shape)}. Return one image for each image.")
     if not adversarial.is_floating_point():
         raise ValueError(f"{wanted} {adversarial.dtype}. Return images in [0, 1]: divide bytes by 255.")
+    if adversarial.is_meta:
+        raise ValueError(
+            f"{wanted} one of the device meta, which has no values. Return one on {images.device}."
+        )
+
+
+def returned_images(name: str, returned: object, images: Tensor) -> Tensor:
+    """What an attack returned, as a copy of the dtype and on the device of the images that it was given, clipped to [0, 1].
+
+    Args:
+        name: Of the attack.
+        returned: A floating-point tensor of the images' shape, in [0, 1] up to rounding.
+        images: float ``(B, channels, H, W)``.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    check_returned(name, returned, images)
+    # A copy, as an attack may give one and the same memory each time.
+    adversarial = cast(Tensor, returned).detach().to_dense().to(images, copy=True)
+    if not len(adversarial):
+        return adversarial
+    low, high = adversarial.aminmax()
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
+        raise ValueError(
+            f"Expected {name} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]. Clip them:"
+            " `adversarial.clamp(0, 1)`; of a library's attack, change its settings. NaN often comes from dividing by a gradient that"
+            " is zero."
+        )
+    return adversarial.clamp_(0.0, 1.0)
 
 
 def _is_number(value: object) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.attacks.arguments import check_arguments, check_returned
+from lightning_advknn.attacks.arguments import check_arguments, returned_images
 from lightning_advknn.attacks.balls import norm_of
 from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.probe import Probe, seeded
@@ -25,7 +25,6 @@ from lightning_advknn.attacks.probe import Probe, seeded
 _PACKAGES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
 _COUNTS = ("n_classes", "nb_classes", "num_classes")  # arguments that count the classes
 _STANDARD = 10  # classes of AutoAttack's authors: with more, too, it aims at the 9 nearest others
-_ROUNDING = 1e-6  # by which a library's last addition in float32 may leave [0, 1]
 
 
 def load_function(path: str) -> Callable[..., Tensor]:
@@ -155,15 +154,7 @@ class LibraryAttack:
                     f"Expected {self.path} with {settings} to attack images of shape {tuple(images.shape)}, but it raised"
                     f" {_text(error)}. Change its settings, or leave it out."
                 ) from error
-        check_returned(self.path, returned, images)
-        adversarial: Tensor = returned.detach().to(images)
-        low, high = adversarial.aminmax()
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
-            raise ValueError(
-                f"Expected {self.path} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
-                " Change its settings or take another library's version of it: some divide by gradients that are zero."
-            )
-        return adversarial.clamp(0.0, 1.0)
+        return returned_images(self.path, returned, images)
 
     def check(self, settings: dict[str, Any]) -> object:
         """Judge settings by making the attack, which takes no time.

@@ -13,7 +13,7 @@ from lightning_advknn.classifiers import DkNNClassifier
 
 ROUNDING = 1e-6  # by which float32 may leave a ball
 
-Look = Callable[[Tensor, Any], None]  # gets images that are asked about, and the answer
+_Look = Callable[[Tensor, Any], None]  # gets images that are asked about, and the answer
 
 
 class Iterates:
@@ -94,7 +94,7 @@ class _Notes:
 
 
 @contextmanager
-def _asked(module: nn.Module, look: Look) -> Iterator[None]:
+def _asked(module: nn.Module, look: _Look) -> Iterator[None]:
     """Look at all that a module is asked."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:

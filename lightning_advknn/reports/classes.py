@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.experiment import ExperimentRun
 
-SHOWN = 12  # classes that a line names all of
+_SHOWN = 12  # classes that a line names all of
 
 
 def classes_line(data: ImageDataModule) -> str:
@@ -20,9 +20,9 @@ def classes_line(data: ImageDataModule) -> str:
         f"{label} {name} {own}/{others}"
         for label, (name, own, others) in enumerate(zip(names_of(data), train, test, strict=True))
     ]
-    if len(each) > SHOWN:
+    if len(each) > _SHOWN:
         fewest = f"; at least {min(train)}/{min(test)}, at most {max(train)}/{max(test)}"
-        each = [*each[: SHOWN // 2], "...", f"{each[-1]}{fewest}"]
+        each = [*each[: _SHOWN // 2], "...", f"{each[-1]}{fewest}"]
     return f"Classes of {data.name}, each with its label and its training/test images: {', '.join(each)}"
 
 
