@@ -31,7 +31,6 @@ Rows = dict[str, Tensor]
 ``dnn_*``, ``knn_*``, ``dknn_*``, ``surrogate_*`` (predictions), ``votes_*`` ``(n, L, C)``, ``knn_credibility_*`` and
 ``dknn_credibility_*``."""
 
-
 CPU_BATCH, GPU_BATCH = 64, 1000
 """Images attacked at once: what fits a CPU's caches, and what keeps a GPU busy."""
 

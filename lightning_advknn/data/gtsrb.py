@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -29,14 +30,10 @@ class GTSRB(ImageDataModule):
 
     Args:
         root: Folder of the data files, in torchvision's layout.
-        download: Fetch missing files.
-        verify_checksums: Check archives that are downloaded, and that files are as many as the official ones. Switch off
-            for files of your own.
-        batch_size: Images a training step.
-        eval_batch_size: Images a batch elsewhere.
         val_size: Images held out of the training split, about, as tracks are whole; at least a track of each class.
         calibration_per_class: Images of each class taken from the test split for calibration. The smallest has 60.
-        split_seed: Seed of the splits.
+        settings: The others of `ImageDataModule`. `verify_checksums` checks archives that are downloaded, and that files are
+            as many as the official ones.
     """
 
     image_shape = (3, _SIDE, _SIDE)
@@ -56,26 +53,9 @@ class GTSRB(ImageDataModule):
     )
 
     def __init__(
-        self,
-        root: str = "data",
-        download: bool = True,
-        verify_checksums: bool = True,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        val_size: int = 3900,
-        calibration_per_class: int = 20,
-        split_seed: int = 0,
+        self, root: str = "data", val_size: int = 3900, calibration_per_class: int = 20, **settings: Any
     ) -> None:
-        super().__init__(
-            root,
-            download,
-            verify_checksums,
-            batch_size,
-            eval_batch_size,
-            val_size,
-            calibration_per_class,
-            split_seed,
-        )
+        super().__init__(root, val_size=val_size, calibration_per_class=calibration_per_class, **settings)
         self._tracks: list[str] = []  # of the training images
 
     def prepare_data(self) -> None:
