@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.experiment import ExperimentRun
 
@@ -12,8 +10,9 @@ _SHOWN = 12  # classes that a line names all of
 
 def classes_line(data: ImageDataModule) -> str:
     """Labels, names and images of the classes in a line: training and test images, of all that the data set has of them."""
+    counts = data.counts()
     train, test = (
-        (_counts(data, data.split(part).labels) + _counts(data, data.split(rest).labels)).tolist()
+        [one + other for one, other in zip(counts[part], counts[rest], strict=True)]
         for part, rest in (("train", "val"), ("test", "calibration"))
     )
     each = [
@@ -32,17 +31,11 @@ def classes_of(run: ExperimentRun) -> dict[str, Any]:
     The split ``attacked`` is of the test images that are attacked.
     """
     data = run.data
-    labels = {name: data.split(name).labels for name in ("train", "val", "calibration", "test")}
-    labels["attacked"] = run.test.labels
-    counts = {name: _counts(data, each).tolist() for name, each in labels.items()}
-    return {"names": names_of(data), **counts}
+    attacked = run.test.labels.bincount(minlength=data.num_classes).tolist()
+    return {"names": names_of(data), **data.counts(), "attacked": attacked}
 
 
 def names_of(data: ImageDataModule) -> list[str]:
     """In order of labels; the labels themselves where a data set has no names for as many."""
     known = len(data.class_names) == data.num_classes
     return list(data.class_names) if known else [str(label) for label in range(data.num_classes)]
-
-
-def _counts(data: ImageDataModule, labels: Tensor) -> Tensor:
-    return labels.bincount(minlength=data.num_classes)

@@ -94,7 +94,6 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         return told_by_first(run.ranks)
     run.train()
     sys.stdout.write(f"{classes_line(run.data)}\n")
-    checking = Checking(run, run.rows(ORIGIN, None))
     table2: list[Record] = []
     clean: dict[str, Rows] = {}
     last: dict[str, Rows] = {}  # on what is pictured
@@ -107,7 +106,9 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         metrics[name], credibility[name] = metrics_of(rows), credibility_of(rows)
         if attack is None:
             clean[method] = rows
-        if attack is not None:
+            if method == ORIGIN:  # which comes first
+                checking = Checking(run, rows)
+        else:
             checking.add(method, attack, rows)
         if attack is None or method == pictured:
             last[attack or "clean"] = rows
