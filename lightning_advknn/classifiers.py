@@ -168,8 +168,8 @@ class DkNNClassifier(Frozen):
         """Keep the true-class votes ``(N, L)`` of the calibration images, for Eq. (5).
 
         Raises:
-            ValueError: If an image is out of range or unlike the bank's, a label is no class, a feature is not finite, or there
-                are no images.
+            ValueError: If an image is out of range or unlike the bank's, a label is no class, a feature is
+                not finite, or there are no images.
         """
         device = self.calibration_votes.device
         parts = []
@@ -248,7 +248,8 @@ def build_banks(
     with the same images in the same batches.
 
     Args:
-        network: A function of the image; a few images of the first batch say whether it is (`check_function`).
+        network: A function of the image; a few images of the first batch say whether it is
+            (`check_function`).
         loader: The training images.
         num_classes: C.
         metric: Distance of the banks.
@@ -264,9 +265,9 @@ def build_banks(
         A bank for each of the network's layers, on the network's device.
 
     Raises:
-        ValueError: If an image is out of range, a label is no class, a feature is not finite, an image's features depend
-            on more than the image, there are no images, `memory_gib` is too little, the backend cannot search such features, or a
-            rank would have no row.
+        ValueError: If an image is out of range, a label is no class, a feature is not finite, an image's
+            features depend on more than the image, there are no images, `memory_gib` is too little, the
+            backend cannot search such features, or a rank would have no row.
         OSError: If the disk is full, or will be.
     """
     check_backend(backend)

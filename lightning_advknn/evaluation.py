@@ -143,10 +143,10 @@ def perturb(
 ) -> Tensor:
     """Attack images: a logits function in batches of one size, a victim all at once.
 
-    The last batch is filled up, so every image meets the same arithmetic, however many there are. Attacks on victims make
-    their own batches, as searching a bank and differentiating a network go well with different ones.
-    A module is frozen and in evaluation mode meanwhile. The attack gets copies of images and labels, and leaves the target and all
-    modules bound to it as they were.
+    The last batch is filled up, so every image meets the same arithmetic, however many there are. Attacks on
+    victims make their own batches, as searching a bank and differentiating a network go well with different
+    ones. A module is frozen and in evaluation mode meanwhile. The attack gets copies of images and labels,
+    and leaves the target and all modules bound to it as they were.
 
     Args:
         attack: With its settings bound.
@@ -160,9 +160,9 @@ def perturb(
         Adversarial images, float32, same shape: exactly what is stored and judged.
 
     Raises:
-        ValueError: If an image or a label is out of range, or the attack fails, returns anything but floating-point images of the
-            same shape in [0, 1], or changes the target, another module that it holds or torch's global settings; what it changed
-            is put back.
+        ValueError: If an image or a label is out of range, or the attack fails, returns anything but
+            floating-point images of the same shape in [0, 1], or changes the target, another module that it
+            holds or torch's global settings; what it changed is put back.
     """
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)

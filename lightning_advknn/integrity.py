@@ -69,9 +69,10 @@ class _Part(NamedTuple):
 class Snapshot:
     """What modules compute with: tensors by content, modes, `requires_grad`, submodules, hooks and settings.
 
-    Tensors are compared to the bit, however they were written. Up to 256 MiB of them are copied and can be put back; of
-    larger ones, such as a bank's features, a checksum of every byte in its place is kept. Rows in a file have changed if the
-    file has been written. Settings are attributes that are numbers, text or tensors.
+    Tensors are compared to the bit, however they were written. Up to 256 MiB of them are copied and can be
+    put back; of larger ones, such as a bank's features, a checksum of every byte in its place is kept. Rows
+    in a file have changed if the file has been written. Settings are attributes that are numbers, text or
+    tensors.
 
     Args:
         modules: By name.
@@ -93,7 +94,8 @@ class Snapshot:
         """Settings that are no longer as they were, in words.
 
         Args:
-            ask: Asks the modules. What that changes again is a memory of their own, such as a count of calls, and no setting.
+            ask: Asks the modules. What that changes again is a memory of their own, such as a count of calls,
+                and no setting.
         """
         changed = [
             (module, name, before, _value(vars(module).get(name)))
@@ -198,12 +200,13 @@ class Snapshot:
 def unchanged(attack: str, things: Iterable[Any], ask: Callable[[], list[Tensor]]) -> Iterator[None]:
     """Watch over an attack: what it attacks, what that answers and torch's global settings are the same after it as before.
 
-    What has changed is put back, also if the attack fails; but not what lies outside of modules and these settings, such as a
-    class's forward pass or autocast: that shows in the answers alone.
+    What has changed is put back, also if the attack fails; but not what lies outside of modules and these
+    settings, such as a class's forward pass or autocast: that shows in the answers alone.
 
     Args:
         attack: Its name.
-        things: Modules, and functions that hold some: bound to arguments, as methods, in closures, or as attributes.
+        things: Modules, and functions that hold some: bound to arguments, as methods, in closures, or as
+            attributes.
         ask: Gives what the target answers about some images.
 
     Raises:

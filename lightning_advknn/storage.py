@@ -63,8 +63,9 @@ def check_writable(folder: Path) -> None:
 def locked(path: Path, what: str | None, wait: bool = True) -> Iterator[float]:
     """Be the only one that makes a file; yield the seconds that others were waited for, who may have made it.
 
-    The lock is a hidden file beside it, which goes when it is freed. The system frees it when its process ends, however that ends.
-    Where files cannot be locked, nobody waits, and a warning says so: files are still whole or not there.
+    The lock is a hidden file beside it, which goes when it is freed. The system frees it when its process
+    ends, however that ends. Where files cannot be locked, nobody waits, and a warning says so: files are
+    still whole or not there.
 
     Args:
         path: Of the file that is made.
@@ -77,8 +78,8 @@ def locked(path: Path, what: str | None, wait: bool = True) -> Iterator[float]:
     """
     check_writable(path.parent)
     file = path.with_name(f".{path.name}.lock")
-    # The other kind of lock, a file that is there or not, would outlive a killed process. What a killed one leaves, other
-    # users of the folder may lock too.
+    # The other kind of lock, a file that is there or not, would outlive a killed process. What a killed one
+    # leaves, other users of the folder may lock too.
     lock = FileLock(file, poll_interval=0.1, fallback_to_soft=False, mode=0o666)
     waited = 0.0
     try:

@@ -90,8 +90,9 @@ def small_experiment(folder: Path, images: bool = True, **changes: Any) -> None:
     Args:
         folder: Where.
         images: Also `write_images`.
-        changes: By configuration, values by dotted name: ``attack={"victim.k": 7}``, ``network={"init_args.function": "..."}``,
-            ``backbone={"trainer.max_epochs": 1}``; a value of None deletes.
+        changes: By configuration, values by dotted name: ``attack={"victim.k": 7}``,
+            ``network={"init_args.function": "..."}``, ``backbone={"trainer.max_epochs": 1}``; a value of None
+            deletes.
     """
     if images:
         write_images(folder / "images")

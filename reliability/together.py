@@ -19,11 +19,13 @@ SECONDS = 300  # that all of it may take on a busy machine
 def together(folder: Path, stop: str, names: list[str]) -> list[int]:
     """Run the experiment ``attack.yaml`` of a folder in as many processes as there are names, and return their exit codes.
 
-    ``made.txt`` gets a line for all that is made: who began or ended what. Each writes into ``<name>`` and ``<name>.err``.
+    ``made.txt`` gets a line for all that is made: who began or ended what. Each writes into ``<name>`` and
+    ``<name>.err``.
 
     Args:
         folder: With the experiment.
-        stop: A stage in which the first is killed by signal 9 once all others wait for it; empty to kill none.
+        stop: A stage in which the first is killed by signal 9 once all others wait for it; empty to kill
+            none.
         names: Of the processes.
     """
     until = time.monotonic() + SECONDS

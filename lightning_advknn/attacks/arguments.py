@@ -22,7 +22,8 @@ def check_arguments(
 ) -> None:
     """Raise a ValueError unless images are in [0, 1], each has a label, and settings are finite and at least 0.
 
-    Also under autocast, in whose arithmetic a victim's features would be others; an attack's `precision` is for that.
+    Also under autocast, in whose arithmetic a victim's features would be others; an attack's `precision` is
+    for that.
 
     Args:
         images: float ``(B, ...)``.

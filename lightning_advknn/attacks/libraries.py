@@ -105,10 +105,11 @@ _Make = Callable[[Any, _Logits, Tensor, dict[str, Any]], _Made]
 class LibraryAttack:
     """An attack class of another library as a function ``attack(logits_fn, images, labels, **settings)``.
 
-    Settings are the constructor's arguments, and `seed`. Attacks of foolbox also have `eps`, to which the perturbation is
-    clipped in the attack's norm; without it, a minimum-norm attack has no bound. Where foolbox finds nothing and gives a black
-    image, the image stays as it was. Attacks of ART show no progress unless `verbose` is set. A number of classes is that of
-    the logits, unless it is given. A norm may be written in any way that `balls.norm_of` knows.
+    Settings are the constructor's arguments, and `seed`. Attacks of foolbox also have `eps`, to which the
+    perturbation is clipped in the attack's norm; without it, a minimum-norm attack has no bound. Where
+    foolbox finds nothing and gives a black image, the image stays as it was. Attacks of ART show no progress
+    unless `verbose` is set. A number of classes is that of the logits, unless it is given. A norm may be
+    written in any way that `balls.norm_of` knows.
 
     Args:
         path: Its import path.
@@ -137,7 +138,8 @@ class LibraryAttack:
             Adversarial images in [0, 1], same shape, dtype and device.
 
         Raises:
-            ValueError: If images or labels are not as stated, or the library fails, returns something else or leaves [0, 1].
+            ValueError: If images or labels are not as stated, or the library fails, returns something else or
+                leaves [0, 1].
         """
         check_arguments(images, labels)
         if not len(images):
@@ -160,7 +162,8 @@ class LibraryAttack:
         """Judge settings by making the attack, which takes no time.
 
         Returns:
-            What the library says that the attack keeps small, in its own words such as ``"Linf"`` or ``2``; None where it is silent.
+            What the library says that the attack keeps small, in its own words such as ``"Linf"`` or ``2``;
+            None where it is silent.
 
         Raises:
             ValueError: If it cannot be made with them.
@@ -340,7 +343,8 @@ def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, A
 def _art_norm(kind: type, attack: Any) -> object:
     if kind.__module__.partition(".")[0] == "art" and kind.__name__ in _ART_NORMS:
         return _ART_NORMS[kind.__name__]
-    # Wasserstein's `norm` is that of its steps; of the elastic net, which is neither L1 nor L2, no more is known.
+    # Wasserstein's `norm` is that of its steps; of the elastic net, which is neither L1 nor L2, no more is
+    # known.
     for name in ("ball", "norm", "decision_rule"):
         if hasattr(attack, name):
             said = getattr(attack, name)

@@ -21,8 +21,9 @@ bfloat16 units; what needs no gradients is computed as ever. ``bfloat16`` is aut
 def prepared(logits_fn: LogitsFn, precision: Precision = "float32") -> Iterator[LogitsFn]:
     """Make a logits function ready for many gradients, and restore it.
 
-    A module is in evaluation mode, its parameters are frozen and their gradients put aside meanwhile; its convolutions use what
-    has been made of their weights once. Other callables are left alone, but for autocast.
+    A module is in evaluation mode, its parameters are frozen and their gradients put aside meanwhile; its
+    convolutions use what has been made of their weights once. Other callables are left alone, but for
+    autocast.
 
     Args:
         logits_fn: Maps images to logits.

@@ -49,8 +49,8 @@ class AttackSettings:
             victim. None for all of them.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
-        norm: What its eps is measured in, ``l2`` or ``linf`` in any way that libraries write them, where nothing else says so
-            (`measure`).
+        norm: What its eps is measured in, ``l2`` or ``linf`` in any way that libraries write them, where
+            nothing else says so (`measure`).
     """
 
     function: str
@@ -65,8 +65,8 @@ class AttackSettings:
         """Judge all that can be judged without knowing what is attacked.
 
         Raises:
-            ValueError: If the function, a setting, the precision or the norm does not exist, one is missing, or one is out of
-                range.
+            ValueError: If the function, a setting, the precision or the norm does not exist, one is missing,
+                or one is out of range.
             ImportError: If the library of the function is not installed.
         """
         if self.precision not in get_args(Precision):
@@ -138,8 +138,9 @@ class AttackSettings:
     def measure(self) -> Norm:
         """What its eps is measured in, or what it makes small without one.
 
-        A library's attack says so itself: foolbox's by its ``distance``, torchattacks' and ART's by their ``norm``, their
-        documentation or paper (`LibraryAttack.check`); a function by its setting ``norm``. Where these are silent, its `norm` does.
+        A library's attack says so itself: foolbox's by its ``distance``, torchattacks' and ART's by their
+        ``norm``, their documentation or paper (`LibraryAttack.check`); a function by its setting ``norm``.
+        Where these are silent, its `norm` does.
 
         Raises:
             ValueError: If it is another norm, nothing says so, or two disagree.

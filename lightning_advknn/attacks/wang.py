@@ -15,10 +15,11 @@ _ROUNDING = 1e-5  # of features in float32, relative
 def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
     """A small L2 perturbation of a 1-NN on pixels: to the cell of another class's training image that is nearest without a range.
 
-    It is the smallest one only if pixels may leave [0, 1], as the quadratic program has no such constraint. Its solution is on a
-    cell's edge; it is clamped to [0, 1] and, where the victim is not fooled then, moved on towards the cell's training image, by
-    1e-6 of the way at first and at last all of it. Where much was clamped, a smaller perturbation within [0, 1] may exist, perhaps
-    into another cell: distances of this attack are upper bounds of the true minimum, `attacks.voronoi.exact_minimum` a lower one.
+    It is the smallest one only if pixels may leave [0, 1], as the quadratic program has no such constraint.
+    Its solution is on a cell's edge; it is clamped to [0, 1] and, where the victim is not fooled then, moved
+    on towards the cell's training image, by 1e-6 of the way at first and at last all of it. Where much was
+    clamped, a smaller perturbation within [0, 1] may exist, perhaps into another cell: distances of this
+    attack are upper bounds of the true minimum, `attacks.voronoi.exact_minimum` a lower one.
 
     Args:
         victim: A kNN, k = 1, as a DkNN of one layer, whose features are pixels times a factor each plus a constant;

@@ -52,7 +52,8 @@ class AttackEvaluation(Callback):
         eps_curve: Eps at which success is measured beside no attack and the attacks' own; none for no curve.
 
     Raises:
-        ValueError: If an argument is out of range or no whole number, or an attack or one of its settings does not exist.
+        ValueError: If an argument is out of range or no whole number, or an attack or one of its settings
+            does not exist.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class AttackEvaluation(Callback):
         """Bind to the module and the data, and check all that can be checked before anything long starts.
 
         Raises:
-            ValueError: If the trainer's precision is another than victims decide in, a layer does not exist, a split has too few
-                images, k exceeds the bank, or an attack fails on images like these.
+            ValueError: If the trainer's precision is another than victims decide in, a layer does not exist,
+                a split has too few images, k exceeds the bank, or an attack fails on images like these.
             TypeError: If module or data are of another kind.
         """
         if stage == "predict":

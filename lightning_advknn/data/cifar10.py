@@ -29,8 +29,8 @@ class _OwnCIFAR10(torchvision.datasets.CIFAR10):  # type: ignore[misc]  # torchv
 class CIFAR10(ImageDataModule):
     """Colour photographs of ten kinds of things, 50,000 training and 10,000 test images of 3x32x32, from torchvision.
 
-    Files: ``root/cifar-10-batches-py/{data_batch_1..5,test_batch}``, pickles: those that would run code are refused.
-    Arguments and splits as in `ImageDataModule`.
+    Files: ``root/cifar-10-batches-py/{data_batch_1..5,test_batch}``, pickles: those that would run code are
+    refused. Arguments and splits as in `ImageDataModule`.
     """
 
     image_shape = (3, 32, 32)

@@ -12,7 +12,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-# Of MPO (JPEG), the rest are previews, gain maps and second views; of PSD, layers, which the first shows together.
+# Of MPO (JPEG), the rest are previews, gain maps and second views; of PSD, layers, which the first shows
+# together.
 _FIRST_IS_ALL = ("MPO", "PSD")
 _SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of ICC profiles, and Pillow's mode of each
 
@@ -41,17 +42,18 @@ def extensions() -> frozenset[str]:
 def decode(content: bytes, image_size: int | None, background: Sequence[float] | None) -> Tensor:
     """RGB pixels of an image file, uint8 ``(3, H, W)``.
 
-    It is turned as its EXIF orientation says, brought to sRGB by its colour profile, and put on the background.
+    It is turned as its EXIF orientation says, brought to sRGB by its colour profile, and put on the
+    background.
 
     Args:
         content: Of the file.
-        image_size: Height and width that it gets: the shorter side is resized to it (bilinear, antialiased), then the centre is
-            cut out. None leaves it as it is.
+        image_size: Height and width that it gets: the shorter side is resized to it (bilinear, antialiased),
+            then the centre is cut out. None leaves it as it is.
         background: Red, green and blue in [0, 1] behind transparent pixels; None refuses them.
 
     Raises:
-        ValueError: If a viewer shows more than these pixels can say: several frames, more than 8 bits a channel, transparency
-            without a background.
+        ValueError: If a viewer shows more than these pixels can say: several frames, more than 8 bits a
+            channel, transparency without a background.
         Exception: Anything, of damaged files.
     """
     with Image.open(BytesIO(content), formats=formats()) as image:

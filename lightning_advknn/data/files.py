@@ -69,7 +69,8 @@ class ImageFiles:
             background: Red, green and blue in [0, 1] behind transparent pixels; None refuses them.
 
         Raises:
-            ValueError: If a file is damaged or cannot be read as a viewer shows it, or without `image_size` shapes differ.
+            ValueError: If a file is damaged or cannot be read as a viewer shows it, or without `image_size`
+                shapes differ.
         """
 
         def look(name: str) -> ImageFile | str:

@@ -20,20 +20,22 @@ _OFFICIAL = {"train": 39_209, "test": 12_630}  # images
 class GTSRB(ImageDataModule):
     """German traffic signs, 39,209 training and 12,630 test photographs of 43 classes, as 3x32x32 images, from torchvision.
 
-    Files: ``root/gtsrb/GTSRB/Training/<class>/<track>_<frame>.ppm``, ``root/gtsrb/GTSRB/Final_Test/Images`` and
-    ``root/gtsrb/GT-final_test.csv``. Photographs are of 15 to 250 pixels a side; each is resized to 32x32 (bilinear,
-    antialiased), its sides alike or not. Where all files are of 32x32 already, someone has resized them before, and
-    `note` says so.
+    Files: ``root/gtsrb/GTSRB/Training/<class>/<track>_<frame>.ppm``, ``root/gtsrb/GTSRB/Final_Test/Images``
+    and ``root/gtsrb/GT-final_test.csv``. Photographs are of 15 to 250 pixels a side; each is resized to 32x32
+    (bilinear, antialiased), its sides alike or not. Where all files are of 32x32 already, someone has resized
+    them before, and `note` says so.
 
-    Training photographs are frames of a track, some 30 of one sign in passing, nearly alike. So validation images are
-    whole tracks of each class, and no frame of theirs is in the training part.
+    Training photographs are frames of a track, some 30 of one sign in passing, nearly alike. So validation
+    images are whole tracks of each class, and no frame of theirs is in the training part.
 
     Args:
         root: Folder of the data files, in torchvision's layout.
-        val_size: Images held out of the training split, about, as tracks are whole; at least a track of each class.
-        calibration_per_class: Images of each class taken from the test split for calibration. The smallest has 60.
-        settings: The others of `ImageDataModule`. `verify_checksums` checks archives that are downloaded, and that files are
-            as many as the official ones.
+        val_size: Images held out of the training split, about, as tracks are whole; at least a track of each
+            class.
+        calibration_per_class: Images of each class taken from the test split for calibration. The smallest
+            has 60.
+        settings: The others of `ImageDataModule`. `verify_checksums` checks archives that are downloaded, and
+            that files are as many as the official ones.
     """
 
     image_shape = (3, _SIDE, _SIDE)

@@ -26,11 +26,12 @@ from lightning_advknn.functional import whole
 class ImageFolder(ImageDataModule):
     """Images in ``root/train/<class>/`` and ``root/test/<class>/``, at any depth, read as a viewer shows them.
 
-    Classes are numbered in order of their names as text (1, 10, 2). Images are RGB, numbered in order of their paths, and read
-    from their files at each use: turned as their EXIF orientation says, and in sRGB. Every file is also read once at the start, so
-    that damaged ones are found before any work, and its content and pixels enter the `fingerprint`, so that nothing made of other
-    images is taken for it. All that Pillow reads is used, but for hidden files and folders and links out of a class's folder. A
-    warning names what is not used, equal images in train and test or in several classes, which `note` counts, and classes that
+    Classes are numbered in order of their names as text (1, 10, 2). Images are RGB, numbered in order of
+    their paths, and read from their files at each use: turned as their EXIF orientation says, and in sRGB.
+    Every file is also read once at the start, so that damaged ones are found before any work, and its content
+    and pixels enter the `fingerprint`, so that nothing made of other images is taken for it. All that Pillow
+    reads is used, but for hidden files and folders and links out of a class's folder. A warning names what is
+    not used, equal images in train and test or in several classes, which `note` counts, and classes that
     differ only in case.
 
     Args:
@@ -42,7 +43,8 @@ class ImageFolder(ImageDataModule):
         val_size: Images held out of the training images.
         calibration_per_class: Images of each class taken from the test images for calibration.
         split_seed: Seed of the splits.
-        background: Red, green and blue in [0, 1] behind transparent pixels; None refuses images that have some.
+        background: Red, green and blue in [0, 1] behind transparent pixels; None refuses images that have
+            some.
 
     Raises:
         ValueError: If a size is below 1 or no whole number, or `background` is no colour in [0, 1].

@@ -12,8 +12,8 @@ from lightning_advknn.data.mnist import MNIST
 class KMNIST(MNIST):
     """Cursive Japanese characters, 60,000 training and 10,000 test images of 1x28x28, in MNIST's format, from torchvision.
 
-    Files: ``root/KMNIST/raw/*-ubyte``, and beside them the archives ``*-ubyte.gz`` that they come from: torchvision states
-    the checksums of these. Arguments and splits as in `ImageDataModule`.
+    Files: ``root/KMNIST/raw/*-ubyte``, and beside them the archives ``*-ubyte.gz`` that they come from:
+    torchvision states the checksums of these. Arguments and splits as in `ImageDataModule`.
     """
 
     dataset: ClassVar[type[torchvision.datasets.MNIST]] = torchvision.datasets.KMNIST

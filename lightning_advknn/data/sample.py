@@ -7,8 +7,8 @@ from torch import Tensor
 def fair_order(labels: Tensor, seed: int) -> Tensor:
     """An order of all images of which every beginning has classes as in the whole, and every class where it is long enough.
 
-    First comes one image of each class; then the j-th image of a class of c in order of (j - 1/2) / c (Webster's method of
-    apportionment).
+    First comes one image of each class; then the j-th image of a class of c in order of (j - 1/2) / c
+    (Webster's method of apportionment).
 
     Args:
         labels: Classes, int64 ``(N,)``.

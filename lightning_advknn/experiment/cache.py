@@ -19,7 +19,8 @@ T = TypeVar("T")
 class StageCache:
     """Keeps the tensors of stages, each in a file whose name holds a key of all it depends on.
 
-    Several runs may share it at the same time: what one makes, the others wait for. One that cannot be written gives what it has.
+    Several runs may share it at the same time: what one makes, the others wait for. One that cannot be
+    written gives what it has.
 
     Args:
         folder: Where.
@@ -67,7 +68,8 @@ class StageCache:
     def lock(self, path: Path, stage: str, wait: bool = True) -> Iterator[None]:
         """Be the only run that makes a file of a stage. Who waits for one says so, once a stage.
 
-        What is made meanwhile may take the locks of what it depends on, and no others, so that no two runs wait for each other.
+        What is made meanwhile may take the locks of what it depends on, and no others, so that no two runs
+        wait for each other.
 
         Raises:
             TimeoutError: Without `wait`, if another run makes it.

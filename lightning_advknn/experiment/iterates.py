@@ -48,9 +48,9 @@ class Iterates:
     def columns(self, n: int) -> dict[str, Tensor]:
         """What was noted of the first n images, each bool ``(n,)``.
 
-        ``reached``: an iterate within eps, other than the clean image, had the target say another class than the label.
-        ``moved``: it was asked about another image than the clean one, or perhaps was. ``differentiated``: its answer was asked
-        for a gradient; not of victims, which have none.
+        ``reached``: an iterate within eps, other than the clean image, had the target say another class than
+        the label. ``moved``: it was asked about another image than the clean one, or perhaps was.
+        ``differentiated``: its answer was asked for a gradient; not of victims, which have none.
         """
         return {name: torch.cat([part[name] for part in self._notes])[:n] for name in self._notes[0]}
 

@@ -197,8 +197,8 @@ class ExperimentRun:
     def describe(self) -> dict[str, Any]:
         """Everything the results depend on, as plain values; equal for equal experiments, whatever machine makes them.
 
-        So an experiment that goes on on another machine stays the same one in the same folders: what the other machine computes
-        differently has another key in the cache and is made again there.
+        So an experiment that goes on on another machine stays the same one in the same folders: what the
+        other machine computes differently has another key in the cache and is made again there.
         """
         experiment = self.experiment
         given = {name: self._trained(name).checkpoint for name in self._trainings}

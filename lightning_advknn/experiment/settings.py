@@ -91,8 +91,8 @@ class Experiment:
         victim: kNN and DkNN.
         attacks: By name.
         transfer: Other networks by name, which judge what was made for the attacked one (Table 3).
-        images: Test images to attack: so many with classes as in the whole, the same for all experiments on the data
-            (`data.sample.fair_order`); None for all.
+        images: Test images to attack: so many with classes as in the whole, the same for all experiments on
+            the data (`data.sample.fair_order`); None for all.
         label_source: Which label the attacks ascend.
         seed: Of training.
         root: Folder of the data files, instead of the configurations'.

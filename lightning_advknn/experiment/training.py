@@ -184,7 +184,8 @@ def is_trained(checkpoint: Path) -> bool:
 def training_settings(cli: AdvKNNCLI) -> dict[str, Any]:
     """What of a train.py configuration decides the outcome, as plain values.
 
-    Not the device, though it rounds: what depends on a network has its weights in the key, so one trained on a GPU serves a laptop.
+    Not the device, though it rounds: what depends on a network has its weights in the key, so one trained on
+    a GPU serves a laptop.
     """
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     defaults = cli.parser.get_defaults().trainer

@@ -241,7 +241,8 @@ class Victims:
     def bounds(self, layer: str, scale: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """How far from images all that fools the kNN on a layer of pixels is at least.
 
-        For k = 1 that is the exact minimum for pixels without a range, else a lower bound of it (`attacks.voronoi`).
+        For k = 1 that is the exact minimum for pixels without a range, else a lower bound of it
+        (`attacks.voronoi`).
 
         Args:
             layer: One that votes; Euclidean.

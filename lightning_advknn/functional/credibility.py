@@ -49,8 +49,8 @@ def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention
         float64 ``(B,)`` in [0, 1].
 
     Raises:
-        ValueError: If the calibration set is empty, or is empty once trimmed, or not of shape ``(N,)``; or the convention is
-            unknown.
+        ValueError: If the calibration set is empty, or is empty once trimmed, or not of shape ``(N,)``; or
+            the convention is unknown.
 
     >>> votes = torch.tensor([[[3, 0], [2, 1]]])
     >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "strict")

@@ -47,8 +47,8 @@ class FeatureNetwork(Frozen):
         """Logits ``(B, C)`` of images in [0, 1].
 
         Raises:
-            ValueError: If images are not float32, a part of the network has been put into training mode, or the network cannot
-                take them as its weights are not.
+            ValueError: If images are not float32, a part of the network has been put into training mode, or
+                the network cannot take them as its weights are not.
         """
         if images.dtype != torch.float32:
             raise ValueError(
@@ -80,8 +80,8 @@ class FeatureNetwork(Frozen):
         """Logits ``(B, C)`` and each layer's features, float32 ``(B, D)``, from one forward pass.
 
         Raises:
-            ValueError: If a layer does not run, runs more than once, gives something else than a tensor, or is to be pooled and
-                gives no maps; or a part of the network has been put into training mode.
+            ValueError: If a layer does not run, runs more than once, gives something else than a tensor, or
+                is to be pooled and gives no maps; or a part of the network has been put into training mode.
         """
         outputs: dict[str, Tensor] = {}
         runs = Counter[str]()

@@ -17,9 +17,9 @@ from lightning_advknn.models.frozen import kept_modes
 ASKED = 4
 """Images that `check_function` asks about."""
 
-# What rounding may differ by, of the largest output: batches of another size add up in another order. That comes to some 2e-6 in
-# deep float32 networks on a CPU, to 1e-4 in convolutions with fewer multiplications (`winograd`), and to 1e-3 on a GPU's tensor cores
-# (TF32); batch statistics make differences of 1e-2 to 1.
+# What rounding may differ by, of the largest output: batches of another size add up in another order. That
+# comes to some 2e-6 in deep float32 networks on a CPU, to 1e-4 in convolutions with fewer multiplications
+# (`winograd`), and to 1e-3 on a GPU's tensor cores (TF32); batch statistics make differences of 1e-2 to 1.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 _TF32 = 2e-3
 
@@ -30,17 +30,17 @@ _Outputs = dict[str, Tensor]
 def check_function(network: FeatureNetwork, images: Tensor) -> None:
     """Raise a ValueError unless logits and features of an image depend on that image alone.
 
-    Asks about a few images twice, in another order, and one by one. Asked twice, equal is equal to the bit on a CPU; between
-    batches, and on a GPU, up to rounding in the coarsest precision that the network computes in. Leaves the network, its modes and all
-    random states as they were.
+    Asks about a few images twice, in another order, and one by one. Asked twice, equal is equal to the bit on
+    a CPU; between batches, and on a GPU, up to rounding in the coarsest precision that the network computes
+    in. Leaves the network, its modes and all random states as they were.
 
     Args:
         network: With the layers that count.
         images: A few real ones, float ``(B, channels, H, W)`` in [0, 1], on the network's device.
 
     Raises:
-        ValueError: If outputs are random or depend on the batch or on earlier images, or if the network changes its own
-            parameters or buffers when it is asked.
+        ValueError: If outputs are random or depend on the batch or on earlier images, or if the network
+            changes its own parameters or buffers when it is asked.
     """
     if len(images) == 1:
         images = torch.cat([images, 1 - images])

@@ -84,16 +84,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, or weights of one's own, without ever running code from it.
 
     Args:
-        path: A checkpoint of train.py; or a state dict, alone or under ``state_dict`` beside no other weights, that torch.save
-            wrote; or one in safetensors format, whose name then ends in ``.safetensors``.
+        path: A checkpoint of train.py; or a state dict, alone or under ``state_dict`` beside no other
+            weights, that torch.save wrote; or one in safetensors format, whose name then ends in
+            ``.safetensors``.
 
     Returns:
         The checkpoint; of weights of one's own, their ``state_dict`` alone.
 
     Raises:
         FileNotFoundError: If it is missing.
-        ValueError: If it is truncated, corrupt, not a checkpoint, would have to run code to load, or holds several networks'
-            weights, such as averaged ones beside others.
+        ValueError: If it is truncated, corrupt, not a checkpoint, would have to run code to load, or holds
+            several networks' weights, such as averaged ones beside others.
     """
     if not path.is_file():
         raise FileNotFoundError(

@@ -81,8 +81,8 @@ class SurrogateModule(LightningModule):
         cls_weight: lambda of Eq. (16); .3 in the paper.
         cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
         learning_rate: Of Adam.
-        votes_file: Where the votes are kept, for other runs on the same features with the same k and metric. A run that needs
-            what another one computes waits for it.
+        votes_file: Where the votes are kept, for other runs on the same features with the same k and metric.
+            A run that needs what another one computes waits for it.
         index: Settings of an approximate backend that differ from its defaults, as `search.index_settings`.
 
     Raises:
@@ -217,8 +217,9 @@ class SurrogateModule(LightningModule):
     def keep_votes(self, data: ImageDataModule) -> None:
         """Compute the votes of training and validation images, each rank of the process group a part, and keep them in `votes_file`.
 
-        A fit of one process then finds them there. The module is on the device on which it will be trained. Of several ranks none
-        waits for another run here, as the others would wait for it: whoever asks has locked `votes_file` before.
+        A fit of one process then finds them there. The module is on the device on which it will be trained.
+        Of several ranks none waits for another run here, as the others would wait for it: whoever asks has
+        locked `votes_file` before.
         """
         for split in ("train", "val"):
             self._prepare(split, data)

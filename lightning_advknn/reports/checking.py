@@ -115,8 +115,8 @@ class Checking:
 def ask_in_other_batches(dknn: DkNNClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """The backbone's classes int64 ``(n,)`` and DkNN's votes int64 ``(n, L, C)``, as `evaluation.observe`, but by other batches.
 
-    The network gets `ALONE` images one by one, half of the others `TOGETHER` at a time, and the rest in reversed order at once;
-    the banks are searched once, in the order that this gives.
+    The network gets `ALONE` images one by one, half of the others `TOGETHER` at a time, and the rest in
+    reversed order at once; the banks are searched once, in the order that this gives.
     """
     order = list(range(len(images)))
     alone, half = order[:ALONE], order[ALONE : ALONE + len(order[ALONE:]) // 2]

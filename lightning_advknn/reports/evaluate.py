@@ -76,10 +76,11 @@ def prepare(
 def evaluate(run: ExperimentRun, results: str | None = None, command: str | None = None) -> list[str]:
     """Run a prepared experiment and leave rows, tables and pictures in its output folder.
 
-    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, distributions of credibility, checks, classes, wall time by stage, command, settings, versions, device, date), and as PNG and PDF
-    ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer networks also
-    ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``. Of several ranks, all call this and the first writes.
+    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``,
+    ``summary.json`` (metrics, distributions of credibility, checks, classes, wall time by stage, command,
+    settings, versions, device, date), and as PNG and PDF ``neighbours`` and, if an attack function has
+    several eps, ``adversarials``. With transfer networks also ``rows/<network>/<method>/<attack>.csv`` and
+    ``table3.csv``. Of several ranks, all call this and the first writes.
 
     Args:
         run: From `prepare`.

@@ -45,9 +45,10 @@ class Classified(NamedTuple):
 def attacks_move_images(runs: Sequence[AttackRun]) -> Check:
     """Whether attacks change the images that they fail on, or at least look elsewhere.
 
-    An attack that leaves an image as it is has not tried: its gradient is zero or its step too small. Some return the clean image
-    of what they fail on, but ask their target about others first. Up to `FEW` of the images left, and `TOLERANCE` points of
-    accuracy, may stay: an image that a few units see, none of them active, has no gradient.
+    An attack that leaves an image as it is has not tried: its gradient is zero or its step too small. Some
+    return the clean image of what they fail on, but ask their target about others first. Up to `FEW` of the
+    images left, and `TOLERANCE` points of accuracy, may stay: an image that a few units see, none of them
+    active, has no gradient.
     """
     tried = [run for run in runs if "moved" in run.iterates and run.eps != 0]
     still = []
@@ -62,8 +63,8 @@ def attacks_move_images(runs: Sequence[AttackRun]) -> Check:
 def gradients_are_there(runs: Sequence[AttackRun], looked: Mapping[str, Looked]) -> Check:
     """Whether the cross-entropy of what attacks differentiate has a gradient at the clean images that they leave.
 
-    Saturated logits (times 100, say) have none in float32. It does no harm to attacks with another loss or on random ways, which
-    is why only images that are left count. Thresholds are as in `attacks_move_images`.
+    Saturated logits (times 100, say) have none in float32. It does no harm to attacks with another loss or on
+    random ways, which is why only images that are left count. Thresholds are as in `attacks_move_images`.
 
     Args:
         runs: Of all entries.
@@ -91,8 +92,9 @@ def gradients_are_there(runs: Sequence[AttackRun], looked: Mapping[str, Looked])
 def successes_are_kept(runs: Sequence[AttackRun]) -> Check:
     """Whether an image that is left was never found fooling on the way, within eps.
 
-    An attack that keeps its best iterate leaves none such. The last iterate of BIM and the like seldom falls back:
-    on none of Digits' 547 images. More than `FEW` of all images is a last iterate that is not what it could be.
+    An attack that keeps its best iterate leaves none such. The last iterate of BIM and the like seldom falls
+    back: on none of Digits' 547 images. More than `FEW` of all images is a last iterate that is not what it
+    could be.
     """
     tried = [run for run in runs if "reached" in run.iterates]
     lost = []
@@ -108,9 +110,10 @@ def successes_are_kept(runs: Sequence[AttackRun]) -> Check:
 def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
     """Whether what fools a surrogate also fools the victim that it imitates, at least a `CARRIED` share of it.
 
-    Without that, the victim's accuracy says how bad the surrogate is. Of each attack the largest eps counts, as the two boundaries are
-    not in one place and small steps end between them; for the same reason minimum-norm attacks, which stop at the surrogate's,
-    do not. Nor does what is less than 10 points of accuracy or `SOME` images. The backbone imitates nothing: the paper's row Origin is by design.
+    Without that, the victim's accuracy says how bad the surrogate is. Of each attack the largest eps counts,
+    as the two boundaries are not in one place and small steps end between them; for the same reason
+    minimum-norm attacks, which stop at the surrogate's, do not. Nor does what is less than 10 points of
+    accuracy or `SOME` images. The backbone imitates nothing: the paper's row Origin is by design.
     """
     last = {id(series[-1]) for series in series_of(runs, "eps")}
     tried = [run for run in runs if run.imitates and id(run) in last]
@@ -130,12 +133,13 @@ def clean_images_are_classified(
 ) -> Check:
     """Whether networks and victims tell classes apart, and networks do so about as well as a kNN on their own features.
 
-    A network whose labels are in another order than the data's, or whose images are scaled otherwise than in its training, is
-    wrong on clean images, while its features still tell classes apart: victims look robust under attacks that need its labels.
+    A network whose labels are in another order than the data's, or whose images are scaled otherwise than in
+    its training, is wrong on clean images, while its features still tell classes apart: victims look robust
+    under attacks that need its labels.
 
-    Near chance is what is at most a tenth of the way from always guessing the most frequent class to no error, or two standard errors
-    above that guess. Behind its kNN is a network by `BEHIND` in accuracy or by `LOST` in that of a class. At least `SOME`
-    images have to say so, and 8 of a class.
+    Near chance is what is at most a tenth of the way from always guessing the most frequent class to no
+    error, or two standard errors above that guess. Behind its kNN is a network by `BEHIND` in accuracy or by
+    `LOST` in that of a class. At least `SOME` images have to say so, and 8 of a class.
 
     Args:
         labels: int64 ``(n,)``.
@@ -167,8 +171,8 @@ def clean_images_are_classified(
 def same_in_other_batches(compared: Mapping[str, tuple[int, int]]) -> Check:
     """Whether images get the same votes and classes alone, seven at a time and in another order.
 
-    Not so if the network uses batch statistics or chance. A vote or a class that hangs on the last bits may differ:
-    up to one image, or `ASKED_OTHERWISE`, of each run.
+    Not so if the network uses batch statistics or chance. A vote or a class that hangs on the last bits may
+    differ: up to one image, or `ASKED_OTHERWISE`, of each run.
 
     Args:
         compared: By run, how many images were asked about again, and of how many the answer was another.

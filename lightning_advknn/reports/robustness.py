@@ -41,7 +41,8 @@ class AttackRun:
         entry: The attack and what it is on.
         method: What it is on: ``origin``, a surrogate, ``knn`` or ``dknn``; "" of clean images.
         attack: Its function and settings, as `AttackSettings.describe`; empty of clean images.
-        norm: What its eps is measured in, or what it makes small; None of clean images, or if nothing says so.
+        norm: What its eps is measured in, or what it makes small; None of clean images, or if nothing says
+            so.
         eps: Its ball's radius; None of a minimum-norm attack.
         l2: True L2 of the adversarials, float64 ``(n,)``.
         linf: Largest change of a pixel, float64 ``(n,)``.

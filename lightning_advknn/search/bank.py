@@ -46,14 +46,16 @@ class MemoryBank(nn.Module):
         ids: Image ids, int64 ``(M,)``, by which a row can be kept from voting for itself.
         num_classes: C.
         metric: ``cosine``: 1 - cosine similarity (a zero vector has distance 1 to all). ``euclidean``: L2.
-        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the kind of device is
-            fastest in (`codes.fastest`), or faiss. No neighbour depends on it, but that ``ivf`` and ``hnsw`` are
-            approximate: neighbours are the nearest of those that faiss proposes (`search.recall` says how many it misses).
+        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the kind of
+            device is fastest in (`codes.fastest`), or faiss. No neighbour depends on it, but that ``ivf`` and
+            ``hnsw`` are approximate: neighbours are the nearest of those that faiss proposes (`search.recall`
+            says how many it misses).
         index: Settings of an approximate backend that differ from its defaults (`approximate.index_settings`).
 
     Raises:
-        ValueError: If shapes disagree, a label is no class or not int64, a feature is not finite, the metric is unknown, or
-            the backend cannot search such features. At the first search: if ``int8`` products overflow on the device.
+        ValueError: If shapes disagree, a label is no class or not int64, a feature is not finite, the metric
+            is unknown, or the backend cannot search such features. At the first search: if ``int8`` products
+            overflow on the device.
     """
 
     image_shape: tuple[int, ...] | None = None
