@@ -117,7 +117,7 @@ class AttackSettings:
                 raise  # it names itself
             raise ValueError(
                 f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small module of"
-                f" {num_classes} classes, but it raised {type(error).__name__}: {error}"
+                f" {num_classes} classes, but it raised {type(error).__name__}: {error}. Mend it, or change its settings."
             ) from error
         if tried:
             check_returned(self.function, *tried)

@@ -76,7 +76,9 @@ def whole(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"Expected `{name}` to be a whole number, but got {value!r}.") from None
+        raise ValueError(
+            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, as 5."
+        ) from None
 
 
 def _kind(value: Any) -> str:
