@@ -16,7 +16,7 @@ def classes_line(data: ImageDataModule) -> str:
         for part, rest in (("train", "val"), ("test", "calibration"))
     )
     each = [
-        f"{label} {name} {own}/{others}"
+        f"{label} {own}/{others}" if name == str(label) else f"{label} {name} {own}/{others}"
         for label, (name, own, others) in enumerate(zip(names_of(data), train, test, strict=True))
     ]
     if len(each) > _SHOWN:
