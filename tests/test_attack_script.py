@@ -232,7 +232,7 @@ def test_files_say_how_they_were_made(done: Path) -> None:
 def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
     summary = json.loads((done / "out" / "summary.json").read_text())
     assert summary["images"] == 547
-    assert len({check["check"] for check in summary["checks"]}) == 11
+    assert len({check["check"] for check in summary["checks"]}) == 12
     again = next(check for check in summary["checks"] if "queried again" in check["check"])
     assert (again["holds"], again["detail"]) == (True, "700 images")
     classes = summary["classes"]

@@ -180,12 +180,14 @@ def test_files_say_how_they_were_made_and_what_was_checked(done: Path) -> None:
         assert summary["images"] == IMAGES
         assert set(summary["thresholds"]) == {"dknn", *(f"knn/{layer}" for layer in LAYERS)}
         checks = {check["check"]: check for check in summary["checks"]}
-        assert len(checks) == 11
+        assert len(checks) == 12
         assert summary["classes"]["names"] == list("0123456789")
         assert sum(summary["classes"]["attacked"]) == IMAGES
         assert checks["adversarials stay within eps"]["holds"] is True
         again = checks["stored adversarials, queried again, get the same votes"]
         assert (again["holds"], again["detail"]) == (True, f"{(1 + 11) * IMAGES} images")
+        apart = checks["images get the same votes in other batches"]
+        assert (apart["holds"], apart["detail"]) == (True, f"{(1 + 11) * IMAGES} images")
         assert checks["no distance is below its lower bound"]["holds"] is None
         for name in ("leaderboard.png", "leaderboard.pdf", "leaderboard.md"):
             assert (done / folder / name).stat().st_size > 1000

@@ -9,7 +9,7 @@ from lightning_advknn import functional
 from lightning_advknn.attacks.gradient_sign import LogitsFn, loss_and_gradient
 from lightning_advknn.attacks.precision import prepared
 from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.evaluation import Rows
+from lightning_advknn.evaluation import Rows, observe
 from lightning_advknn.experiment import ORIGIN, ExperimentRun
 from lightning_advknn.experiment.settings import VICTIMS
 from lightning_advknn.ranks import Ranks
@@ -22,6 +22,7 @@ from lightning_advknn.reports.failures import (
     clean_images_are_classified,
     gradients_are_there,
     same_in_other_batches,
+    same_when_asked_again,
     successes_are_kept,
     surrogates_carry_over,
 )
@@ -46,7 +47,9 @@ class Checking:
         self.runs: list[AttackRun] = []
         n = len(run.test)
         self.positions = torch.linspace(0, n - 1, min(n, LOOKED_AT)).round().long()
-        self._compared = {"clean images": self._ask_again(ORIGIN, None, clean)}
+        self._again: dict[str, tuple[int, int]] = {}
+        self._apart: dict[str, tuple[int, int]] = {}
+        self._ask("clean images", ORIGIN, None, clean)
         self._looked: dict[str, Looked] = {}
         layer = run.attacked.layer
         self._classified = {
@@ -59,7 +62,7 @@ class Checking:
         """A run of an attack: its rows."""
         made = attack_run(self.run, method, attack, rows)
         self.runs.append(made)
-        self._compared[f"{attack}, {method}"] = self._ask_again(method, attack, rows)
+        self._ask(f"{attack}, {method}", method, attack, rows)
         through = self.run.experiment.attacks[attack].through or method
         if through not in (*VICTIMS, *self._looked):
             self._looked[through] = self._look(through)
@@ -76,7 +79,8 @@ class Checking:
             successes_are_kept(self.runs),
             surrogates_carry_over(self.runs),
             clean_images_are_classified(self.clean_rows["label"], self._classified, names_of(self.run.data)),
-            same_in_other_batches(self._compared),
+            same_in_other_batches(self._apart),
+            same_when_asked_again(self._again),
         ]
 
     def _votes_of(self, victim: str) -> Tensor:
@@ -85,15 +89,20 @@ class Checking:
         chosen = [layers.index(victim.removeprefix("knn/"))] if victim != "dknn" else range(len(layers))
         return functional.dknn_prediction(votes[:, list(chosen)])
 
-    def _ask_again(self, method: str, attack: str | None, rows: Rows) -> tuple[int, int]:
-        """How many stored images the victims were asked about in other batches, and of how many they said something else."""
+    def _ask(self, name: str, method: str, attack: str | None, rows: Rows) -> None:
+        """Ask the victims about stored images again, as they were asked and by other batches."""
+        dknn, n = self.run.attacked.dknn, len(self.positions)
+        _, images = self.run.images_of(method, attack, range(n))
+        classes, votes = (answer.cpu() for answer in observe(dknn, images))
+        other = (votes != rows["votes_after"][:n]).flatten(1).any(1) | (classes != rows["dnn_after"][:n])
+        self._again[name] = n, int(other.sum())
         positions = self.positions
         _, images = self.run.images_of(method, attack, positions.tolist())
-        classes, votes = (answer.cpu() for answer in ask_in_other_batches(self.run.attacked.dknn, images))
+        classes, votes = (answer.cpu() for answer in ask_in_other_batches(dknn, images))
         before, known = rows["votes_after"][positions], rows["dnn_after"][positions]
         # A neighbour at a tie that rounding decides takes one vote of a class and gives it to another.
         other = ((votes - before).abs().sum(2) > 2).any(1) | (classes != known)
-        return len(positions), int(other.sum())
+        self._apart[name] = n, int(other.sum())
 
     def _look(self, method: str) -> Looked:
         """Gradients at clean images of what attacks on a method differentiate."""

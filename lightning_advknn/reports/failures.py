@@ -183,6 +183,18 @@ def same_in_other_batches(compared: Mapping[str, tuple[int, int]]) -> Check:
         for name, (asked, n) in compared.items()
         if n > max(1, ASKED_OTHERWISE * asked)
     ]
+    return check_of("images get the same votes in other batches", images, "images", other)
+
+
+def same_when_asked_again(compared: Mapping[str, tuple[int, int]]) -> Check:
+    """Whether stored images, asked about again in their order, give what the records were made of.
+
+    Args:
+        compared: By run, how many images were asked about again and how many of them got other votes or
+            another class.
+    """
+    images = sum(asked for asked, _ in compared.values())
+    other = [f"{name}: {n} of {asked} images" for name, (asked, n) in compared.items() if n]
     return check_of("stored adversarials, queried again, get the same votes", images, "images", other)
 
 

@@ -14,6 +14,7 @@ from lightning_advknn.reports.failures import (
     clean_images_are_classified,
     gradients_are_there,
     same_in_other_batches,
+    same_when_asked_again,
     successes_are_kept,
     surrogates_carry_over,
 )
@@ -174,3 +175,14 @@ def test_answers_that_depend_on_the_batch() -> None:
     assert same_in_other_batches({"clean images": (12, 1)}).holds is True
     assert same_in_other_batches({"clean images": (12, 2)}).holds is False
     assert same_in_other_batches({}).holds is None
+
+
+def test_asked_again_in_their_order_images_get_the_very_same_votes() -> None:
+    assert same_when_asked_again({"a": (100, 0), "b": (50, 0)}) == (
+        "stored adversarials, queried again, get the same votes",
+        True,
+        "150 images",
+    )
+    check = same_when_asked_again({"a": (100, 0), "b": (100, 1)})
+    assert (check.holds, check.detail) == (False, "b: 1 of 100 images")
+    assert same_when_asked_again({}).holds is None
