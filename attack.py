@@ -18,19 +18,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from lightning_advknn.experiment import Grid, experiment_of, experiment_parser
+from lightning_advknn.commands.evaluate import evaluate, prepare
+from lightning_advknn.commands.leaderboard import leaderboard, prepare_leaderboard
+from lightning_advknn.commands.reproduce import plan, report_grid, reproduce, show
+from lightning_advknn.experiment.grid import Grid
+from lightning_advknn.experiment.settings import experiment_of, experiment_parser
 from lightning_advknn.ranks import Ranks, is_lost, join
-from lightning_advknn.reports import (
-    Dashboard,
-    evaluate,
-    leaderboard,
-    plan,
-    prepare,
-    prepare_leaderboard,
-    report_grid,
-    reproduce,
-    show,
-)
+from lightning_advknn.reports.dashboard import Dashboard
 
 Work = Callable[[], list[str]]
 """Long work; gives a line for each check that does not hold."""

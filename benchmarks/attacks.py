@@ -27,17 +27,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import report
 from benchmarks.features import backbone_run, bank_batches
 from benchmarks.measure import in_child, timed
-from lightning_advknn.attacks import AttackSettings, Precision
+from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.attacks.gradient_sign import loss_and_gradient
-from lightning_advknn.classifiers import KNNClassifier, build_banks
+from lightning_advknn.choices import GradientPrecision
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import CPU_BATCH, perturb, predict
-from lightning_advknn.experiment import ExperimentRun
+from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.search.build import build_banks
 
 _FURTHER = ("limit_share", "attacked_acc", "knn_acc", "largest", "differing")
 _SIZE = 2048  # of the bare matrix product
 _METHODS = {
-    **{report.OURS if p == "float32" else f"{report.OURS} {p}": p for p in get_args(Precision)},
+    **{report.OURS if p == "float32" else f"{report.OURS} {p}": p for p in get_args(GradientPrecision)},
     "torchattacks": "torchattacks",
     "foolbox": "foolbox",
 }
@@ -57,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     victim = run.experiment.victim
     network = FeatureNetwork(run.backbone.network, [victim.layer]).eval()
     banks = build_banks(network, bank_batches(run, None), run.data.num_classes, victim.metric)
-    knn = KNNClassifier(network, victim.layer, banks[victim.layer], victim.k)
+    knn = DkNN.on_banks(network, banks, victim.k)
     n, speed = min(n, len(run.test)), _matmul_speed()
     records: list[report.Record] = []
     for through in run.methods:
@@ -96,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
                         "differing": int((apart > 1e-5).sum()),
                         "largest": apart.max().item(),
                         "attacked_acc": (predict(logits_fn, adversarial) == labels).float().mean().item(),
-                        "knn_acc": (knn(adversarial) == labels).float().mean().item(),
+                        "knn_acc": (knn.predict(adversarial) == labels).float().mean().item(),
                         "limit_share": gradients * work / times[name]["seconds"] / speed,
                     }
                 )

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_advknn.data import Batch
-from lightning_advknn.experiment import ORIGIN, Experiment, ExperimentRun
+from lightning_advknn.experiment.run import ExperimentRun
+from lightning_advknn.experiment.settings import ORIGIN, Experiment
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.storage import atomic_path, digest, weights_digest

@@ -32,8 +32,8 @@ import attack
 from benchmarks import small
 from benchmarks.forks import Fork
 from benchmarks.mutations import Answer, evaluated, reported
-from lightning_advknn.experiment import provenance
-from lightning_advknn.reports.tables import write_csv
+from lightning_advknn.experiment.device import provenance
+from lightning_advknn.reports.records.csv_files import write_csv
 from lightning_advknn.storage import write_json
 
 COLUMNS = ("stage", "seconds", "resumed", "equal", "signal")

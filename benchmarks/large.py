@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from benchmarks import report
 from benchmarks.measure import in_child, peak_mib, timed
 from lightning_advknn import __version__
-from lightning_advknn.classifiers import build_banks
+from lightning_advknn.choices import Backend
 from lightning_advknn.data import Batch
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search import APPROXIMATE, Backend, MemoryBank, check_backend, least_bytes
+from lightning_advknn.search import APPROXIMATE, MemoryBank, check_backend, least_bytes
+from lightning_advknn.search.build import build_banks
 from lightning_advknn.storage import digest, load_tensors, read_json, save_tensors, write_json
 
 T = TypeVar("T")

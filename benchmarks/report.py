@@ -17,8 +17,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lightning_advknn.experiment import Experiment, provenance
-from lightning_advknn.reports.tables import write_csv
+from lightning_advknn.experiment.device import provenance
+from lightning_advknn.experiment.settings import Experiment
+from lightning_advknn.reports.records.csv_files import write_csv
 from lightning_advknn.storage import write_json
 
 OURS = "lightning_advknn"

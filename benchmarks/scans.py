@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.measure import timed
+from lightning_advknn.choices import Backend
 from lightning_advknn.functional import count_votes
-from lightning_advknn.search import Backend, MemoryBank
-from lightning_advknn.search.codes import Precision, encode, fastest, lengths, products
+from lightning_advknn.search import MemoryBank
+from lightning_advknn.search.scans.quantize import Precision, encode, fastest, lengths, products
 
 QUERIES = ("clean", "bim")
 _QUERIES, _ROWS = 500, 8192  # a chunk of plain torch's
@@ -56,7 +57,7 @@ def plain_torch(bank: Tensor, labels: Tensor, k: int) -> Search:
 
 def faiss_flat(bank: Tensor, labels: Tensor, k: int) -> Search:
     """`faiss.IndexFlatIP` over normalised rows."""
-    from lightning_advknn.search.faiss_backend import import_faiss
+    from lightning_advknn.search.scans.faiss_scan import import_faiss
 
     index = import_faiss().IndexFlatIP(bank.shape[1])
     for rows in torch.split(bank, _ROWS):

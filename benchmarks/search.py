@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks import report, scans
 from benchmarks.features import backbone_run, bank_batches, prepare
 from benchmarks.measure import in_child, timed
-from lightning_advknn.classifiers import build_banks
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import MemoryBank
+from lightning_advknn.search.build import build_banks
 
 _LIMITS = {"limit_share": "bare product", "float32_limit_share": "bare float32 product"}
 _FURTHER = (*_LIMITS, "precision", "differing", "checked", "measured_share")

@@ -1,11 +1,9 @@
 """`AdvKNNCLI`: LightningCLI with this project's defaults."""
 
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,10 +15,11 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lightning_advknn import __version__
 from lightning_advknn.callbacks import wandb_panels
+from lightning_advknn.choices import WandbMode
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, check_precision, read_checkpoint
+from lightning_advknn.storage import versions
 
 # Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -31,16 +30,6 @@ warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have man
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 WANDB_RUN = "wandb_run"  # key under which a checkpoint names the W&B run that it belongs to
-
-
-def versions() -> dict[str, str]:
-    """What results and runs say of the software that made them."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
-    return {
-        "lightning-advknn": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
 
 
 class LoggedConfig(SaveConfigCallback):
@@ -101,7 +90,7 @@ class AdvKNNCLI(LightningCLI):
         """Add ``--wandb_mode``."""
         parser.add_argument(
             "--wandb_mode",
-            choices=get_args(wandb_panels.Mode),
+            choices=get_args(WandbMode),
             default="offline",
             help="What W&B does, unless WANDB_MODE is set. Offline runs are sent later by `wandb sync`.",
         )

@@ -5,26 +5,24 @@ An image is judged, attacked, and judged again as stored. `make_rows` puts what 
 and W&B all read these.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
 from lightning_advknn import functional
-from lightning_advknn.attacks import Attack, LogitsFn, Precision, Target
-from lightning_advknn.attacks.arguments import returned_images
-from lightning_advknn.attacks.precision import prepared
-from lightning_advknn.classifiers import DkNNClassifier
-from lightning_advknn.functional import Convention, check_images, check_labels, float32_arithmetic
+from lightning_advknn.attacks import Attack, LogitsFn, Target
+from lightning_advknn.attacks.parts.arguments import returned_images
+from lightning_advknn.attacks.parts.precision import prepared
+from lightning_advknn.choices import Convention, GradientPrecision
+from lightning_advknn.classifiers import DkNN
+from lightning_advknn.functional import check_images, check_labels, float32_arithmetic
 from lightning_advknn.integrity import unchanged
 from lightning_advknn.ranks import is_lost
-
-LabelSource = Literal["true", "knn"]
-"""Which label an attack ascends: the ground truth, or (as in the authors' code) the kNN's prediction on its layer."""
 
 Rows = dict[str, Tensor]
 """Columns by name, one row a sample: ``id``, ``label``, ``l2``, ``linf``, and for ``before`` and ``after`` the attack
@@ -43,7 +41,7 @@ class Victim:
         ValueError: If DkNN does not have the layer.
     """
 
-    dknn: DkNNClassifier
+    dknn: DkNN
     layer: str
 
     def __post_init__(self) -> None:
@@ -73,7 +71,7 @@ class Verdicts(NamedTuple):
 @torch.no_grad()
 @float32_arithmetic()
 def observe(
-    dknn: DkNNClassifier, images: Tensor, batch_size: int = 500, rows: range | None = None
+    dknn: DkNN, images: Tensor, batch_size: int = 500, rows: range | None = None
 ) -> tuple[Tensor, Tensor]:
     """Query the backbone and DkNN: all that takes time.
 
@@ -110,7 +108,7 @@ def decide(
         dnn: int64 ``(n,)``.
         votes: int64 ``(n, L, C)``.
         layer: Position of the kNN's layer.
-        calibration_votes: int64 ``(N, L)``, as in `DkNNClassifier`.
+        calibration_votes: int64 ``(N, L)``, as in `DkNN`.
         convention: How credibility counts ties.
     """
     one = votes[:, layer : layer + 1]
@@ -138,7 +136,7 @@ def perturb(
     target: Target,
     images: Tensor,
     labels: Tensor,
-    precision: Precision = "float32",
+    precision: GradientPrecision = "float32",
     name: str | None = None,
 ) -> Tensor:
     """Attack images: a logits function in batches of one size, a victim all at once.
@@ -166,7 +164,7 @@ def perturb(
     """
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)
-    victim = target if isinstance(target, DkNNClassifier) else None
+    victim = target if isinstance(target, DkNN) else None
     check_labels(labels, len(images), victim.num_classes if victim else None)
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if victim:
@@ -364,3 +362,40 @@ def summarize(rows: Rows, over_ranks: bool = False) -> Mapping[str, float]:
     metrics = AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
     metrics.update(rows)
     return {name: value.item() for name, value in metrics.compute().items()}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one victim makes of n images.
+
+    Args:
+        wrong: Whether it gets them wrong, bool ``(n,)``.
+        credibility: Eq. (5), float64 ``(n,)``; None of the backbone, which has none.
+    """
+
+    wrong: Tensor
+    credibility: Tensor | None
+
+
+def judge_rows(
+    rows: Rows, layers: Sequence[str], calibration_votes: Tensor, convention: Convention
+) -> dict[str, Judged]:
+    """Every victim's verdicts after an attack, from the votes that rows keep: no one is queried.
+
+    Args:
+        rows: As `evaluation.Rows`.
+        layers: Names of the votes' layers.
+        calibration_votes: int64 ``(N, L)``, as in `DkNN`.
+        convention: How credibility counts ties.
+    """
+    votes, labels = rows["votes_after"], rows["label"]
+    voters = {f"knn/{layer}": [position] for position, layer in enumerate(layers)}
+    voters["dknn"] = list(range(len(layers)))
+    found = {"dnn": Judged(rows["dnn_after"] != labels, None)}
+    for victim, positions in voters.items():
+        own = votes[:, positions]
+        found[victim] = Judged(
+            functional.dknn_prediction(own) != labels,
+            functional.credibility(own, calibration_votes[:, positions].sum(1), convention),
+        )
+    return found

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from lightning_advknn import __version__
 
 _DIGEST = "digest"  # in JSON, and in the metadata of safetensors files
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
@@ -219,3 +222,13 @@ def code_of(path: str) -> list[str]:
     package = import_module(module.__name__.partition(".")[0])
     file = getattr(module, "__file__", None)
     return [file_digest(Path(file)) if file else "", str(getattr(package, "__version__", ""))]
+
+
+def versions() -> dict[str, str]:
+    """What results and runs say of the software that made them."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
+    return {
+        "lightning-advknn": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.search.build import build_banks
 
 TRAIN_IMAGES, TEST_IMAGES = 300, 400
 
@@ -138,7 +139,7 @@ def _write_idx_files(root: Path, name: str, seed: int) -> Path:
 
 
 @pytest.fixture
-def hand_dknn(device: torch.device) -> DkNNClassifier:
+def hand_dknn(device: torch.device) -> DkNN:
     """A DkNN small enough to work by hand: points (x, y) as 1x1x2 images, k = 3, Euclidean.
 
     Layer ``both`` passes (x, y) on, layer ``height`` gives y alone, and the network's class is 0 below y = .5,
@@ -173,20 +174,20 @@ def hand_dknn(device: torch.device) -> DkNNClassifier:
     images = torch.tensor([[0, 0], [0.1, 0], [0.2, 1], [1, 0], [0.9, 1], [1, 1]])[:, None, None]
     labels, ids = torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(10, 16)
     banks = build_banks(features, [Batch(images, labels, ids)], num_classes=3, metric="euclidean")
-    return DkNNClassifier(features, banks, k=3).to(device)
+    return DkNN.on_banks(features, banks, k=3).to(device)
 
 
 @pytest.fixture
-def plane_knn(device: torch.device) -> Callable[..., DkNNClassifier]:
+def plane_knn(device: torch.device) -> Callable[..., DkNN]:
     """Makes a Euclidean kNN on pixels, as a DkNN of one layer, of 1x1x2 images: ``plane_knn(rows (x, y, label), k)``."""
 
-    def make(rows: Sequence[tuple[float, float, int]], k: int) -> DkNNClassifier:
+    def make(rows: Sequence[tuple[float, float, int]], k: int) -> DkNN:
         network = nn.Sequential(OrderedDict(pixels=nn.Flatten(), logits=nn.Linear(2, 3)))
         features = FeatureNetwork(network, ["pixels"]).eval().to(device)
         images = torch.tensor([row[:2] for row in rows])[:, None, None].float()
         labels = torch.tensor([row[2] for row in rows])
         batch = Batch(images, labels, torch.arange(len(rows)))
         banks = build_banks(features, [batch], int(labels.max()) + 1, "euclidean")
-        return DkNNClassifier(features, banks, k)
+        return DkNN.on_banks(features, banks, k)
 
     return make

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_advknn.classifiers import DkNNClassifier, KNNClassifier, build_banks
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork, LeNet5
+from lightning_advknn.search.build import build_banks
 
 # Squared distances from each query to the bank's rows 0 to 5 (see `hand_dknn`); k = 3:
 #
@@ -32,22 +33,24 @@ def points(device, *chosen):
 
 def test_dknn_by_hand(hand_dknn, device):
     assert hand_dknn.votes(hand_dknn.network.features(points(device))).tolist() == VOTES
-    assert hand_dknn(points(device)).tolist() == [0, 2, 0, 2]
+    assert hand_dknn.predict(points(device)).tolist() == [0, 2, 0, 2]
     assert hand_dknn.layers == ("both", "height")
 
 
 @pytest.mark.parametrize(("layer", "predictions"), [("both", [0, 2, 0, 2]), ("height", [0, 2, 0, 2])])
 def test_knn_by_hand(hand_dknn, device, layer, predictions):
-    bank = hand_dknn.knns[hand_dknn.layers.index(layer)].bank
-    knn = KNNClassifier(hand_dknn.network, layer, bank, k=3)
-    votes = knn.votes(hand_dknn.network.features(points(device)))
-    assert votes.tolist() == [sample[hand_dknn.layers.index(layer)] for sample in VOTES]
-    assert knn(points(device)).tolist() == predictions
+    knn = hand_dknn.only(layer)
+    votes = knn.votes(knn.network.features(points(device)))
+    assert votes.tolist() == [[sample[hand_dknn.layers.index(layer)]] for sample in VOTES]
+    assert knn.predict(points(device)).tolist() == predictions
+    assert knn(points(device)).tolist() == [
+        pytest.approx([count / 3 for count in sample[hand_dknn.layers.index(layer)]]) for sample in VOTES
+    ]
 
 
 def test_one_neighbour_by_hand(hand_dknn, device):
-    knn = KNNClassifier(hand_dknn.network, "both", hand_dknn.knns[0].bank, k=1)
-    assert knn(points(device)).tolist() == [0, 2, 1, 2]  # rows 0, 5, 2, 4
+    knn = DkNN.on_banks(FeatureNetwork(hand_dknn.network.network, ["both"]), hand_dknn.banks, k=1)
+    assert knn.predict(points(device)).tolist() == [0, 2, 1, 2]  # rows 0, 5, 2, 4
 
 
 def test_calibration_by_hand(hand_dknn, device):
@@ -64,14 +67,14 @@ def test_calibration_by_hand(hand_dknn, device):
     votes = hand_dknn.votes(hand_dknn.network.features(points(device, *POINTS[2:])))
     for convention, expected in (("strict", [2 / 3, 2 / 3]), ("ge", [2 / 3, 1]), ("trim_zeros", [2 / 3, 1])):
         hand_dknn.convention = convention
-        assert hand_dknn.credibility(votes).tolist() == pytest.approx(expected, abs=1e-15)
+        assert hand_dknn.credibility_of(votes).tolist() == pytest.approx(expected, abs=1e-15)
     hand_dknn.calibrate(loader[:1])
     assert hand_dknn.calibration_votes.tolist() == [[2, 2], [1, 1]], "calibrating again starts afresh"
 
 
 def test_credibility_needs_calibration(hand_dknn, device):
     with pytest.raises(ValueError, match="at least one calibration sample"):
-        hand_dknn.credibility(hand_dknn.votes(hand_dknn.network.features(points(device))))
+        hand_dknn.credibility_of(hand_dknn.votes(hand_dknn.network.features(points(device))))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -84,7 +87,7 @@ def test_dknn_agrees_with_brute_force(device, metric):
     images, queries = (torch.rand(n, 1, 28, 28, generator=generator) for n in (90, 25))
     labels = torch.randint(4, (90,), generator=generator)
     banks = build_banks(network, [Batch(images, labels, torch.arange(90))], 4, metric)
-    dknn = DkNNClassifier(network, banks, k=9)
+    dknn = DkNN.on_banks(network, banks, k=9)
     with torch.no_grad():
         features = network.features(queries.to(device))
         stored = network.features(images.to(device))
@@ -100,7 +103,9 @@ def test_dknn_agrees_with_brute_force(device, metric):
                 votes[query, position, label] = count
     with torch.no_grad():
         assert dknn.votes(features).tolist() == votes.tolist()
-        assert dknn(queries.to(device)).tolist() == votes.sum(1).argmax(1).tolist()  # numpy: first of equals
+        assert (
+            dknn.predict(queries.to(device)).tolist() == votes.sum(1).argmax(1).tolist()
+        )  # numpy: first of equals
     assert len(set(votes.sum(1).argmax(1))) > 1
 
 
@@ -124,23 +129,21 @@ def test_banks_hold_every_image_with_its_label_and_id(device):
 
 def test_unknown_layer_lists_the_known_ones(hand_dknn):
     with pytest.raises(ValueError, match=r"`layer` to be one of \['both', 'height'\], but got 'relu3'"):
-        KNNClassifier(hand_dknn.network, "relu3", hand_dknn.knns[0].bank, k=3)
+        hand_dknn.only("relu3")
 
 
 @pytest.mark.parametrize("k", [0, 7])
 def test_k_beyond_the_bank(hand_dknn, k):
-    banks = {"both": hand_dknn.knns[0].bank, "height": hand_dknn.knns[1].bank}
+    banks = hand_dknn.banks
     with pytest.raises(ValueError, match=rf"Expected `k` to be in \[1, 6\] .* but got {k}"):
-        KNNClassifier(hand_dknn.network, "both", banks["both"], k=k)
-    with pytest.raises(ValueError, match=rf"Expected `k` to be in \[1, 6\] .* but got {k}"):
-        DkNNClassifier(hand_dknn.network, banks, k=k)
+        DkNN.on_banks(hand_dknn.network, banks, k=k)
 
 
 def test_a_layer_without_a_bank(hand_dknn):
     with pytest.raises(ValueError, match=r"a bank for each layer, but \['height'\] have none"):
-        DkNNClassifier(hand_dknn.network, {"both": hand_dknn.knns[0].bank}, k=3)
+        DkNN.on_banks(hand_dknn.network, {"both": hand_dknn.banks["both"]}, k=3)
 
 
 def test_k_defaults_to_the_papers(hand_dknn):
     with pytest.raises(ValueError, match="but got 75"):
-        DkNNClassifier(hand_dknn.network, {"both": hand_dknn.knns[0].bank, "height": hand_dknn.knns[1].bank})
+        DkNN.on_banks(hand_dknn.network, hand_dknn.banks)

@@ -23,7 +23,9 @@ from torch import Tensor
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import CIFAR10, GTSRB, KMNIST, MNIST, SVHN, Digits, FashionMNIST
-from lightning_advknn.experiment import Experiment, Grid, cells, settings
+from lightning_advknn.experiment import settings
+from lightning_advknn.experiment.grid import Grid, cells
+from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 

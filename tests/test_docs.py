@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_advknn.reports import paper
+from lightning_advknn.reports.records import published
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,7 +75,7 @@ def test_other_commands_are_known() -> None:
         "python -m pip install -e .",
         'python -m pip install -e ".[docs]"',
         "mkdocs build --strict",
-        "python -m lightning_advknn.reports.readme",
+        "python -m lightning_advknn.reports.paper.readme",
     }
 
 
@@ -83,9 +83,9 @@ def test_printed_and_true_l2_agree() -> None:
     text = (DOCS / "concepts" / "units.md").read_text()
     converted = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
     assert {float(printed) for printed, _ in converted} == {
-        paper.OWN_POINT[1],
-        paper.FILTERED[1],
-        paper.CREDIBILITY[1],
+        published.OWN_POINT[1],
+        published.FILTERED[1],
+        published.CREDIBILITY[1],
     }
     for printed, true in converted:
         # Bytes are 255 to a pixel's 1, and 28 x 28 pixels are 784.
@@ -133,4 +133,4 @@ def test_every_page_is_in_the_navigation_and_every_part_in_the_reference() -> No
         public = importlib.import_module(f"lightning_advknn.{folder.name}")
         hidden = (name for name in public.__all__ if (folder / f"{name}.py").exists())
         expected |= {f"lightning_advknn.{folder.name}.{name}.{name}" for name in hidden}
-    assert documented - {"lightning_advknn.attacks.voronoi"} == expected
+    assert documented - {"lightning_advknn.attacks.parts.voronoi"} == expected

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_advknn import evaluation, integrity
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.integrity import Snapshot
 from lightning_advknn.models import DkNNB, FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.search import StoredRows
+from lightning_advknn.search.build import build_banks
 
 IMAGES, LABELS = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -35,9 +36,9 @@ def bytes_of(module: nn.Module) -> list[bytes]:
     return [tensor.numpy().tobytes() for tensor in module.state_dict().values()]
 
 
-def dknn() -> DkNNClassifier:
+def dknn() -> DkNN:
     features, batch = FeatureNetwork(network(), ["2", "3"]), Batch(IMAGES, LABELS, torch.arange(6))
-    victim = DkNNClassifier(features, build_banks(features, [batch], 3), k=2)
+    victim = DkNN.on_banks(features, build_banks(features, [batch], 3), k=2)
     victim.calibrate([batch])
     return victim
 
@@ -51,7 +52,7 @@ def test_frozen_modules_evaluate_whatever_is_asked_for() -> None:
         JointSurrogate(own, {"2": DkNNB(4, 3), "3": DkNNB(4, 3)}),
         victim,
         victim.only("3"),
-        *victim.knns,
+        victim.only(victim.layers[0]),
     )
     for module in kinds:
         for switch in (lambda: None, module.train, module.eval, module.train):
@@ -232,7 +233,7 @@ def test_large_tensors_are_summed_once_an_attack(monkeypatch: pytest.MonkeyPatch
     attacked(lambda f, x, y: x, victim)
     assert summed.count(features.data_ptr()) == 6
     with pytest.raises(
-        ValueError, match=r"knns\.0\.bank\.features`.*but for knns\.0\.bank\.features: make the victim again"
+        ValueError, match=r"_banks\.0\.features`.*but for _banks\.0\.features: make the victim again"
     ):
         attacked(partial(add_to_one, tensor=features, value=1e-7), victim)
 
@@ -241,7 +242,7 @@ def test_large_tensors_are_summed_once_an_attack(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("no")
 
     with pytest.raises(
-        ValueError, match=r"RuntimeError: no It also changed knns\.0\.bank\.features: make the victim"
+        ValueError, match=r"RuntimeError: no It also changed _banks\.0\.features: make the victim"
     ):
         attacked(fail, victim)
 

@@ -2,10 +2,10 @@
 
 from lightning_advknn.attacks.ask import ask
 from lightning_advknn.attacks.credible import credible
-from lightning_advknn.attacks.gradient_sign import LogitsFn, bim, fgsm
+from lightning_advknn.attacks.gradient_sign import bim, fgsm
 from lightning_advknn.attacks.kernel import kernel_knn
 from lightning_advknn.attacks.minimum_norm import minimum_norm
-from lightning_advknn.attacks.precision import Precision
+from lightning_advknn.attacks.parts.arguments import LogitsFn
 from lightning_advknn.attacks.settings import Attack, AttackSettings, Target
 from lightning_advknn.attacks.sitawarin_wagner import (
     sitawarin_wagner_knn,
@@ -24,7 +24,6 @@ __all__ = [
     "Attack",
     "AttackSettings",
     "LogitsFn",
-    "Precision",
     "Target",
     "ask",
     "bim",

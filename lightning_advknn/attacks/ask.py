@@ -5,14 +5,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
-from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer
-from lightning_advknn.attacks.guided import Guides, each_batch
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.parts.descent import ascent
+from lightning_advknn.attacks.parts.guide_distances import Guides, each_batch
+from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
+from lightning_advknn.classifiers import DkNN
 
 
 def ask(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,

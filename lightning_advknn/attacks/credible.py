@@ -5,24 +5,24 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_arguments
-from lightning_advknn.attacks.balls import Norm, check_norm, heading, into_ball, per_image
-from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.minimum_norm import cross_boundary
-from lightning_advknn.attacks.neighbours import (
+from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments
+from lightning_advknn.attacks.parts.balls import check_norm, heading, into_ball, per_image
+from lightning_advknn.attacks.parts.soft_votes import (
     ascend_votes,
     check_neighbours,
     find_neighbours,
     vote_directions,
 )
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.choices import Norm
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import dknn_prediction
 
 _STRIDE = (0.1, 0.01)  # length of a step as a share of eps, first and last
 
 
 def credible(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,

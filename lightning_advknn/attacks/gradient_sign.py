@@ -4,16 +4,12 @@ Both raise the cross-entropy of any differentiable logits function. The paper's 
 AdvKNN passes the surrogate.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_arguments
+from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments
 from lightning_advknn.functional import check_labels
-
-LogitsFn = Callable[[Tensor], Tensor]
 
 
 def fgsm(logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:

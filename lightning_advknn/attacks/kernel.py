@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.optim import RMSprop
 from tqdm import tqdm
 
-from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
-from lightning_advknn.attacks.class_guides import nearest_in_each_layer, own_and_others
-from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
-from lightning_advknn.attacks.guided import Guides, each_batch
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.parts.descent import Best, Bisection, Box, descend, own_and_others, squared_l2
+from lightning_advknn.attacks.parts.guide_distances import Guides, each_batch
+from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
+from lightning_advknn.classifiers import DkNN
 
 
 def kernel_knn(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -84,7 +84,7 @@ def kernel_knn(
         squares, rows = nearest_in_each_layer(victim, images, int(m))
         widths = bandwidth**2 * squared_widths(squares).to(images.dtype)  # (B, L)
         best, search = Best(images, smallest=True), Bisection(images.new_full((len(images),), weight))
-        best.offer(images, victim(images) != labels)
+        best.offer(images, victim.predict(images) != labels)
 
         def attack(batch: Tensor, guides: Guides) -> Tensor:
             clean, box = images[batch], Box(torch.zeros_like(images[batch]), torch.ones_like(images[batch]))
@@ -102,7 +102,7 @@ def kernel_knn(
         for _ in tqdm(range(int(search_steps)), desc="search", disable=None, leave=False):
             succeeded = torch.zeros_like(labels, dtype=torch.bool)
             for tries in torch.cat(each_batch(victim, rows, attack), 1):
-                fooled = victim(tries) != labels
+                fooled = victim.predict(tries) != labels
                 best.offer(tries, fooled)
                 succeeded |= fooled
             search.narrow(succeeded)

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.attacks.arguments import check_arguments, returned_images
-from lightning_advknn.attacks.balls import norm_of
-from lightning_advknn.attacks.gradient_sign import LogitsFn
-from lightning_advknn.attacks.probe import Probe, seeded
+from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments, returned_images
+from lightning_advknn.attacks.parts.balls import norm_of
+from lightning_advknn.attacks.parts.probe import Probe, seeded
 
 _PACKAGES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
 _COUNTS = ("n_classes", "nb_classes", "num_classes")  # arguments that count the classes

@@ -6,17 +6,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_arguments
-from lightning_advknn.attacks.balls import Norm, check_norm, heading, length, onto_sphere, per_image
-from lightning_advknn.attacks.gradient_sign import LogitsFn
-from lightning_advknn.attacks.neighbours import (
+from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments
+from lightning_advknn.attacks.parts.balls import check_norm, heading, length, onto_sphere, per_image
+from lightning_advknn.attacks.parts.soft_votes import (
     ascend_margin,
     ascend_votes,
     check_neighbours,
     find_neighbours,
     vote_directions,
 )
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.choices import Norm
+from lightning_advknn.classifiers import DkNN
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tells of images ``(B, ...)`` which are successes, bool ``(B,)``, and which way to go, unit steps ``(B, ...)``."""
@@ -28,7 +28,7 @@ _FARTHEST, _HALVINGS = 3.0, 6  # how much farther than the surrogate's boundary 
 
 
 def minimum_norm(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -92,7 +92,7 @@ def minimum_norm(
 
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
-        classified = victim(images)
+        classified = victim.predict(images)
         crossed = cross_boundary(
             victim, images, labels, surrogate, norm, classes, surrogate_steps, batch_size
         )
@@ -107,7 +107,7 @@ def minimum_norm(
 
 
 def cross_boundary(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     surrogate: LogitsFn,
@@ -190,7 +190,7 @@ def _descend(
     return found
 
 
-def _reach(victim: DkNNClassifier, images: Tensor, near: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _reach(victim: DkNN, images: Tensor, near: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """From images towards others and beyond, about the first that fools the victim, and whether any does."""
     low = torch.zeros(len(images), device=images.device)
     high, scale = torch.full_like(low, _FARTHEST), torch.ones_like(low)
@@ -203,15 +203,15 @@ def _reach(victim: DkNNClassifier, images: Tensor, near: Tensor, labels: Tensor)
     return (images + per_image(high, images) * (near - images)).clamp(0, 1), fooled
 
 
-def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNNClassifier) -> tuple[Tensor, Tensor]:
+def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNN) -> tuple[Tensor, Tensor]:
     """Lengthen what fools the scan, but not the victim itself, by half a percent at a time; and which fool it in the end."""
     for _ in range(8):
-        fooled = victim(found) != labels
+        fooled = victim.predict(found) != labels
         if fooled.all():
             return found, fooled
         farther = (images + 1.005 * (found - images)).clamp(0, 1)
         found = torch.where(per_image(fooled, images), found, farther)
-    return found, victim(found) != labels
+    return found, victim.predict(found) != labels
 
 
 def _nearest_others(

@@ -2,24 +2,22 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_returned
-from lightning_advknn.attacks.balls import Norm, as_norm, norm_of
-from lightning_advknn.attacks.gradient_sign import LogitsFn
 from lightning_advknn.attacks.libraries import LibraryAttack, load_function
-from lightning_advknn.attacks.precision import Precision
-from lightning_advknn.attacks.probe import try_out
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import LogitsFn, check_returned
+from lightning_advknn.attacks.parts.balls import as_norm, norm_of
+from lightning_advknn.attacks.parts.probe import try_out
+from lightning_advknn.choices import GradientPrecision, Norm
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.storage import code_of
 
-Target = LogitsFn | DkNNClassifier
+Target = LogitsFn | DkNN
 """What an attack fools: a logits function, or a victim itself. A kNN is a DkNN of one layer."""
 
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
@@ -55,7 +53,7 @@ class AttackSettings:
 
     function: str
     settings: dict[str, Plain] = field(default_factory=dict)
-    precision: Precision = "float32"
+    precision: GradientPrecision = "float32"
     targets: list[str] | None = None
     through: str | None = None
     vary: dict[str, list[Plain]] = field(default_factory=dict)
@@ -69,9 +67,9 @@ class AttackSettings:
                 or one is out of range.
             ImportError: If the library of the function is not installed.
         """
-        if self.precision not in get_args(Precision):
+        if self.precision not in get_args(GradientPrecision):
             raise ValueError(
-                f"Expected `precision` to be one of {get_args(Precision)}, but got {self.precision!r}."
+                f"Expected `precision` to be one of {get_args(GradientPrecision)}, but got {self.precision!r}."
             )
         if self.precision == "bfloat16" and self.on_victim:
             raise ValueError(
@@ -213,23 +211,3 @@ def _check_types(name: str, function: Callable[..., Tensor], settings: Mapping[s
             raise ValueError(
                 f"Expected `{setting}` of {name} to be {inspect.formatannotation(types[setting])}, but got {settings[setting]!r}."
             ) from error
-
-
-def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
-    """Each attack once for every combination of its varied settings, named ``<name>@<setting>=<value>``.
-
-    >>> list(expand({"pgd": AttackSettings("bim", vary={"eps": [0.1, 0.2]}), "fgsm": AttackSettings("fgsm")}))
-    ['pgd@eps=0.1', 'pgd@eps=0.2', 'fgsm']
-    """
-    expanded = {}
-    for name, attack in attacks.items():
-        for values in product(*attack.vary.values()):
-            varied = dict(zip(attack.vary, values, strict=True))
-            full = "@".join([name, *(f"{setting}={value}" for setting, value in varied.items())])
-            expanded[full] = replace(attack, settings={**attack.settings, **varied}, vary={})
-    return expanded
-
-
-def family(name: str) -> str:
-    """Name of the attack that `expand` made this one of."""
-    return name.partition("@")[0]

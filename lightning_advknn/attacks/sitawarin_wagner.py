@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from lightning_advknn.attacks.arguments import check_arguments, check_at_least
-from lightning_advknn.attacks.descent import Best, Bisection, Box, LossFn, descend, last_success, squared_l2
-from lightning_advknn.attacks.guided import Guides, attack_in_batches, typical_radii
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least
+from lightning_advknn.attacks.parts.descent import (
+    Best,
+    Bisection,
+    Box,
+    LossFn,
+    descend,
+    last_success,
+    squared_l2,
+)
+from lightning_advknn.attacks.parts.guide_distances import Guides, attack_in_batches, typical_radii
+from lightning_advknn.classifiers import DkNN
 
 
 def sitawarin_wagner_linf(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -77,7 +85,7 @@ def sitawarin_wagner_linf(
 
 
 def sitawarin_wagner_l2(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -142,7 +150,7 @@ def sitawarin_wagner_l2(
 
 
 def sitawarin_wagner_knn(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -207,7 +215,7 @@ def sitawarin_wagner_knn(
             succeeded = torch.zeros_like(labels, dtype=torch.bool)
             for _ in descend(weighted, variables, Adam([variables], lr=lr), steps, check_every):
                 adversarial = box.stored(variables)
-                fooled = victim(adversarial) != labels
+                fooled = victim.predict(adversarial) != labels
                 best.offer(adversarial, fooled)
                 succeeded |= fooled
             search.narrow(succeeded)
@@ -217,7 +225,7 @@ def sitawarin_wagner_knn(
 
 
 def _attack(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     m: int,

@@ -7,23 +7,18 @@ from torch import Tensor
 from torch.optim import RMSprop
 from tqdm import tqdm
 
-from lightning_advknn.attacks.arguments import check_arguments, check_at_least
-from lightning_advknn.attacks.descent import Best, Bisection, Box, descend, squared_l2
-from lightning_advknn.attacks.guided import (
-    Guides,
-    images_at_once,
-    nearest_of_classes,
-    nearest_wrong_class,
-)
-from lightning_advknn.attacks.guides import features_of
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least
+from lightning_advknn.attacks.parts.descent import Best, Bisection, Box, descend, squared_l2
+from lightning_advknn.attacks.parts.guide_distances import Guides, images_at_once
+from lightning_advknn.attacks.parts.guides import nearest_of_classes, nearest_wrong_class
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import dknn_prediction
 
 _BEYOND = 1e-5  # how far past the k-th neighbour a guide has to be
 
 
 def sitawarin_wagner_minimum_norm(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -133,8 +128,8 @@ class _View(NamedTuple):
     """Whether the victim is, bool ``(n,)``."""
 
 
-def _look(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> _View:
-    features = features_of(victim, images)
+def _look(victim: DkNN, images: Tensor, labels: Tensor) -> _View:
+    features = victim.features(images)
     radii = []
     for layer, bank in victim.banks.items():
         kth = bank.nearby(features[layer], victim.k)[0][:, -1]

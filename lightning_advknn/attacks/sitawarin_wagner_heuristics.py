@@ -3,17 +3,14 @@
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_arguments, check_at_least
-from lightning_advknn.attacks.balls import per_image
-from lightning_advknn.attacks.descent import Best, Box, last_success, squared_l2
-from lightning_advknn.attacks.guided import Guides, attack_in_batches
-from lightning_advknn.attacks.guides import features_of
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least
+from lightning_advknn.attacks.parts.balls import per_image
+from lightning_advknn.attacks.parts.descent import Best, Box, last_success, squared_l2
+from lightning_advknn.attacks.parts.guide_distances import Guides, attack_in_batches
+from lightning_advknn.classifiers import DkNN
 
 
-def sitawarin_wagner_mean(
-    victim: DkNNClassifier, images: Tensor, labels: Tensor, *, search_steps: int = 5
-) -> Tensor:
+def sitawarin_wagner_mean(victim: DkNN, images: Tensor, labels: Tensor, *, search_steps: int = 5) -> Tensor:
     """Their heuristic for a kNN on pixels: straight towards the nearest mean of another class's training images.
 
     How far is found by bisection: all the way, then halves; no gradient.
@@ -41,7 +38,7 @@ def sitawarin_wagner_mean(
         share = high
         for _ in range(int(search_steps) + 1):
             adversarial = torch.lerp(images, means, per_image(share, images)).clamp(0, 1)
-            fooled = victim(adversarial) != labels
+            fooled = victim.predict(adversarial) != labels
             best.offer(adversarial, fooled)
             low, high = torch.where(fooled, low, share), torch.where(fooled, share, high)
             share = (low + high) / 2
@@ -49,7 +46,7 @@ def sitawarin_wagner_mean(
 
 
 def sitawarin_wagner_baseline(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -111,10 +108,10 @@ def sitawarin_wagner_baseline(
     return attack_in_batches(victim.only(victim.layers[0]), images, labels, 1, attack)
 
 
-def _nearest_means(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
+def _nearest_means(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
     """For each image, the nearest mean of another class's training images, of the images' shape."""
     pixels = images.flatten(1)
-    features = features_of(victim, images)
+    features = victim.features(images)
     if len(features) > 1 or not torch.equal(features[victim.layers[0]], pixels):
         raise ValueError(
             f"Expected a victim of one layer that hands its pixels on, but got the layers {list(victim.layers)}. Give the"

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_advknn.attacks.arguments import check_arguments, check_at_least, check_positive
-from lightning_advknn.attacks.balls import into_ball, unit
-from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer
-from lightning_advknn.attacks.guided import Guides, each_batch
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.parts.balls import into_ball, unit
+from lightning_advknn.attacks.parts.descent import ascent
+from lightning_advknn.attacks.parts.guide_distances import Guides, each_batch
+from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
+from lightning_advknn.classifiers import DkNN
 
 
 def soft_nearest(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
@@ -76,7 +77,7 @@ def soft_nearest(
         adversarial = images.clone()
         radius = torch.inf if eps is None else eps
         walk = partial(_walk, victim, m=int(m), temperature=temperature, step_size=step_size, eps=radius)
-        todo = (victim(images) == labels).nonzero().squeeze(1)
+        todo = (victim.predict(images) == labels).nonzero().squeeze(1)
         pauses = range(0, int(steps), int(refresh_every))
         for first in tqdm(pauses, desc="attack", disable=None, leave=False):
             some = min(int(refresh_every), int(steps) - first)
@@ -84,7 +85,7 @@ def soft_nearest(
             left = torch.arange(len(todo), device=todo.device)
             for tries in path:
                 adversarial[todo[left]] = tries[left]
-                left = left[victim(tries[left]) == labels[todo[left]]]
+                left = left[victim.predict(tries[left]) == labels[todo[left]]]
                 if not len(left):
                     break
             todo = todo[left]
@@ -94,7 +95,7 @@ def soft_nearest(
 
 
 def _walk(
-    victim: DkNNClassifier,
+    victim: DkNN,
     images: Tensor,
     adversarial: Tensor,
     labels: Tensor,

@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.arguments import check_arguments
-from lightning_advknn.attacks.guides import features_of
-from lightning_advknn.attacks.voronoi import exact_minimum
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.arguments import check_arguments
+from lightning_advknn.attacks.parts.voronoi import exact_minimum
+from lightning_advknn.classifiers import DkNN
 
 _SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the way on from a cell's edge to its training image
 _ROUNDING = 1e-5  # of features in float32, relative
 
 
-def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
+def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
     """A small L2 perturbation of a 1-NN on pixels: to the cell of another class's training image that is nearest without a range.
 
     It is the smallest one only if pixels may leave [0, 1], as the quadratic program has no such constraint.
@@ -50,24 +49,24 @@ def qp(victim: DkNNClassifier, images: Tensor, labels: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         (bank,) = victim.banks.values()
-        features = features_of(victim, images)[victim.layers[0]]
+        features = victim.features(images)[victim.layers[0]]
         found = exact_minimum(bank.features[:], bank.labels, features, labels, scale)
         pixels = images.flatten(1).double()
         edges = pixels + found.perturbations
         centres = (bank.features[found.rows.clamp(min=0)].double() - shift) / scale
         adversarial = images.clone()
         # Of images that know no other class, none is left to be fooled.
-        todo = ((victim(images) == labels) & (found.rows >= 0)).nonzero().squeeze(1)
+        todo = ((victim.predict(images) == labels) & (found.rows >= 0)).nonzero().squeeze(1)
         for share in _SHARES:
             tries = edges[todo] + share * (centres[todo] - edges[todo])
             tries = tries.clamp(0, 1).to(images.dtype).view_as(images[todo])
             adversarial[todo] = tries
-            todo = todo[victim(tries) == labels[todo]] if len(todo) else todo
+            todo = todo[victim.predict(tries) == labels[todo]] if len(todo) else todo
     return adversarial
 
 
 @torch.no_grad()
-def pixel_scale(victim: DkNNClassifier, images: Tensor) -> tuple[Tensor, Tensor] | None:
+def pixel_scale(victim: DkNN, images: Tensor) -> tuple[Tensor, Tensor] | None:
     """How a kNN on pixels makes its features: ``scale * pixels + shift``, both float64 ``(D,)``.
 
     None if the victim is none: if it has several layers, another metric than Euclidean, or other features.
@@ -86,7 +85,7 @@ def pixel_scale(victim: DkNNClassifier, images: Tensor) -> tuple[Tensor, Tensor]
     if len(scale) != pixels.shape[1] or not scale.all():
         return None
     if len(images):
-        features = features_of(victim, images)[layer].double()
+        features = victim.features(images)[layer].double()
         error = (scale * pixels + shift - features).abs()
         if not (error <= _ROUNDING * (1 + features.abs())).all():
             return None

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from lightning_advknn.attacks import Attack, AttackSettings
 from lightning_advknn.callbacks import wandb_panels
-from lightning_advknn.callbacks.scene import Scene, measuring
+from lightning_advknn.callbacks.attacked_images import Scene, measuring
 from lightning_advknn.callbacks.subsets import batches, draw_subsets, read
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.choices import Convention, LabelSource, Metric
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import data_of
-from lightning_advknn.evaluation import LabelSource, Verdicts, Victim, judge
-from lightning_advknn.functional import Convention, whole
+from lightning_advknn.evaluation import Verdicts, Victim, judge
+from lightning_advknn.functional import whole
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import check_precision
-from lightning_advknn.search import Metric
+from lightning_advknn.search.build import build_banks
 
 
 class AttackEvaluation(Callback):
@@ -233,7 +234,7 @@ class AttackEvaluation(Callback):
             for split in (self._subsets.bank, self._subsets.calibration)
         )
         banks = build_banks(network, bank, self._num_classes, self.metric)
-        dknn = DkNNClassifier(network, banks, self._k, self.convention).to(device)
+        dknn = DkNN.on_banks(network, banks, self._k, self.convention).to(device)
         dknn.calibrate(calibration)
         victim = Victim(dknn, self._layer)
         return victim, judge(victim, images)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,8 @@ from lightning_advknn.callbacks.pictures import (
     pixels,
     votes_text,
 )
+from lightning_advknn.choices import WandbMode
 from lightning_advknn.evaluation import Rows
-
-Mode = Literal["offline", "online", "disabled"]
-"""Files here, the server, or nothing at all."""
 
 Log = Callable[..., None]
 """``log(panels)``, or ``log(panels, axis)`` to draw them over one of them instead of steps."""
@@ -88,7 +86,7 @@ def show_samples(
 
 
 @contextmanager
-def recorded(mode: Mode, project: str, folder: Path, **about: Any) -> Iterator[Log]:
+def recorded(mode: WandbMode, project: str, folder: Path, **about: Any) -> Iterator[Log]:
     """A W&B run of something that is no training, while it is worked on; only rank zero has one.
 
     Yields a function that logs to it: a list of dicts is shown as a table, a path as the picture in this file, all else as W&B

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_advknn.attacks import Attack
-from lightning_advknn.attacks.balls import Norm, length
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts.balls import length
+from lightning_advknn.choices import Norm
+from lightning_advknn.classifiers import DkNN
 
 ROUNDING = 1e-6  # by which float32 may leave a ball
 
@@ -36,7 +37,7 @@ class Iterates:
         """The adversarials of a batch."""
         notes = _Notes(images, labels, self.norm, self.eps)
         # A victim's network is asked without its votes, too.
-        network = self.target.network if isinstance(self.target, DkNNClassifier) else None
+        network = self.target.network if isinstance(self.target, DkNN) else None
         with ExitStack() as hooks:
             hooks.enter_context(_asked(self.target, notes.look))
             if network is not None:

@@ -13,17 +13,17 @@ from tqdm import tqdm
 from lightning_advknn import __version__
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.attacks.wang import pixel_scale
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.device import arithmetic, find_device
 from lightning_advknn.experiment.iterates import Iterates
-from lightning_advknn.experiment.machine import arithmetic, find_device
+from lightning_advknn.experiment.judges import Victims
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, Trained, check_names
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
-from lightning_advknn.experiment.victims import Victims
 from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.modules.checkpoint import check_data
@@ -267,7 +267,7 @@ class ExperimentRun:
             return JointSurrogate(self.backbone.network, {part.layer: part.dknnb for part in parts})
         return self.backbone if method == ORIGIN else self.surrogates[method]
 
-    def victim(self, name: str) -> DkNNClassifier:
+    def victim(self, name: str) -> DkNN:
         """``dknn``, or ``knn`` as a DkNN of its layer alone."""
         dknn = self.attacked.dknn
         return dknn if name == "dknn" else dknn.only(self.attacked.layer)
@@ -409,10 +409,10 @@ class ExperimentRun:
         target = self.victim(method) if method in VICTIMS else self.logits_fn(method)
         watched = Iterates(function, target, settings.known_norm, settings.eps)
         # DkNN is one and the same for all attacks, and is also asked to judge.
-        before = target.queries if isinstance(target, DkNNClassifier) else 0
+        before = target.queries if isinstance(target, DkNN) else 0
         adversarial = perturb(watched, target, images, labels, settings.precision, attack)
         made = {"adversarial": adversarial, **watched.columns(len(images))}
-        if isinstance(target, DkNNClassifier):
+        if isinstance(target, DkNN):
             made["queries"] = torch.tensor([target.queries - before])
         return made
 

@@ -1,18 +1,17 @@
 """What an experiment is, as configurations write it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
-from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.attacks.settings import Plain, expand, family
-from lightning_advknn.evaluation import LabelSource
-from lightning_advknn.functional import Convention, whole
-from lightning_advknn.search import Backend, Metric
+from lightning_advknn.attacks.settings import AttackSettings, Plain
+from lightning_advknn.choices import Backend, Convention, LabelSource, Metric
+from lightning_advknn.functional import whole
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 VICTIMS = ("knn", "dknn")
@@ -177,3 +176,23 @@ def check_names(experiment: Experiment) -> None:
                 raise ValueError(
                     f"Expected `joint.{name}` to list surrogates, {list(experiment.surrogates)}, but got {part!r}."
                 )
+
+
+def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
+    """Each attack once for every combination of its varied settings, named ``<name>@<setting>=<value>``.
+
+    >>> list(expand({"pgd": AttackSettings("bim", vary={"eps": [0.1, 0.2]}), "fgsm": AttackSettings("fgsm")}))
+    ['pgd@eps=0.1', 'pgd@eps=0.2', 'fgsm']
+    """
+    expanded = {}
+    for name, attack in attacks.items():
+        for values in product(*attack.vary.values()):
+            varied = dict(zip(attack.vary, values, strict=True))
+            full = "@".join([name, *(f"{setting}={value}" for setting, value in varied.items())])
+            expanded[full] = replace(attack, settings={**attack.settings, **varied}, vary={})
+    return expanded
+
+
+def family(name: str) -> str:
+    """Name of the attack that `expand` made this one of."""
+    return name.partition("@")[0]

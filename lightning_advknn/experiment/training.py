@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import CSVLogger
 from lightning_advknn.callbacks import AttackEvaluation
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.experiment.cache import StageCache
-from lightning_advknn.experiment.machine import provenance
+from lightning_advknn.experiment.device import provenance
 from lightning_advknn.experiment.settings import Trained
 from lightning_advknn.modules.checkpoint import check_identity, is_own, load_weights, read_checkpoint
 from lightning_advknn.search import APPROXIMATE

@@ -1,7 +1,7 @@
 """The paper's equations, one pure function each, and what they expect; imports torch only."""
 
 from lightning_advknn.functional.arithmetic import autocast_devices, check_defaults, float32_arithmetic
-from lightning_advknn.functional.credibility import Convention, credibility, true_class_votes
+from lightning_advknn.functional.credibility import credibility, true_class_votes
 from lightning_advknn.functional.distortion import authors_l2, l2_distortion, linf_distortion
 from lightning_advknn.functional.images import check_images, check_labels, whole
 from lightning_advknn.functional.losses import (
@@ -17,7 +17,6 @@ from lightning_advknn.functional.voting import (
 )
 
 __all__ = [
-    "Convention",
     "authors_l2",
     "autocast_devices",
     "check_defaults",

@@ -1,14 +1,13 @@
 """Credibility of a DkNN prediction against a calibration set (Eq. 5-6)."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from lightning_advknn.choices import Convention
 from lightning_advknn.functional.images import check_labels
 from lightning_advknn.functional.voting import dknn_prediction
-
-Convention = Literal["ge", "strict", "trim_zeros"]
 
 
 def true_class_votes(votes: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Networks only: victims' backbones and the surrogate."""
 
 from lightning_advknn.models.convnet import ConvNet
-from lightning_advknn.models.features import FeatureNetwork
+from lightning_advknn.models.features import OUTPUT, FeatureNetwork
 from lightning_advknn.models.frozen import Frozen, kept_modes
 from lightning_advknn.models.function import ASKED, check_function, device_of
 from lightning_advknn.models.lenet import LeNet5
@@ -11,6 +11,7 @@ from lightning_advknn.models.surrogate import DkNNB, JointSurrogate, Surrogate
 
 __all__ = [
     "ASKED",
+    "OUTPUT",
     "ConvNet",
     "DkNNB",
     "FeatureNetwork",

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from lightning_advknn.models.frozen import Frozen
 from lightning_advknn.models.library import LibraryNetwork
+from lightning_advknn.models.normalize import Normalize
+
+OUTPUT = "output"
+"""Name of a network's own output among its layers."""
 
 
 class FeatureNetwork(Frozen):
@@ -17,15 +21,18 @@ class FeatureNetwork(Frozen):
 
     Args:
         network: Any module that maps images in [0, 1] to logits.
-        layers: Names of its submodules, as in ``network.named_modules()``; each runs once a forward pass.
+        layers: Names of its submodules, as in ``network.named_modules()``; each runs once a forward pass. `OUTPUT` is what the
+            network itself gives.
+        normalize: What images pass before the network; None for nothing.
 
     Raises:
         ValueError: If a layer does not exist, is named twice or is TorchScript.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str], normalize: Normalize | None = None) -> None:
         super().__init__()
-        modules = {name: module for name, module in network.named_modules() if name}
+        submodules = {name: module for name, module in network.named_modules() if name}
+        modules = {**submodules, OUTPUT: submodules.get(OUTPUT, network)}
         known = list(modules)
         unknown = [layer for layer in layers if layer not in known]
         if unknown or not layers or len(set(layers)) < len(layers):
@@ -38,8 +45,9 @@ class FeatureNetwork(Frozen):
                 f"Expected `layers` that are ordinary modules, but {scripted[:3]} are TorchScript, which shows no features of its"
                 " layers. Take the network that was scripted or traced, with its `state_dict`."
             )
-        self.network = network
+        self.network, self.normalize = network, normalize
         self.layers = tuple(layers)
+        self._places = {layer: "" if modules[layer] is network else layer for layer in layers}
         self._pool = network.pool if isinstance(network, LibraryNetwork) else {}
         self.eval()
 
@@ -61,7 +69,7 @@ class FeatureNetwork(Frozen):
                 " depend on more than the image. Call `eval()` on it."
             )
         try:
-            logits: Tensor = self.network(images)
+            logits: Tensor = self.network(images if self.normalize is None else self.normalize(images))
         except RuntimeError as error:
             others = {str(each.dtype) for each in self.network.parameters()} - {"torch.float32"}
             if others:
@@ -103,7 +111,7 @@ class FeatureNetwork(Frozen):
             outputs[layer] = output.flatten(1).to(torch.float32, copy=True)
 
         handles = [
-            self.network.get_submodule(layer).register_forward_hook(
+            self.network.get_submodule(self._places[layer]).register_forward_hook(
                 lambda _module, _inputs, output, layer=layer: keep(layer, output)
             )
             for layer in self.layers

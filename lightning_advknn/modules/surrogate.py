@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_advknn import __version__, functional
-from lightning_advknn.classifiers import build_banks
+from lightning_advknn.choices import Backend, Metric
 from lightning_advknn.data import Batch, ImageDataModule, data_of
 from lightning_advknn.functional import float32_arithmetic, whole
 from lightning_advknn.models import DkNNB, Surrogate
@@ -29,14 +29,13 @@ from lightning_advknn.modules.checkpoint import (
 )
 from lightning_advknn.search import (
     APPROXIMATE,
-    Backend,
     MemoryBank,
-    Metric,
     check_backend,
     describe_index,
     index_settings,
     recall,
 )
+from lightning_advknn.search.build import build_banks
 from lightning_advknn.storage import (
     digest,
     load_tensors,

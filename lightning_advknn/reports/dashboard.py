@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.callbacks.wandb_panels import Mode, recorded
-from lightning_advknn.experiment import Experiment, ExperimentRun, Grid, provenance
-from lightning_advknn.reports.tables import Record, read_csv
+from lightning_advknn.callbacks.wandb_panels import recorded
+from lightning_advknn.choices import WandbMode
+from lightning_advknn.experiment.device import provenance
+from lightning_advknn.experiment.grid import Grid
+from lightning_advknn.experiment.run import ExperimentRun
+from lightning_advknn.experiment.settings import Experiment
+from lightning_advknn.reports.records.csv_files import Record, read_csv
 
 Point = tuple[str, float, str, float]
 """Axis, place on it, name, value."""
@@ -25,7 +29,7 @@ class Dashboard:
         wandb_project: W&B's project, that of the training configurations.
     """
 
-    wandb_mode: Mode = "disabled"
+    wandb_mode: WandbMode = "disabled"
     wandb_project: str = "lightning-advknn"
 
     @contextmanager

@@ -1,18 +1,17 @@
 """Nearest neighbours in a bank of stored features, exact unless told otherwise."""
 
-from lightning_advknn.search.approximate import APPROXIMATE, describe_index, index_settings, recall
-from lightning_advknn.search.bank import Backend, MemoryBank, check_backend
-from lightning_advknn.search.codes import check_int8, fastest
-from lightning_advknn.search.rows import StoredRows, check_room, in_memory, least_bytes
-from lightning_advknn.search.scan import Metric
+from lightning_advknn.search.bank import MemoryBank, check_backend
+from lightning_advknn.search.index_settings import APPROXIMATE, describe_index, index_settings
+from lightning_advknn.search.memory_plan import check_room, in_memory, least_bytes
+from lightning_advknn.search.recall import recall
+from lightning_advknn.search.scans.quantize import check_int8, fastest
 from lightning_advknn.search.sharded import Exchange, ShardedBank
+from lightning_advknn.search.stored_rows import StoredRows
 
 __all__ = [
     "APPROXIMATE",
-    "Backend",
     "Exchange",
     "MemoryBank",
-    "Metric",
     "ShardedBank",
     "StoredRows",
     "check_backend",

@@ -3,27 +3,28 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lightning_advknn.choices import Backend, Metric
 from lightning_advknn.functional import check_defaults, check_labels, count_votes, whole
-from lightning_advknn.search.approximate import APPROXIMATE, index_settings
-from lightning_advknn.search.bounds import inverse
-from lightning_advknn.search.codes import WIDEST, check_int8, fastest, lengths
-from lightning_advknn.search.exact import bounded_similarities, exact_similarities
-from lightning_advknn.search.rows import Rows, StoredRows
-from lightning_advknn.search.scan import Candidates, Metric, TorchScan
-from lightning_advknn.search.settle import settle
-from lightning_advknn.search.symmetric import candidates_of_all
+from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
+from lightning_advknn.search.scans.candidates import Candidates
+from lightning_advknn.search.scans.quantize import WIDEST, check_int8, fastest, lengths
+from lightning_advknn.search.scans.refine import settle
+from lightning_advknn.search.scans.rounding import inverse
+from lightning_advknn.search.scans.self_scan import candidates_of_all
+from lightning_advknn.search.scans.similarities import bounded_similarities, exact_similarities
+from lightning_advknn.search.scans.torch_scan import TorchScan
+from lightning_advknn.search.stored_rows import Rows, StoredRows
 
 if TYPE_CHECKING:
-    from lightning_advknn.search.faiss_backend import ApproximateScan, FaissScan
+    from lightning_advknn.search.scans.faiss_scan import ApproximateScan, FaissScan
 
-Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss", "ivf", "hnsw"]
 
 _AT_ONCE = {"cpu": 512, "cuda": 4096, "disk": 2048}  # queries
 _CANDIDATES = 2**20  # looked at together, over all queries
@@ -313,11 +314,11 @@ class MemoryBank(nn.Module):
         """Made at the first search, and again once the bank has moved to another device."""
         if self._scan is None or self._scan.device != self.features.device:
             if self.backend == "faiss":
-                from lightning_advknn.search.faiss_backend import FaissScan
+                from lightning_advknn.search.scans.faiss_scan import FaissScan
 
                 self._scan = FaissScan(self.features[:], self.norms, self.metric)
             elif self.backend == "ivf" or self.backend == "hnsw":
-                from lightning_advknn.search.faiss_backend import ApproximateScan
+                from lightning_advknn.search.scans.faiss_scan import ApproximateScan
 
                 self._scan = ApproximateScan(self.features, self.norms, self.metric, self.backend, self.index)
             else:
@@ -343,7 +344,7 @@ def check_backend(backend: Backend, width: int = 1, in_memory: bool = True) -> N
             f"Expected at most {WIDEST} features for `backend='int8'`, but got {width}. Use `backend='auto'`."
         )
     if backend in ("faiss", *APPROXIMATE):
-        from lightning_advknn.search.faiss_backend import import_faiss
+        from lightning_advknn.search.scans.faiss_scan import import_faiss
 
         import_faiss()
         if backend == "faiss" and not in_memory:

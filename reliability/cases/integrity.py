@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.models import DkNNB, FeatureNetwork, LibraryNetwork, Surrogate
+from lightning_advknn.search.build import build_banks
 from lightning_advknn.storage import load_tensors
 from reliability import attacks, networks
 from reliability.case import Case, Outcome, evaluate, small_experiment, train
@@ -172,7 +173,7 @@ def _put_back(attack: Callable[..., Tensor], *words: str, through: bool = False)
     features = FeatureNetwork(network, ["model.relu2"])
     images, labels = torch.rand(40, 3, 16, 16), torch.arange(40) % 4
     banks = build_banks(features, [Batch(images, labels, torch.arange(40))], 4)
-    victim = DkNNClassifier(features, banks, k=3)
+    victim = DkNN.on_banks(features, banks, k=3)
     on_victim = attack.__code__.co_varnames[0] == "victim"
     target = victim if on_victim else features
     surrogate = Surrogate(network, "model.relu2", DkNNB(256, 4))

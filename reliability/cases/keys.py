@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 import attack as attack_script
-from lightning_advknn.search import codes
+from lightning_advknn.search.scans import quantize as codes
 from reliability.case import Case, Outcome, Ran, evaluate, small_experiment
 from reliability.together import made
 
@@ -108,7 +108,7 @@ def _again(
 
 def _quick(name: str) -> _Circumstances:
     """A processor that is fastest in a precision."""
-    return mock.patch("lightning_advknn.search.codes._is_quick_in_int8", return_value=name == "int8")
+    return mock.patch("lightning_advknn.search.scans.quantize._is_quick_in_int8", return_value=name == "int8")
 
 
 def _instructions(folder: Path) -> Outcome:

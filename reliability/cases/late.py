@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_advknn.attacks import AttackSettings, bim, fgsm, sitawarin_wagner_linf
 from lightning_advknn.callbacks import AttackEvaluation
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageDataModule
 from lightning_advknn.evaluation import Victim, judge, make_rows
@@ -26,6 +26,7 @@ from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import load_weights
 from lightning_advknn.search import MemoryBank
+from lightning_advknn.search.build import build_banks
 from reliability.case import Case, Outcome, evaluate, small_experiment, train
 from reliability.networks import Small
 
@@ -87,12 +88,12 @@ def _network() -> FeatureNetwork:
     return FeatureNetwork(nn.Sequential(layers), ["relu", "logits"]).eval()
 
 
-def _victim(k: Any = 5, labels: Any = None, images: Any = None) -> DkNNClassifier:
+def _victim(k: Any = 5, labels: Any = None, images: Any = None) -> DkNN:
     network = _network()
     batch = Batch(
         _images() if images is None else images, _labels() if labels is None else labels, torch.arange(N)
     )
-    dknn = DkNNClassifier(network, build_banks(network, [batch], CLASSES), k)
+    dknn = DkNN.on_banks(network, build_banks(network, [batch], CLASSES), k)
     dknn.calibrate([batch])
     return dknn
 
@@ -238,7 +239,7 @@ def _asked(convert: Callable[[Tensor], Any], words: tuple[str, ...], folder: Pat
     victim, images = _victim(), convert(_images())
     outcomes = [
         _refused(partial(ask, images), *words)
-        for ask in (victim, partial(judge, Victim(victim, "relu")), next(iter(victim.knns)))
+        for ask in (victim, partial(judge, Victim(victim, "relu")), victim.only("relu"))
     ]
     return Outcome(outcomes[0].words, all(outcome.ok for outcome in outcomes))
 
@@ -343,7 +344,7 @@ def _default_device(folder: Path) -> Outcome:
     victim, images = _victim(), _images()
     with _defaults():
         torch.set_default_device("meta")
-        return _refused(lambda: victim(images), "default device", "meta")
+        return _refused(lambda: victim.predict(images), "default device", "meta")
 
 
 def _autocast_votes(folder: Path) -> Outcome:
@@ -353,7 +354,7 @@ def _autocast_votes(folder: Path) -> Outcome:
     layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         judge(Victim(victim, "relu"), images)
-        victim(images)
+        victim.predict(images)
         victim.calibrate([Batch(images, _labels(), torch.arange(N))])
         build_banks(victim.network, [Batch(images, _labels(), torch.arange(N))], CLASSES)
     return Outcome(f"the network ran in {set(seen)}", set(seen) == {torch.float32})
@@ -376,7 +377,7 @@ def _matmul(folder: Path) -> Outcome:
     victim = _victim()
     with _defaults():
         torch.set_float32_matmul_precision("medium")
-        victim(_images())
+        victim.predict(_images())
         kept = torch.get_float32_matmul_precision()
     seen = victim.network.network.get_submodule("logits").seen
     return Outcome(f"the network ran in {seen}, {kept!r} is kept", (seen, kept) == ("ieee", "medium"))
@@ -404,7 +405,7 @@ def _shapes(folder: Path) -> Outcome:
 
 def _one_class(folder: Path) -> Outcome:
     victim = _victim(labels=torch.ones(N).long())
-    return _equal(victim(_images()), torch.ones(N).long(), "predictions")
+    return _equal(victim.predict(_images()), torch.ones(N).long(), "predictions")
 
 
 _AS_INTEGERS = "The data of int64 labels."

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.models import FeatureNetwork, Normalize
 from lightning_advknn.search import MemoryBank
 
 
 @pytest.fixture
-def pixel_knn(device: torch.device) -> Callable[..., DkNNClassifier]:
+def pixel_knn(device: torch.device) -> Callable[..., DkNN]:
     """Makes a kNN on normalised pixels: ``pixel_knn(images, labels, k, mean, std, metric)``."""
 
     def make(images: Tensor, labels: Tensor, k: int, mean=(0.0,), std=(1.0,), metric="euclidean"):
@@ -21,6 +21,6 @@ def pixel_knn(device: torch.device) -> Callable[..., DkNNClassifier]:
         features = FeatureNetwork(network, ["normalize"]).eval().to(device)
         rows, labels = features.features(images.to(device))["normalize"], labels.to(device)
         bank = MemoryBank(rows, labels, torch.arange(len(rows)), int(labels.max()) + 1, metric)
-        return DkNNClassifier(features, {"normalize": bank}, k).to(device)
+        return DkNN.on_banks(features, {"normalize": bank}, k).to(device)
 
     return make

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_advknn.attacks import ask, guided, kernel_knn, soft_nearest
+from lightning_advknn.attacks import ask, kernel_knn, soft_nearest
 from lightning_advknn.attacks.ask import similarity_logits
-from lightning_advknn.attacks.class_guides import ascent, nearest_in_each_layer, own_and_others
-from lightning_advknn.attacks.guided import Guides
 from lightning_advknn.attacks.kernel import kernel_margins, squared_widths
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.attacks.parts import guide_distances as guided
+from lightning_advknn.attacks.parts.descent import ascent, own_and_others
+from lightning_advknn.attacks.parts.guide_distances import Guides
+from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import l2_distortion, linf_distortion
 from lightning_advknn.search import MemoryBank
 
@@ -38,7 +40,7 @@ def cosine_of(victim):
         layer: MemoryBank(bank.features, bank.labels, bank.ids, bank.num_classes, "cosine")
         for layer, bank in victim.banks.items()
     }
-    return DkNNClassifier(victim.network, banks, victim.k)
+    return DkNN.on_banks(victim.network, banks, victim.k)
 
 
 @pytest.fixture(params=["euclidean", "cosine"])
@@ -201,7 +203,7 @@ def test_the_start_of_ask_is_that_of_its_seed(hand_dknn, device):
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_a_step_of_the_soft_1nn_goes_up_its_loss(victim, device, temperature):
     images, labels = hand_images(device)
-    labels = victim(images)
+    labels = victim.predict(images)
     found = soft_nearest(victim, images, labels, steps=1, step_size=0.03, m=2, temperature=temperature)
     for image, label in enumerate(labels.tolist()):
         rows, point = rows_of(victim, images, image), np.array(POINTS[image])
@@ -218,7 +220,7 @@ def test_the_soft_1nn_stops_at_its_first_success(pixel_knn, device):
     images = torch.tensor([[0.11, 0.5], [0.45, 0.4], [0.9, 0.3], [0.7, 0.5]], device=device)[:, None, None]
     labels = torch.tensor([0, 0, 1, 0], device=device)
     found = soft_nearest(victim, images, labels, m=5, step_size=0.04, steps=20, refresh_every=3)
-    assert (victim(found) != labels).all()
+    assert (victim.predict(found) != labels).all()
     assert torch.equal(found[3], images[3])  # wrong already
     norms = l2_distortion(images, found)
     for norm, distance in zip(norms.tolist(), (0.39, 0.05, 0.4), strict=False):
@@ -226,12 +228,12 @@ def test_the_soft_1nn_stops_at_its_first_success(pixel_knn, device):
     # It is where a shorter walk ends, all of whose ends before are no successes.
     for steps in range(1, 11):
         now = soft_nearest(victim, images, labels, m=5, step_size=0.04, steps=steps, refresh_every=3)
-        done = victim(now) != labels
+        done = victim.predict(now) != labels
         assert torch.equal(now[done], found[done])
     # Ten steps are the first that reach .39 and .4: all images by the last, and not before.
     assert done.all()
     before = soft_nearest(victim, images, labels, m=5, step_size=0.04, steps=9, refresh_every=3)
-    assert (victim(before) == labels).tolist() == [True, False, True, False]
+    assert (victim.predict(before) == labels).tolist() == [True, False, True, False]
     # Once all are done the victim is asked no more.
     victim.queries = 0
     soft_nearest(victim, images, labels, m=5, step_size=0.04, steps=20, refresh_every=3)
@@ -279,7 +281,7 @@ def test_kernels_find_the_boundary(pixel_knn, device):
     labels = torch.tensor([0, 0, 1, 0], device=device)
     settings = {"m": 5, "bandwidth": 4.0, "weight": 0.02, "steps": 100, "lr": 0.03, "search_steps": 6}
     found = kernel_knn(victim, images, labels, **settings, check_every=25)
-    assert (victim(found) != labels).all()
+    assert (victim.predict(found) != labels).all()
     assert torch.equal(found[3], images[3])  # wrong already
     for norm, distance in zip(l2_distortion(images, found).tolist(), (0.35, 0.05, 0.4), strict=False):
         assert distance <= norm <= 1.1 * distance + 0.02

@@ -622,7 +622,7 @@ def test_an_attack_of_ones_own_on_a_victim(own, hand_dknn):
     path = own(
         "on_victim",
         "def attack(victim, images, labels, *, surrogate):\n"
-        "    classes = victim(images)\n"
+        "    classes = victim.predict(images)\n"
         "    return (classes / 2)[:, None, None, None].expand_as(images)\n",
     )
     settings = AttackSettings(path, through="dknnb")

@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from lightning_advknn import attacks
-from lightning_advknn.attacks import AttackSettings, guided
-from lightning_advknn.attacks.guided import Guides
+from lightning_advknn.attacks import AttackSettings
+from lightning_advknn.attacks.parts import guide_distances as guided
+from lightning_advknn.attacks.parts.guide_distances import Guides
 from lightning_advknn.attacks.sitawarin_wagner import soft_vote_loss
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Digits
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.functional import l2_distortion
 from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.search.build import build_banks
 
 # Short versions that leave nothing to chance on two pixels.
 SETTINGS = {
@@ -123,9 +125,9 @@ def test_the_first_step_descends_the_double_loop(hand_dknn, device, name):
 def test_the_victim_is_fooled_as_asked_again(problem, name):
     victim, images, labels = problem(name)
     with torch.no_grad():
-        assert torch.equal(victim(images), labels)
+        assert torch.equal(victim.predict(images), labels)
         adversarial = run(name, victim, images, labels)
-        assert (victim(adversarial) != labels).all()
+        assert (victim.predict(adversarial) != labels).all()
     assert adversarial.shape == images.shape
     assert adversarial.dtype == torch.float32
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
@@ -159,7 +161,7 @@ def test_a_boundary_between_two_points_is_crossed_where_it_is(plane_knn, device,
     adversarial = run(
         name, victim, images, torch.zeros(1, device=device).long(), eps=eps, steps=150, **settings
     )
-    assert (victim(adversarial).item() == 1) is fooled
+    assert (victim.predict(adversarial).item() == 1) is fooled
     assert adversarial[0, 0, 0, 0].item() == pytest.approx(0.3 + eps, abs=2e-3)
 
 
@@ -171,7 +173,7 @@ def test_the_knn_form_finds_a_small_perturbation(plane_knn, device):
     for search_steps in (2, 10):
         settings = {"m": 1, "search_steps": search_steps, "steps": 60, "check_every": 10}
         adversarial = run("sitawarin_wagner_knn", victim, images, labels, **settings)
-        assert victim(adversarial).item() == 1
+        assert victim.predict(adversarial).item() == 1
         sizes.append((adversarial - images).norm().item())
     assert sizes[0] > sizes[1] >= 0.2 * (1 - 1e-6)
     assert sizes[1] < 0.21
@@ -297,10 +299,10 @@ def digits():
         nn.functional.cross_entropy(network(train.images), train.labels).backward()
         optimizer.step()
     network = FeatureNetwork(network, ["0", "2", "3"]).eval()
-    dknn = DkNNClassifier(network, build_banks(network, data.loader("train"), 10), k=15)
+    dknn = DkNN.on_banks(network, build_banks(network, data.loader("train"), 10), k=15)
     images, labels, _ = data.split("test").__getitems__(range(40))
     with torch.no_grad():
-        right = (dknn(images) == labels) & (dknn.only("0")(images) == labels)
+        right = (dknn.predict(images) == labels) & (dknn.only("0").predict(images) == labels)
     return dknn, images[right][:24], labels[right][:24]
 
 
@@ -310,7 +312,7 @@ def attacked(digits, name, layer=None, **settings):
     victim = dknn.only(layer) if layer else dknn
     adversarial = perturb(lambda *given: getattr(attacks, name)(*given, **settings), victim, images, labels)
     with torch.no_grad():
-        right = (victim(adversarial) == labels).sum().item()
+        right = (victim.predict(adversarial) == labels).sum().item()
     return right, l2_distortion(images, adversarial).mean().item()
 
 

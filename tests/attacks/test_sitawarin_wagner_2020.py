@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_advknn.attacks import sitawarin_wagner_minimum_norm
-from lightning_advknn.attacks.guided import Guides
+from lightning_advknn.attacks.parts.guide_distances import Guides
 from lightning_advknn.attacks.sitawarin_wagner_2020 import hinge_loss
 
 # The rows of `hand_dknn` in conftest.
@@ -83,7 +83,7 @@ def test_a_bisector_is_reached_and_not_undercut(plane_knn, device):
     images = points(*images, device=device)
     settings = {"m": 2, "search_steps": 10, "lr": 0.02, "steps": 120, "refresh_every": 15}
     adversarial = sitawarin_wagner_minimum_norm(victim, images, labels, **settings)
-    assert (victim(adversarial) != labels).all()
+    assert (victim.predict(adversarial) != labels).all()
     for found, least in zip((adversarial - images).flatten(1).norm(dim=1).tolist(), shortest, strict=True):
         assert least * (1 - 1e-5) <= found <= 1.05 * least
 
@@ -93,13 +93,13 @@ def test_no_grid_point_nearer_than_the_attack_by_much_fools_dknn(hand_dknn, devi
     ticks = torch.linspace(0, 1, 101, device=device)
     grid = torch.cartesian_prod(ticks, ticks)
     with torch.no_grad():
-        classes = hand_dknn(grid[:, None, None])
+        classes = hand_dknn.predict(grid[:, None, None])
     images = points((0.05, 0.1), (0.95, 0.9), (0.3, 0.2), (0.8, 0.95), device=device)
     with torch.no_grad():
-        labels = hand_dknn(images)
+        labels = hand_dknn.predict(images)
     settings = {"m": 4, "search_steps": 5, "lr": 0.02, "steps": 80, "refresh_every": 10}
     adversarial = sitawarin_wagner_minimum_norm(hand_dknn, images, labels, **settings)
-    assert (hand_dknn(adversarial) != labels).all()
+    assert (hand_dknn.predict(adversarial) != labels).all()
     for image, label, found in zip(images.flatten(1), labels, adversarial.flatten(1), strict=True):
         least = (grid[classes != label] - image).norm(dim=1).min().item()
         assert least - 0.008 <= (found - image).norm().item() <= 1.3 * least
@@ -129,6 +129,6 @@ def test_guides_shrink_to_a_majority_after_success(plane_knn, device, monkeypatc
     images, labels = points((0.2, 0.5), device=device), torch.zeros(1, device=device).long()
     settings = {"m": 12, "weight": 100.0, "lr": 0.05, "steps": 40, "refresh_every": 20, "search_steps": 4}
     adversarial = sitawarin_wagner_minimum_norm(victim, images, labels, **settings)
-    assert victim(adversarial).item() == 1
+    assert victim.predict(adversarial).item() == 1
     assert [halves[40 * step][0] for step in range(4)] == [6, 4, 3, 3]
     assert len(halves) == 160

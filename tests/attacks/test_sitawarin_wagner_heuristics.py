@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_advknn.attacks import sitawarin_wagner_baseline, sitawarin_wagner_mean
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.classifiers import DkNN
 
 
 def points(*rows, device):
@@ -28,7 +28,7 @@ def test_the_mean_heuristic_by_hand(plane_knn, device):
         adversarial.flatten(1).cpu(),
         torch.tensor([[0.2 + 0.5 * 0.40625, 0.5], [0.7 - 0.2 * 0.53125, 0.5 + 0.5 * 0.53125]]),
     )
-    assert victim(adversarial).tolist() == [1, 2]
+    assert victim.predict(adversarial).tolist() == [1, 2]
     # Without bisection, the means themselves.
     adversarial = sitawarin_wagner_mean(victim, images, labels, search_steps=0)
     torch.testing.assert_close(adversarial.flatten(1).cpu(), torch.tensor([[0.7, 0.5], [0.5, 1.0]]))
@@ -55,7 +55,7 @@ def test_the_baseline_imitates_the_nearest_image_of_another_class(hand_dknn, dev
     images = points((0.3, 0.1), (0.8, 0.6), device=device)
     labels = torch.tensor([0, 2], device=device)
     # All six rows vote, so nothing fools, and it ends where the descent does.
-    stubborn = DkNNClassifier(hand_dknn.network, hand_dknn.banks, k=6)
+    stubborn = DkNN.on_banks(hand_dknn.network, hand_dknn.banks, k=6)
     settings = {"steps": 150, "lr": 0.2, "check_every": 150}
     found = sitawarin_wagner_baseline(stubborn, images, labels, eps=2.0, **settings)
     torch.testing.assert_close(

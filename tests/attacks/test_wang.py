@@ -9,10 +9,9 @@ from torch import nn
 
 from lightning_advknn import attacks
 from lightning_advknn.attacks import qp
-from lightning_advknn.attacks.guides import features_of
-from lightning_advknn.attacks.voronoi import exact_minimum, lower_bound
+from lightning_advknn.attacks.parts.voronoi import exact_minimum, lower_bound
 from lightning_advknn.attacks.wang import pixel_scale
-from lightning_advknn.classifiers import DkNNClassifier
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Digits
 from lightning_advknn.functional import l2_distortion
 from lightning_advknn.models import FeatureNetwork
@@ -36,7 +35,7 @@ def test_by_hand(corner, device):
     assert found[0].flatten().tolist() == pytest.approx([0.375, 0.5], abs=1e-4)
     assert l2_distortion(images, found)[1].item() == pytest.approx((1.6 + 0.5 - 1.25) / 5**0.5, abs=1e-4)
     assert torch.equal(found[2], images[2])
-    assert (corner(found) != labels.to(device)).all()
+    assert (corner.predict(found) != labels.to(device)).all()
     assert found.dtype == torch.float32
 
 
@@ -51,7 +50,7 @@ def test_what_would_leave_the_unit_interval_goes_on_inside(pixel_knn, device):
     assert (images.flatten(1) + exact.perturbations).max() > 1
     found = qp(victim, images, labels)
     assert 0 <= found.min() <= found.max() <= 1
-    assert (victim(found) != labels).all()
+    assert (victim.predict(found) != labels).all()
     norms = l2_distortion(images, found).tolist()
     # Within [0, 1] the nearest is (.375, 1).
     assert math.hypot(0.275, 0.05) <= norms[0] + 1e-6 <= math.hypot(0.275, 0.05) + 2e-3
@@ -69,15 +68,15 @@ def test_scale_of_normalised_pixels(pixel_knn, device):
     torch.testing.assert_close(pixel_scale(victim, images[:0].to(device))[0], scale)
     # The victim agrees: none of the nearest is closer than the bisector bound, and the edge is where it changes.
     queries = torch.rand(6, 2, 3, 3, generator=torch.Generator().manual_seed(1)).to(device)
-    labels, bank = victim(queries), victim.banks["normalize"]
-    features = features_of(victim, queries)["normalize"]
+    labels, bank = victim.predict(queries), victim.banks["normalize"]
+    features = victim.features(queries)["normalize"]
     exact = exact_minimum(bank.features, bank.labels, features, labels, scale)
     for factor, changed in ((0.999, False), (1.001, True)):
         moved = queries + factor * exact.perturbations.view_as(queries).float()
         inside = ((moved > 0) & (moved < 1)).flatten(1).all(1)
         assert inside.sum() > 1
         # Along the way to a corner, a step beyond may leave the cell again.
-        wrong = victim(moved[inside]) != labels[inside]
+        wrong = victim.predict(moved[inside]) != labels[inside]
         assert not wrong.any() if not changed else wrong.any()
 
 
@@ -88,7 +87,7 @@ def test_victims_that_are_no_1nn_on_pixels(hand_dknn, pixel_knn, device):
         qp(hand_dknn, images, labels)
     with pytest.raises(ValueError, match=r"Expected a Euclidean kNN of one layer.*\['normalize'\].*cosine"):
         qp(pixel_knn(rows, torch.tensor([0, 0, 1]), 1, metric="cosine"), images, labels)
-    several = DkNNClassifier(hand_dknn.network, hand_dknn.banks, k=1)
+    several = DkNN.on_banks(hand_dknn.network, hand_dknn.banks, k=1)
     with pytest.raises(ValueError, match=r"Expected a Euclidean kNN of one layer.*\['both', 'height'\]"):
         qp(several, images, labels)
     with pytest.raises(
@@ -103,7 +102,7 @@ def test_victims_that_are_no_1nn_on_pixels(hand_dknn, pixel_knn, device):
         mixing = nn.Linear(2, 2, bias=False)
         mixing.load_state_dict({"weight": torch.tensor(weight)})
         network = nn.Sequential(OrderedDict(flatten=nn.Flatten(), mix=mixing))
-        victim = DkNNClassifier(FeatureNetwork(network, ["mix"]).to(device), {"mix": bank}, 1)
+        victim = DkNN.on_banks(FeatureNetwork(network, ["mix"]).to(device), {"mix": bank}, 1)
         with pytest.raises(ValueError, match=r"layers \['mix'\]"):
             qp(victim, images, labels)
 
@@ -148,8 +147,8 @@ def test_no_attack_on_the_digits_comes_out_below(pixel_knn, device, k):
     train, test = data.split("train"), data.split("test")
     victim = pixel_knn(train.images.float() / 255, train.labels, k, mean=(0.3,), std=(0.4,))
     images = test.images[:4].float().to(device) / 255
-    bank, labels = victim.banks["normalize"], victim(images)
-    queries = features_of(victim, images)["normalize"]
+    bank, labels = victim.banks["normalize"], victim.predict(images)
+    queries = victim.features(images)["normalize"]
     scale, _ = pixel_scale(victim, images)
     smallest = lower_bound(bank.features, bank.labels, queries, labels, k, scale)
     assert (smallest > 0).all()
@@ -158,14 +157,14 @@ def test_no_attack_on_the_digits_comes_out_below(pixel_knn, device, k):
         assert (smallest <= exact + 1e-9).all()
         smallest = exact
         found = qp(victim, images, labels)
-        assert (victim(found) != labels).all()
+        assert (victim.predict(found) != labels).all()
         norms = l2_distortion(images, found)
         assert (norms >= exact - 1e-5).all()
         assert (norms <= 1.2 * exact).all()  # what staying in [0, 1] costs
     for name, settings in ATTACKS.items():
         given = {"surrogate": through(victim)} if name == "minimum_norm" else {}
         found = getattr(attacks, name)(victim, images, labels, **settings, **given)
-        fooled = victim(found) != labels
+        fooled = victim.predict(found) != labels
         assert fooled.sum() > 2, name
         norms = l2_distortion(images, found)[fooled]
         assert (norms >= smallest[fooled] - 1e-5).all(), name

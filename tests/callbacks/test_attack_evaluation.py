@@ -18,14 +18,16 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_advknn.attacks import Attack, AttackSettings
-from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, scene
-from lightning_advknn.classifiers import DkNNClassifier, build_banks
+from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
+from lightning_advknn.callbacks import attacked_images as scene
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Victim, judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.search.build import build_banks
 
 FGSM = AttackSettings("fgsm", {"eps": 0.1})
 SIZES = {"k": 5, "num_images": 61, "num_calibration": 40, "bank_size": 200}
@@ -162,7 +164,7 @@ def rows_by_hand(
     network = module.network.network if surrogate is None else surrogate.backbone.network
     features = FeatureNetwork(network.eval(), LAYERS)
     banks = build_banks(features, [chosen(Digits().split("train"), 0, 200)], 10)
-    dknn = DkNNClassifier(features, banks, k=5)
+    dknn = DkNN.on_banks(features, banks, k=5)
     dknn.calibrate([calibration])
     victim = Victim(dknn, "relu")
     images, labels, ids = attacked

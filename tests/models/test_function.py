@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from lightning_advknn.classifiers import build_banks
 from lightning_advknn.data import Batch
 from lightning_advknn.models import ConvNet, FeatureNetwork, check_function
 from lightning_advknn.modules import BackboneModule
+from lightning_advknn.search.build import build_banks
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -470,7 +470,7 @@ def test_weights_that_train_nothing_are_refused(
 
 def test_an_unknown_layer_is_refused_with_those_there_are(make_surrogate: MakeSurrogate) -> None:
     with pytest.raises(
-        ValueError, match=r"relu3.*\['conv', 'norm', 'relu', 'flatten', 'dropout', 'logits'\]"
+        ValueError, match=r"relu3.*\['conv', 'norm', 'relu', 'flatten', 'dropout', 'logits', 'output'\]"
     ):
         make_surrogate(layer="relu3")
 

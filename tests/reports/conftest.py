@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_advknn.reports import paper
-from lightning_advknn.reports.figures import save_figure
-from lightning_advknn.reports.results import CLASSES, Plan, Planned
-from lightning_advknn.reports.tables import TABLE1, TABLE2, write_csv
+from lightning_advknn.reports.records import published
+from lightning_advknn.reports.records.csv_files import write_csv
+from lightning_advknn.reports.records.over_seeds import CLASSES, Plan, Planned
+from lightning_advknn.reports.records.paper_records import TABLE1, TABLE2
+from lightning_advknn.reports.render.style import save_figure
 from lightning_advknn.storage import write_json
 
 TABLE3 = ("network", "victim", "method", "attack", "eps", "accuracy", "paper", "l2_mean", "n", "seed")
@@ -89,7 +90,7 @@ def write_results(
     for seed in seeds:
         for victim in ("dnn", "knn", "dknn", *methods[1:]):
             line = {"victim": victim, "accuracy": accuracy(victim, "origin", "clean", seed), "n": 9250}
-            table1.append(line | {"paper": paper.table1(data, victim, settings["victim"]), "seed": seed})
+            table1.append(line | {"paper": published.table1(data, victim, settings["victim"]), "seed": seed})
         for method in methods:
             for name in ("clean", *attacks):
                 used = attacks[name]["settings"] if name != "clean" else {}
@@ -101,7 +102,7 @@ def write_results(
                         "attack": name,
                         "eps": used.get("eps", 0),
                         "accuracy": accuracy(victim, method, name, seed),
-                        "paper": paper.table2(data, victim, method, name, used, settings["victim"]),
+                        "paper": published.table2(data, victim, method, name, used, settings["victim"]),
                         "l2_mean": distortion,
                         "l2_mean_success": None,
                         "credibility_mean": 0.25,

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_advknn.search import MemoryBank, codes, exact, faiss_backend, scan, symmetric
-from lightning_advknn.search.rows import StoredRows
-from lightning_advknn.search.scan import Candidates, TorchScan
+from lightning_advknn.search import MemoryBank
+from lightning_advknn.search.scans import faiss_scan as faiss_backend
+from lightning_advknn.search.scans import quantize as codes
+from lightning_advknn.search.scans import self_scan as symmetric
+from lightning_advknn.search.scans import similarities as exact
+from lightning_advknn.search.scans import torch_scan as scan
+from lightning_advknn.search.scans.candidates import Candidates
+from lightning_advknn.search.scans.torch_scan import TorchScan
+from lightning_advknn.search.stored_rows import StoredRows
 
 METRICS = ("cosine", "euclidean")
 PRECISIONS = ("int8", "bfloat16", "float32")
@@ -313,9 +319,9 @@ def test_leave_one_out_by_hand(device, metric, backend):
 @both_metrics
 @pytest.mark.parametrize("kind", ["random", "clusters", "grid", "copies", "zeros", "all the rest"])
 def test_leave_one_out_of_every_row(device, metric, backend, kind, monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.scan._WIDE", 1)
+    monkeypatch.setattr("lightning_advknn.search.scans.torch_scan._WIDE", 1)
     monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr("lightning_advknn.search.symmetric._SAMPLE", 60)
+    monkeypatch.setattr("lightning_advknn.search.scans.self_scan._SAMPLE", 60)
     generator = torch.Generator().manual_seed(10)
     rows, k = (60, 59) if kind == "all the rest" else (250, 12)
     features = torch.randn(rows, 6, generator=generator)
@@ -340,10 +346,10 @@ def test_leave_one_out_of_every_row(device, metric, backend, kind, monkeypatch):
 @pytest.mark.parametrize("wrong", [0.0, 2.0])
 def test_leave_one_out_by_any_threshold(device, backend, wrong, monkeypatch):
     """A sample that misleads: thresholds that nothing, or everything, exceeds."""
-    monkeypatch.setattr("lightning_advknn.search.scan._WIDE", 1)
+    monkeypatch.setattr("lightning_advknn.search.scans.torch_scan._WIDE", 1)
     monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64})
     for name, value in (("_SPARE", wrong * 100), ("_SAMPLE", 100), ("_MOST", 2)):
-        monkeypatch.setattr(f"lightning_advknn.search.symmetric.{name}", value)
+        monkeypatch.setattr(f"lightning_advknn.search.scans.self_scan.{name}", value)
     generator = torch.Generator().manual_seed(27)
     features = torch.randn(40, 9, generator=generator).repeat(10, 1)
     features += 0.3 * torch.randn(400, 9, generator=generator)
@@ -355,7 +361,7 @@ def test_leave_one_out_by_any_threshold(device, backend, wrong, monkeypatch):
 
 
 def test_pairs_of_leave_one_out_have_bounds_that_hold(device, monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.symmetric._SAMPLE", 100)
+    monkeypatch.setattr("lightning_advknn.search.scans.self_scan._SAMPLE", 100)
     features = (torch.randn(500, 64, generator=torch.Generator().manual_seed(28)) + 0.3).relu()
     bank = make_bank(features, "cosine", "int8", device)
     true = true_similarities(features, features, "cosine")
@@ -677,7 +683,7 @@ def test_a_bank_that_moves_is_scanned_where_it_is(device, backend):
 
 def test_auto_takes_float32_for_narrow_features_and_the_fastest_for_wide_ones(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
-    monkeypatch.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
+    monkeypatch.setattr("lightning_advknn.search.scans.quantize._int8_is_exact", lambda device: True)
     assert make_bank(torch.ones(3, 10), "cosine")._scanner().precision == "float32"
     assert make_bank(torch.ones(3, 1152), "cosine")._scanner().precision == "int8"
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
@@ -686,7 +692,7 @@ def test_auto_takes_float32_for_narrow_features_and_the_fastest_for_wide_ones(mo
 
 def test_int8_has_a_greatest_width(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
-    monkeypatch.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
+    monkeypatch.setattr("lightning_advknn.search.scans.quantize._int8_is_exact", lambda device: True)
     wide = torch.ones(2, 2**16 + 1)
     assert make_bank(wide, "cosine")._scanner().precision == "float32"
     with pytest.raises(ValueError, match=r"at most 65536 features for `backend='int8'`, but got 65537"):
@@ -705,7 +711,7 @@ def test_int8_products_are_exact_at_their_greatest_width(device):
 )
 def test_a_gpu_is_fastest_in_int8_if_it_has_tensor_cores_for_it(monkeypatch, capability, precision):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    monkeypatch.setattr("lightning_advknn.search.codes._int8_is_exact", lambda device: True)
+    monkeypatch.setattr("lightning_advknn.search.scans.quantize._int8_is_exact", lambda device: True)
     assert codes.fastest(torch.device("cuda"), 1152) == precision
 
 

@@ -1,0 +1,123 @@
+"""What every attack expects of its arguments."""
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.classifiers import DkNN
+from lightning_advknn.functional import autocast_devices, check_images, check_labels
+
+_ROUNDING = 1e-6  # by which an attack's last addition in float32 may leave [0, 1]
+
+
+def check_arguments(
+    images: Tensor,
+    labels: Tensor,
+    whole: Sequence[str] = (),
+    victim: DkNN | None = None,
+    **settings: float,
+) -> None:
+    """Raise a ValueError unless images are in [0, 1], each has a label, and settings are finite and at least 0.
+
+    Also under autocast, in whose arithmetic a victim's features would be others; an attack's `precision` is
+    for that.
+
+    Args:
+        images: float ``(B, ...)``.
+        labels: int64 ``(B,)``.
+        whole: Names of settings that must be whole numbers.
+        victim: Whose images and classes they must be.
+        settings: By name.
+    """
+    for name, value in settings.items():
+        if not _is_number(value):
+            raise ValueError(f"Expected `{name}` to be one number, but got {value!r}.")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"Expected `{name}` to be finite and at least 0, but got {value}.")
+        if name in whole and value != int(value):
+            raise ValueError(f"Expected `{name}` to be a whole number, but got {value}.")
+    if victim is None:
+        check_images(images)
+    else:
+        victim.check_images(images)
+    check_labels(labels, len(images), None if victim is None else victim.num_classes)
+    if autocast := autocast_devices():
+        raise ValueError(
+            f"Expected an attack outside of autocast, but it is on for {', '.join(autocast)}. Call it within"
+            f" `torch.autocast({autocast[0]!r}, enabled=False)`; for gradients in bfloat16 there is `precision` of AttackSettings."
+        )
+
+
+def check_at_least(least: int, **settings: float) -> None:
+    """Raise a ValueError unless settings, by name, are at least this."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+
+
+def check_positive(**settings: float) -> None:
+    """Raise a ValueError unless settings, by name, are above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
+
+
+def check_returned(name: str, adversarial: object, images: Tensor) -> None:
+    """Raise a ValueError unless an attack returned images.
+
+    Args:
+        name: Of the attack.
+        adversarial: What it returned: a floating-point tensor of the images' shape is right.
+        images: What it was given, ``(B, channels, H, W)``.
+    """
+    wanted = f"Expected {name} to return a floating-point tensor of shape {tuple(images.shape)}, but got"
+    if not isinstance(adversarial, Tensor):
+        kind = f"{type(adversarial).__module__}.".removeprefix("builtins.") + type(adversarial).__qualname__
+        raise ValueError(f"{wanted} a {kind}. Return the adversarial images alone, as a torch.Tensor.")
+    if adversarial.shape != images.shape:
+        raise ValueError(f"{wanted} shape {tuple(adversarial.shape)}. Return one image for each image.")
+    if not adversarial.is_floating_point():
+        raise ValueError(f"{wanted} {adversarial.dtype}. Return images in [0, 1]: divide bytes by 255.")
+    if adversarial.is_meta:
+        raise ValueError(
+            f"{wanted} one of the device meta, which has no values. Return one on {images.device}."
+        )
+
+
+def returned_images(name: str, returned: object, images: Tensor) -> Tensor:
+    """What an attack returned, as a copy of the dtype and on the device of the images that it was given, clipped to [0, 1].
+
+    Args:
+        name: Of the attack.
+        returned: A floating-point tensor of the images' shape, in [0, 1] up to rounding.
+        images: float ``(B, channels, H, W)``.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    check_returned(name, returned, images)
+    # A copy, as an attack may give one and the same memory each time.
+    adversarial = cast(Tensor, returned).detach().to_dense().to(images, copy=True)
+    if not len(adversarial):
+        return adversarial
+    low, high = adversarial.aminmax()
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
+        raise ValueError(
+            f"Expected {name} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]. Clip them:"
+            " `adversarial.clamp(0, 1)`; of a library's attack, change its settings. NaN often comes from dividing by a gradient that"
+            " is zero."
+        )
+    return adversarial.clamp_(0.0, 1.0)
+
+
+def _is_number(value: object) -> bool:
+    """Python's and NumPy's numbers, and tensors of one; no bool."""
+    if isinstance(value, Tensor):
+        return not value.ndim and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+LogitsFn = Callable[[Tensor], Tensor]

@@ -1,0 +1,97 @@
+"""A tiny classifier on which an attack is tried, so that what is wrong with it shows before any long work."""
+
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_advknn.attacks.parts.precision import prepared
+from lightning_advknn.choices import GradientPrecision
+
+_CALLS, _SECONDS = 500, 2.0  # of the classifier; an attack that gets that far is believed
+
+
+class _EnoughError(BaseException):
+    """The attack has run for long enough; no `Exception`, so that none of its handlers takes it for a failure."""
+
+
+class Probe(nn.Module):
+    """A linear classifier of which each pixel speaks for one class, or against it if it is dark.
+
+    Args:
+        image_shape: ``(channels, H, W)``.
+        num_classes: C.
+    """
+
+    def __init__(self, image_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.image_shape, self.num_classes = image_shape, num_classes
+        self.calls, self.until = 0, time.monotonic() + _SECONDS
+        generator = torch.Generator().manual_seed(0)
+        signs = 2 * torch.randint(2, (prod(image_shape),), generator=generator) - 1
+        self.weight = nn.Parameter(signs.to(torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)``."""
+        self.calls += 1
+        if self.calls > _CALLS or time.monotonic() > self.until:
+            raise _EnoughError
+        votes = F.pad((images.flatten(1) - 0.5) * self.weight, (0, -self.weight.numel() % self.num_classes))
+        return 10 * votes.view(len(images), -1, self.num_classes).mean(1)
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """Images ``(2, channels, H, W)`` that it is sure of, and their classes."""
+        labels = torch.arange(2) % self.num_classes
+        own = torch.arange(self.weight.numel()) % self.num_classes == labels[:, None]
+        images = 0.5 + 0.4 * self.weight.detach() * (2.0 * own - 1)
+        return images.view(2, *self.image_shape).float(), labels
+
+
+def try_out(
+    attack: Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor],
+    image_shape: tuple[int, ...] = (1, 28, 28),
+    num_classes: int = 10,
+    precision: GradientPrecision = "float32",
+) -> tuple[object, Tensor] | None:
+    """Attack two images of a `Probe`, for a while; what it raises is raised.
+
+    Args:
+        attack: On a logits function, with its settings bound.
+        image_shape: ``(channels, H, W)``.
+        num_classes: C.
+        precision: How its gradients are computed.
+
+    Returns:
+        What it returned, and the images ``(2, channels, H, W)``; None if it takes longer.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those that matter come again
+        probe = Probe(image_shape, num_classes)
+        images, labels = probe.examples()
+        try:
+            with prepared(probe, precision) as logits_fn:
+                return attack(logits_fn, images.clone(), labels), images
+        except _EnoughError:
+            return None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every global random generator that an attack may draw from, and restore them."""
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - ART draws from it
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpys)  # noqa: NPY002

@@ -1,0 +1,152 @@
+"""The victim's votes near an image, as something to differentiate.
+
+Which training images vote, and with which weight, is found out at an image; near it, votes then grow with the features'
+similarity to those rows, a linear function. `soft votes` of a layer are sums of ``sigmoid((s_i - eta) / T)`` over its nearest
+rows i, with s_i their similarity, eta halfway between the k-th and the next, and T a share of how far the similarities of the
+nearest spread. Hard votes are their limit for T to 0.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_advknn.attacks.parts.arguments import LogitsFn
+from lightning_advknn.attacks.parts.balls import unit
+from lightning_advknn.classifiers import DkNN
+from lightning_advknn.functional import count_votes, dknn_prediction
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest rows of B images in each layer, or nearly so, by layer.
+
+    Args:
+        similarities: float64 ``(B, n)``, most similar first.
+        rows: Bank rows, int64 ``(B, n)``.
+        votes: Of the k nearest, int64 ``(B, L, C)``.
+        wide_votes: Of all n.
+    """
+
+    similarities: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    votes: Tensor
+    wide_votes: Tensor
+
+    def fooled(self, labels: Tensor) -> Tensor:
+        """Whether the victim's class (Eq. 4) is another than labels ``(B,)``."""
+        return dknn_prediction(self.votes) != labels
+
+    def runner_up(self, labels: Tensor) -> Tensor:
+        """The wrong class nearest to winning, int64 ``(B,)``: by votes, with some weight on those of all n."""
+        votes = self.votes.sum(1) + 0.1 * self.wide_votes.sum(1)
+        return votes.scatter(1, labels[:, None], -1.0).argmax(1)
+
+
+def check_neighbours(victim: DkNN, neighbours: int, temperature: float) -> None:
+    """Raise a ValueError unless more neighbours than vote are counted and the temperature is above 0."""
+    rows = len(next(iter(victim.banks.values())))
+    if not victim.k < neighbours <= rows:
+        raise ValueError(
+            f"Expected `neighbours` to be in [{victim.k + 1}, {rows}], more than vote, but got {neighbours}."
+        )
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"Expected `temperature` to be above 0 and finite, but got {temperature}.")
+
+
+def find_neighbours(victim: DkNN, images: Tensor, n: int) -> Neighbours:
+    """The n nearest rows of images ``(B, ...)`` in each layer, by a scan that may miss some of the last."""
+    features = victim.features(images)
+    victim.queries += len(images)
+    similarities, rows, votes, wide_votes = {}, {}, [], []
+    for layer, bank in victim.banks.items():
+        similarities[layer], rows[layer] = bank.nearby(features[layer], n)
+        labels = bank.labels[rows[layer]]
+        votes.append(count_votes(labels[:, : victim.k], bank.num_classes))
+        wide_votes.append(count_votes(labels, bank.num_classes))
+    return Neighbours(similarities, rows, torch.stack(votes, 1), torch.stack(wide_votes, 1))
+
+
+def vote_directions(
+    victim: DkNN, found: Neighbours, targets: Tensor, labels: Tensor | None, temperature: float
+) -> dict[str, Tensor]:
+    """For each layer the gradient of soft votes for one class, less those for another, with respect to its features.
+
+    Args:
+        victim: Whose neighbours were found.
+        found: More than k rows in each layer.
+        targets: Class to vote for, int64 ``(B,)``.
+        labels: Class to vote against, int64 ``(B,)``; None for all others.
+        temperature: T, as a share of the difference in similarity from the median voter to the last row found.
+
+    Returns:
+        float32 ``(B, D)`` by layer: with respect to unit features where the metric is cosine.
+    """
+    k = victim.k
+    directions = {}
+    for layer, bank in victim.banks.items():
+        similarities, rows = found.similarities[layer], found.rows[layer]
+        eta = similarities[:, k - 1 : k + 1].mean(1, keepdim=True)
+        width = temperature * (similarities[:, k // 2] - similarities[:, -1]).clamp(min=1e-9)[:, None]
+        soft = torch.sigmoid((similarities - eta) / width)
+        slope = soft * (1 - soft)
+        own = bank.labels[rows]
+        sides = (own == targets[:, None]).double()
+        sides -= (own != targets[:, None]).double() if labels is None else (own == labels[:, None]).double()
+        # Votes sum to k: eta moves with the similarities, by their mean weighted by slope.
+        weights = slope * (sides - (slope * sides).sum(1, keepdim=True) / slope.sum(1, keepdim=True)) / width
+        direction = torch.zeros(len(rows), bank.features.shape[1], device=rows.device)
+        mixed = (weights.abs().amax(1) > 1e-9).nonzero().squeeze(1)  # elsewhere all have one label
+        direction[mixed] = bank.combine(rows[mixed], weights[mixed])
+        directions[layer] = direction
+    return directions
+
+
+def ascend_margin(
+    logits_fn: LogitsFn, images: Tensor, targets: Tensor, labels: Tensor, batch_size: int
+) -> Tensor:
+    """Which way images win logits for one class over another: unit gradients, zero where there are none.
+
+    Args:
+        logits_fn: Differentiable.
+        images: float32 ``(B, ...)``.
+        targets: Class whose logit rises, int64 ``(B,)``.
+        labels: Class whose logit falls, int64 ``(B,)``.
+        batch_size: Images differentiated at once.
+
+    Returns:
+        Of unit length, same shape as the images.
+    """
+
+    def margin(leaf: Tensor, batch: Tensor) -> Tensor:
+        logits = logits_fn(leaf)
+        return logits.gather(1, targets[batch, None]).sum() - logits.gather(1, labels[batch, None]).sum()
+
+    return _unit_gradients(margin, images, batch_size)
+
+
+def ascend_votes(victim: DkNN, images: Tensor, directions: Mapping[str, Tensor], batch_size: int) -> Tensor:
+    """The same for soft votes, along directions from `vote_directions`."""
+
+    def votes(leaf: Tensor, batch: Tensor) -> Tensor:
+        features = victim.network.features(leaf)
+        total = leaf.new_zeros(())
+        for layer, bank in victim.banks.items():
+            rows = F.normalize(features[layer], dim=1) if bank.metric == "cosine" else features[layer]
+            total = total + (rows * directions[layer][batch]).sum()
+        return total
+
+    return _unit_gradients(votes, images, batch_size)
+
+
+def _unit_gradients(objective: Callable[[Tensor, Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
+    """Of an objective of images and which of all they are."""
+    parts = []
+    for batch in torch.split(torch.arange(len(images), device=images.device), batch_size):
+        leaf = images[batch].detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(leaf, batch), leaf)
+        parts.append(unit(gradient))
+    return torch.cat(parts)

@@ -1,0 +1,113 @@
+"""The images that a callback attacks, who is asked about them, and the metrics of what comes out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+
+from lightning_advknn.attacks import Attack, Target
+from lightning_advknn.choices import GradientPrecision, LabelSource
+from lightning_advknn.evaluation import (
+    Rows,
+    Verdicts,
+    Victim,
+    average,
+    imitation,
+    judge,
+    make_rows,
+    perturb,
+    summarize,
+)
+from lightning_advknn.functional import float32_arithmetic, knn_prediction
+from lightning_advknn.models import kept_modes
+from lightning_advknn.modules import SurrogateModule
+
+_SEED = 0  # of attacks that draw random numbers
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images before an attack.
+
+    Args:
+        images: float32 ``(n, channels, H, W)`` in [0, 1].
+        labels: True classes, int64 ``(n,)``.
+        ids: int64 ``(n,)``.
+        victim: Who is asked.
+        before: What it says of the clean images.
+        surrogate: What is attacked instead of the backbone.
+        label_source: Which label attacks ascend.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    victim: Victim
+    before: Verdicts
+    surrogate: SurrogateModule | None
+    label_source: LabelSource
+
+    def attack(self, name: str, target: Target, attack: Attack, precision: GradientPrecision) -> Tensor:
+        """Adversarials, as `evaluation.perturb`; the same each time."""
+        torch.manual_seed(_SEED)
+        ascended = self.before.knn if self.label_source == "knn" else self.labels
+        return perturb(attack, target, self.images, ascended, precision, name)
+
+    def rows(self, adversarial: Tensor | None = None) -> Rows:
+        """`evaluation.make_rows`, and how well the surrogate imitates the kNN on its layer, if that votes.
+
+        That are columns ``surrogate_agreement`` and ``surrogate_kl``, as `evaluation.imitation`, on the adversarials; None takes the
+        clean images for them.
+        """
+        after = self.before if adversarial is None else judge(self.victim, adversarial)
+        attacked = self.images if adversarial is None else adversarial
+        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, self.surrogate)
+        layers = self.victim.dknn.layers
+        if self.surrogate is not None and self.surrogate.layer in layers:
+            votes = after.votes[:, layers.index(self.surrogate.layer)]
+            found = imitation(self.surrogate, attacked, votes)
+            rows |= {f"surrogate_{name}": column for name, column in found.items()}
+        return rows
+
+    def metrics(self, name: str, rows: Rows) -> dict[str, float]:
+        """What is logged of an attack, or of ``clean`` images, over all ranks."""
+        found = dict(summarize(rows, over_ranks=True))
+        if name == "clean":  # there is no distortion, and its errors are no attack's success
+            found = {key: value for key, value in found.items() if key.endswith(("_acc", "_credibility"))}
+        right = knn_prediction(rows["votes_after"]) == rows["label"][:, None]  # (n, L)
+        columns = {
+            f"layers/{name}/{layer}_knn_acc": right[:, position]
+            for position, layer in enumerate(self.victim.dknn.layers)
+        }
+        columns |= {
+            f"surrogate/{name}/{key}": rows[f"surrogate_{key}"]
+            for key in ("agreement", "kl")
+            if f"surrogate_{key}" in rows
+        }
+        return {**{f"attack/{name}/{key}": value for key, value in found.items()}, **average(columns)}
+
+    def success(self, name: str, rows: Rows) -> dict[str, float]:
+        """An attack's success against each victim, over all ranks."""
+        return {
+            f"eps/{name}/{key.removesuffix('acc')}success": 1 - value
+            for key, value in summarize(rows, over_ranks=True).items()
+            if key.endswith("_acc")
+        }
+
+
+@contextmanager
+def measuring(module: LightningModule) -> Iterator[None]:
+    """As `attack.py` finds it: evaluation mode, float32, gradients, which Lightning switches off, and random numbers of its own."""
+    with (
+        kept_modes(module),
+        isolate_rng(),
+        float32_arithmetic(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        module.eval()
+        yield

@@ -1,0 +1,32 @@
+"""Settings whose value is one of a few words. This file imports nothing heavy, so that `--help` is fast."""
+
+from typing import Literal
+
+Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss", "ivf", "hnsw"]
+"""What searches a memory bank. All are exact but ``ivf`` and ``hnsw``, which may miss neighbours."""
+
+Metric = Literal["cosine", "euclidean"]
+"""Distance between features: 1 - cosine similarity, or L2."""
+
+Convention = Literal["ge", "strict", "trim_zeros"]
+"""How credibility counts ties; see `functional.credibility`."""
+
+Norm = Literal["l2", "linf"]
+"""Size of a perturbation: its Euclidean length, or the largest change of a pixel; pixels are in [0, 1]."""
+
+LabelSource = Literal["true", "knn"]
+"""Label that an attack ascends: the ground truth, or the kNN's prediction on its layer (as in the authors' code)."""
+
+GradientPrecision = Literal["float32", "winograd", "bfloat16"]
+"""How an attack computes gradients.
+
+``float32`` computes what the network itself does. ``winograd`` is also float32, but computes convolutions of
+small maps with fewer multiplications, at an error of about 5e-5 of a gradient: the choice for CPUs without
+bfloat16 units. ``bfloat16`` is autocast, at an error of about 5e-2: the choice for devices with such units.
+"""
+
+ScanPrecision = Literal["float32", "bfloat16", "int8"]
+"""Number format in which a bank is scanned for candidates."""
+
+WandbMode = Literal["offline", "online", "disabled"]
+"""What Weights & Biases does: write files here, send to its server, or nothing."""

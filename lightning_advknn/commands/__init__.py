@@ -1,0 +1,1 @@
+"""The commands: each calls make, measure and show."""

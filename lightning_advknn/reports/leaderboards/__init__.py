@@ -1,0 +1,1 @@
+"""Every attack beside every other, against every victim, with sanity checks."""

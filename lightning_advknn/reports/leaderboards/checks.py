@@ -1,0 +1,143 @@
+"""Whether a leaderboard can be right: what no sound evaluation of robustness violates (arXiv 1902.06705, 1802.00420).
+
+A check that does not hold stops nothing: it says where to look.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.experiment.iterates import ROUNDING
+from lightning_advknn.reports.leaderboards.attack_runs import AttackRun, nearest
+
+TOLERANCE = 0.5  # points of accuracy, or % of a distance, that may be chance
+
+
+class Check(NamedTuple):
+    """A sanity check."""
+
+    check: str
+    holds: bool | None
+    """None if there was nothing to look at."""
+    detail: str
+
+
+def check_runs(
+    runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor] | None = None
+) -> list[Check]:
+    """All checks that need no more than runs.
+
+    Args:
+        runs: Of all entries.
+        clean: The images as they are.
+        bounds: By victim, how far from each image all that fools it is at least (0 where the image itself does), true L2, ``(n,)``.
+    """
+    return [
+        in_balls(runs),
+        falls_with_eps(runs),
+        unbounded_reach_zero(runs),
+        more_steps_never_hurt(runs),
+        never_below_bounds(runs, clean, bounds or {}),
+    ]
+
+
+def in_balls(runs: Sequence[AttackRun]) -> Check:
+    """Whether every adversarial of an attack with an eps is within it, and eps is of the norm that it is taken for."""
+    bounded = [(run, run.eps) for run in runs if run.eps is not None and run.norm]
+    beyond = []
+    for run, eps in bounded:
+        farthest = float(run.distance(run.norm).max())
+        if farthest > eps + ROUNDING:
+            beyond.append(f"{run.name}: {run.norm} {farthest:.6f}")
+        elif run.norm == "linf" and 0 < float(run.l2.max()) <= eps + ROUNDING:
+            beyond.append(f"{run.name}: so is its L2; if eps is of L2, its `norm` has to say so")
+    return check_of("adversarials stay within eps", len(bounded), "attacks with eps", beyond)
+
+
+def falls_with_eps(runs: Sequence[AttackRun]) -> Check:
+    """Whether each attack leaves every victim less accurate at a larger eps, all else equal."""
+    pairs = [pair for series in series_of(runs, "eps") for pair in pairwise(series)]
+    rising = []
+    for small, large in pairs:
+        for victim in small.victims:
+            before, after = (_accuracy(run.victims[victim].wrong) for run in (small, large))
+            if after > before + TOLERANCE:
+                rising.append(
+                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at {large.eps:g}"
+                )
+    name = f"accuracy falls monotonically with eps, to {TOLERANCE:g} points"
+    return check_of(name, len(pairs), "steps from one eps to the next", rising)
+
+
+def unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
+    """Whether attacks that nothing keeps near fool what they are on wherever they move away from the true label."""
+    # All images in [0, 1] are within an Linf ball of 1.
+    free = [run for run in runs if run.eps is None or (run.norm == "linf" and run.eps >= 1)]
+    left = [(run, int((~run.own & run.meant).sum())) for run in free]
+    some = [f"{run.name}: {count} of {int(run.meant.sum())} images left" for run, count in left if count]
+    return check_of("unbounded attacks reach 0 % on what they attack", len(free), "such attacks", some)
+
+
+def more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
+    """Whether an attack of more steps does no worse on what it attacks, all else equal: no higher accuracy, no larger median."""
+    pairs = [pair for series in series_of(runs, "steps") for pair in pairwise(series)]
+    worse = []
+    for few, many in pairs:
+        before, after = (_result(run) for run in (few, many))
+        slack = TOLERANCE if few.eps is not None else before * TOLERANCE / 100
+        if after > before + slack:
+            steps = [run.attack["settings"]["steps"] for run in (few, many)]
+            worse.append(f"{many.name}: {before:.4g} after {steps[0]} steps, {after:.4g} after {steps[1]}")
+    return check_of(
+        f"more steps never hurt, to {TOLERANCE:g} points or %", len(pairs), "steps from fewer to more", worse
+    )
+
+
+def never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor]) -> Check:
+    """Whether nothing that fools a victim is nearer than can be."""
+    below = []
+    for victim, bound in bounds.items():
+        distance, index = nearest([clean, *runs], victim, "l2")
+        under = distance < bound * (1 - ROUNDING) - ROUNDING
+        if under.any():
+            first = int(under.nonzero()[0])
+            run = [clean, *runs][int(index[first])]
+            below.append(
+                f"{victim}: {int(under.sum())} images, the first of {run.name} at {distance[first]:.6f}, bound {bound[first]:.6f}"
+            )
+    return check_of("no distance is below its lower bound", len(bounds), "victims with bounds", below)
+
+
+def check_of(name: str, n: int, what: str, against: Sequence[str]) -> Check:
+    """A check on n things, such as attacks, that holds if nothing speaks against it."""
+    if not n:
+        return Check(name, None, f"no {what}")
+    return Check(name, not against, "; ".join(against) or f"{n} {what}")
+
+
+def series_of(runs: Sequence[AttackRun], setting: str) -> list[list[AttackRun]]:
+    """Runs of one attack on one thing that differ in one setting alone, in its order."""
+    found: dict[str, dict[float, AttackRun]] = {}
+    for run in runs:
+        settings = dict(run.attack["settings"])
+        value = settings.pop(setting, None)
+        if value is not None:
+            rest = {**run.attack, "settings": sorted(settings.items()), "on": run.method}
+            found.setdefault(repr(sorted(rest.items())), {})[float(value)] = run
+    return [[series[value] for value in sorted(series)] for series in found.values()]
+
+
+def _result(run: AttackRun) -> float:
+    """What an attack makes small: accuracy in % within a ball, else its median distance."""
+    if run.eps is not None:
+        return _accuracy(run.own)
+    median: float = statistics.median(run.distance(run.norm).where(run.own, torch.inf).tolist())
+    return median
+
+
+def _accuracy(wrong: Tensor) -> float:
+    return 100 * float((~wrong).double().mean())

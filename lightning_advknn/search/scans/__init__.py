@@ -1,0 +1,1 @@
+"""How a bank is scanned: likely rows with rigorous bounds on their similarities."""

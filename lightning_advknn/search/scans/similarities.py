@@ -1,0 +1,129 @@
+"""Similarities of chosen pairs of queries and bank rows: tightly bounded in float32, exact in float64."""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.choices import Metric
+from lightning_advknn.search.scans.quantize import lengths
+from lightning_advknn.search.scans.rounding import LARGEST, SMALLEST, float64_error, inverse, relative_error
+from lightning_advknn.search.stored_rows import Rows
+
+PAIR_ELEMENTS = 2**21  # float64 products held at once: 16 MiB
+_SEGMENT = 2048  # terms of a float32 sum at least: shorter sums round less and take longer
+_PAIRS = 2**20  # sampled at once
+
+
+def bounded_similarities(
+    queries: Tensor, features: Rows, norms: Tensor, metric: Metric, query_rows: Tensor, bank_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds, float64 ``(P,)``, of P pairs, some 1e-4 apart.
+
+    The vectors are cut into segments whose float32 dot products are added in float64, so rounding grows with the
+    length of a segment only.
+
+    Args:
+        queries: float32 ``(B, D)``.
+        features: Bank rows, float32 ``(M, D)``.
+        norms: Their Euclidean norms, float64 ``(M,)``.
+        metric: Which similarity.
+        query_rows: int64 ``(P,)``, ascending.
+        bank_rows: int64 ``(P,)``.
+    """
+    width = queries.shape[1]
+    segments = 1
+    while width % (2 * segments) == 0 and width // (2 * segments) >= _SEGMENT:
+        segments *= 2
+    dot = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
+    for part in _parts(len(query_rows), _PAIRS):
+        pairs = query_rows[part], bank_rows[part]
+        if isinstance(features, Tensor) and features.device.type == "cpu":
+            dot[part] = _sampled_dots(queries, features, *pairs, segments)
+        else:
+            dot[part] = _gathered_dots(queries, features, *pairs, segments)
+    left = lengths(queries)[query_rows]
+    size = left * norms[bank_rows]
+    error = relative_error(width // segments) * size + (width + 8) * SMALLEST * (1 + left + norms[bank_rows])
+    error = error.masked_fill(~(size < LARGEST), torch.inf)
+    if metric == "cosine":
+        similarity, error = dot * inverse(size), error * inverse(size) + 1e-12
+        error = error.masked_fill(size == 0, 0.0)
+    else:
+        squares = left.square() + norms[bank_rows].square()
+        similarity, error = 2 * dot - squares, 2 * error + 2 * float64_error(width) * squares
+    error = error + float64_error(width)
+    in_doubt = ~torch.isfinite(similarity + error)
+    lower, upper = similarity - error, similarity + error
+    return lower.masked_fill(in_doubt, -torch.inf), upper.masked_fill(in_doubt, torch.inf)
+
+
+def exact_similarities(
+    queries: Tensor, features: Rows, metric: Metric, query_rows: Tensor, bank_rows: Tensor
+) -> Tensor:
+    """Similarities of P pairs in float64, ``(P,)``; arguments as above.
+
+    Equal rows have equal similarities, whatever else they are compared with. Cosines count to 12 decimals, so that rows
+    which tie in exact arithmetic tie here (unless within some 1e-15 of the edge between two decimals), and squared
+    distances to what their roots tell apart.
+    """
+    found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
+    for part in _parts(len(query_rows), PAIR_ELEMENTS // queries.shape[1]):
+        left, right = queries[query_rows[part]].double(), features[bank_rows[part]].double()
+        if metric == "cosine":
+            size = (_sums(left.square()) * _sums(right.square())).sqrt()
+            found[part] = (_sums(left * right) * inverse(size)).round(decimals=12)
+        else:
+            found[part] = -_sums((left - right).square()).sqrt().square()
+    return found
+
+
+def _sums(terms: Tensor) -> Tensor:
+    """Sums of rows, which are overwritten: by halves, as `torch.sum` adds in an order that depends on how many rows there are."""
+    width = terms.shape[1]
+    while width > 1:
+        half = width // 2
+        terms[:, :half] += terms[:, width - half : width]
+        width -= half
+    return terms[:, 0]
+
+
+def _parts(total: int, size: int) -> Iterator[slice]:
+    # Results go into one tensor: small ones kept between large temporary ones would leave memory in pieces.
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, total, size))
+
+
+def _gathered_dots(
+    queries: Tensor, features: Rows, query_rows: Tensor, bank_rows: Tensor, segments: int
+) -> Tensor:
+    """Dot products float64 ``(P,)`` from copies of both sides' rows."""
+    found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
+    for part in _parts(len(query_rows), 2 * PAIR_ELEMENTS // queries.shape[1]):
+        terms = queries[query_rows[part]] * features[bank_rows[part]]
+        found[part] = terms.view(len(terms), segments, -1).sum(2).sum(1, dtype=torch.float64)
+    return found
+
+
+def _sampled_dots(
+    queries: Tensor, features: Tensor, query_rows: Tensor, bank_rows: Tensor, segments: int
+) -> Tensor:
+    """The same without a copy: entries of one product of all segments, chosen by a sparse matrix."""
+    batch, width = queries.shape
+    left = queries.view(batch, segments, -1).transpose(0, 1).reshape(segments * batch, -1)
+    right = features.reshape(len(features) * segments, width // segments)
+    ends = torch.bincount(query_rows, minlength=batch).cumsum(0)
+    pairs = len(query_rows)
+    offsets = pairs * torch.arange(segments)[:, None]
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), (offsets + ends).flatten()])
+    columns = (bank_rows * segments + torch.arange(segments)[:, None]).flatten()
+    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
+        warnings.filterwarnings(
+            "ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)"
+        )
+        chosen = torch.sparse_csr_tensor(
+            starts, columns, torch.zeros(len(columns)), (len(left), len(right)), check_invariants=False
+        )
+        found: Tensor = torch.sparse.sampled_addmm(chosen, left, right.T, beta=0.0).values()
+    return found.view(segments, pairs).sum(0, dtype=torch.float64)

@@ -1,0 +1,217 @@
+"""First pass over the bank: the likeliest rows of each query, each with bounds on its similarity.
+
+A row's *similarity* to a query is the cosine, or minus the squared Euclidean distance. A scan computes it in low
+precision and returns the best rows between rigorous bounds, with one bound for all the rows it did not return;
+`search.bank` turns that into exact neighbours. So scans can differ in speed but not in one vote.
+"""
+
+from copy import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.choices import Metric, ScanPrecision
+from lightning_advknn.search.scans.candidates import Candidates, best_of
+from lightning_advknn.search.scans.quantize import Codes, encode, lengths, products
+from lightning_advknn.search.scans.rounding import (
+    LARGEST,
+    SMALLEST,
+    UNIT,
+    float64_error,
+    inverse,
+    matmul_rounding,
+    relative_error,
+)
+from lightning_advknn.search.stored_rows import Rows
+
+# Scores held at once, and those of one matrix product (and 32 times as many codes): on CPU the latter stay in cache
+# while they are scaled.
+_HELD = {"cpu": 2**25, "cuda": 2**29}
+_PRODUCT = {"cpu": 2**20, "cuda": 2**27}
+
+
+_WIDE = 512  # below this width, sorting out pairs takes longer than multiplying them twice
+_STRANDS = 8  # that scores are folded into before the best are picked
+
+
+class Query(NamedTuple):
+    """B encoded queries, with lengths as the metric scales them."""
+
+    values: Tensor
+    """Codes, ``(B, at least D)``."""
+    left: list[Tensor]
+    """Factors of the rows' terms, each float32 ``(B, 1)``."""
+    length: Tensor
+    """float64 ``(B,)``."""
+    residual: Tensor
+    """float64 ``(B,)``."""
+    factor: Tensor
+    """Of a score, to give a product of vectors, float64 ``(B,)``."""
+    error: Tensor
+    """What rounding may add to a similarity, float64 ``(B,)``."""
+
+
+class TorchScan:
+    """Matrix products of low-precision codes, scaled in float32.
+
+    A vector is its decoded code plus a residual: ``q = q' + r``, ``x = x' + s``. From ``q . x = q' . x' + r . x' + q . s`` and
+    the Cauchy-Schwarz inequality, the product of codes is off by at most ``|r| |x| + (|q| + |r|) |s|``, plus
+    rounding. Residuals are measured, not estimated. Rows are ranked by their upper bound, so none with a large
+    residual is missed.
+
+    Args:
+        features: Bank rows, float32 ``(M, D)``.
+        norms: Their Euclidean norms, float64 ``(M,)``.
+        metric: Which similarity; for cosines all vectors below are scaled to unit length.
+        precision: Of the codes.
+    """
+
+    def __init__(self, features: Rows, norms: Tensor, metric: Metric, precision: ScanPrecision) -> None:
+        self.metric, self.precision, self.device = metric, precision, features.device
+        self.codes = codes = encode(features, norms, precision)
+        unit = inverse(norms) if metric == "cosine" else torch.ones_like(norms)
+        self._lengths, self._residual, weights = unit * norms, unit * codes.residual, unit * codes.scale
+        # A row's score is its weight times the codes' product, plus these times as many factors of the query.
+        right = []
+        if precision == "int8":
+            # Where z and y stand for 0: (a - z) . (b - y) = a . b - y sum(a) + z (D y - sum(b)).
+            right += [-weights * codes.zero, weights * (codes.width * codes.zero - codes.sums)]
+        if precision != "float32":
+            right += [self._residual]
+        if metric == "euclidean":
+            right += [self._lengths.square() / 2]
+            if precision != "float32":
+                right += [self._lengths]
+        self._weights, self._right = weights.float(), [term.float() for term in right]
+        self._largest_right = torch.stack([weights, *right]).abs().amax(1, keepdim=True)  # (T, 1)
+        self._largest_norm = norms.max()
+
+    def __call__(self, queries: Tensor, n: int) -> Candidates:
+        """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
+        norms = lengths(queries)
+        query = self.query(encode(queries, norms, self.precision), norms)
+        scores, indices = self._best(query, n)
+        upper = self.upper(query, scores)
+        lower = upper - self.width(query.length, query.residual, query.error, indices)
+        return best_of(len(self.codes.values), lower, upper, indices)
+
+    def query(self, codes: Codes, norms: Tensor) -> "Query":
+        """What scores need to know of encoded queries with these norms, float64 ``(B,)``."""
+        unit = inverse(norms) if self.metric == "cosine" else torch.ones_like(norms)
+        length, residual, factor = unit * norms, unit * codes.residual, unit * codes.scale
+        spread = length + residual
+        left = []
+        if self.precision == "int8":
+            left += [codes.sums, codes.zero]
+        if self.precision != "float32":
+            left += [spread * inverse(factor)]
+        if self.metric == "euclidean":
+            left += [-inverse(factor)]
+            if self.precision != "float32":
+                left += [residual * inverse(factor)]
+        error = self._rounding(norms, spread, factor, left)
+        if self.metric == "cosine":
+            error = error + 1e-12 + float64_error(codes.width)
+        else:
+            error = 2 * error + float64_error(codes.width) * (length + self._largest_norm).square()
+        return Query(
+            codes.values[:], [term.float()[:, None] for term in left], length, residual, factor, error
+        )
+
+    def upper(self, query: "Query", scores: Tensor) -> Tensor:
+        """Upper bounds of similarities, float64 ``(B, n)``, from scores ``(B, n)``."""
+        products = scores.double() * query.factor[:, None]
+        if self.metric == "cosine":
+            return products + (query.residual + query.error)[:, None]
+        return 2 * products + (query.error - query.length.square())[:, None]
+
+    def width(self, length: Tensor, residual: Tensor, error: Tensor, indices: Tensor) -> Tensor:
+        """How far lower bounds are from upper ones for queries' lengths, residuals and errors ``(B,)`` and rows ``(B, n)``."""
+        length, residual, error = length[:, None], residual[:, None], error[..., None]
+        lengths = 1.0 if self.metric == "cosine" else self._lengths[indices]
+        width = 2 * (length + residual) * self._residual[indices] + 2 * residual * lengths
+        return (width if self.metric == "cosine" else 2 * width) + 2 * error
+
+    def scores(self, query: "Query", rows: slice) -> Tensor:
+        """Scores of queries with consecutive rows, float32 ``(B, rows)``; they rank a query's rows by upper bound."""
+        scores = torch.empty(len(query.values), rows.stop - rows.start, device=self.device)
+        most = _PRODUCT[self.device.type]
+        step = min(most // max(1, len(query.values)), 32 * most // self.codes.width)
+        step = max(8, step // 8 * 8)
+        for start in range(rows.start, rows.stop, step):
+            some = slice(start, min(start + step, rows.stop))
+            block = scores[:, start - rows.start : some.stop - rows.start]
+            torch.mul(products(query.values, self.codes.values[some]), self._weights[some], out=block)
+            for query_term, row_term in zip(query.left, self._right, strict=True):
+                block.addcmul_(query_term, row_term[some])
+        return scores
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both rows of a pair have the same bounds, and these fit into memory and take longer to compute than to sort out."""
+        return self.metric == "cosine" and self.codes.width >= _WIDE and isinstance(self.codes.values, Tensor)
+
+    def every(self, step: int) -> "TorchScan":
+        """A scan of every so many rows."""
+        part = copy(self)
+        rows = slice(None, None, step)
+        part.codes, part._lengths, part._residual = (
+            self.codes[rows],
+            self._lengths[rows],
+            self._residual[rows],
+        )
+        part._weights, part._right = self._weights[rows], [term[rows] for term in self._right]
+        return part
+
+    def _best(self, query: "Query", n: int) -> tuple[Tensor, Tensor]:
+        """The n largest scores, float32 ``(B, n)``, and their rows."""
+        queries, total = len(query.values), len(self.codes.values)
+        held = max(n, _HELD[self.device.type] // max(1, queries))
+        best = torch.empty(queries, 0, device=self.device)
+        indices = torch.empty(queries, 0, dtype=torch.int64, device=self.device)
+        for start in range(0, total, held):
+            stop = min(start + held, total)
+            found, where = _top(self.scores(query, slice(start, stop)), min(n, stop - start))
+            best, indices = torch.cat([best, found], dim=1), torch.cat([indices, where + start], dim=1)
+            if best.shape[1] > n:
+                best, kept = best.topk(n, sorted=False)
+                indices = indices.gather(1, kept)
+        return best, indices
+
+    def _rounding(self, norms: Tensor, spread: Tensor, factor: Tensor, left: list[Tensor]) -> Tensor:
+        """Bound on what float32 arithmetic adds to the error of q . x, float64 ``(B,)``; infinite where it could overflow."""
+        width, largest = self.codes.width, self._largest_right
+        product = torch.full_like(norms, 2.0**14 * width)  # of int8 codes, where it is exact
+        error = torch.zeros_like(norms)
+        if self.precision != "int8":
+            reached = spread * (self._lengths + self._residual).max()
+            output = 2.0**-8 if self.precision == "bfloat16" else 0.0  # products come out in bfloat16
+            error = reached * (relative_error(width, matmul_rounding()) + output)
+            product = reached * inverse(factor) * inverse(largest[0])
+        terms = torch.stack([product, *left]).abs()  # (T, B)
+        size = (terms * largest).sum(0)
+        error = error + (4 * len(terms) + 12) * UNIT * size * factor
+        touched = 1 + norms + self._largest_norm + terms.sum(0) + largest.sum()
+        error = error + (width + 8) * SMALLEST * (1 + largest[0]) * touched * factor
+        # Without a factor no score tells rows apart: right for zero vectors by cosine only.
+        told = (factor > 0) | ((norms == 0) & (self.metric == "cosine"))
+        fits = (touched.square() < LARGEST) & (size < LARGEST) & told
+        return torch.where(fits, error, torch.inf)
+
+
+def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n largest of each row and where they are, in no order: `topk`, but most scores are only compared once."""
+    size = scores.shape[1] // _STRANDS
+    if n > size // 4:
+        return scores.topk(n, sorted=False)
+    strands = scores[:, : size * _STRANDS].reshape(len(scores), _STRANDS, size)
+    # The n largest lie in the n columns with the largest maxima: else n other maxima would exceed one of them.
+    columns = strands.amax(1).topk(n, sorted=False).indices  # (B, n)
+    where = torch.cat(
+        [columns + strand * size for strand in range(_STRANDS)]
+        + [torch.arange(size * _STRANDS, scores.shape[1], device=scores.device).expand(len(scores), -1)],
+        dim=1,
+    )
+    found, kept = scores.gather(1, where).topk(n, sorted=False)
+    return found, where.gather(1, kept)

@@ -1,0 +1,102 @@
+"""Matrices too large for memory: rows kept in a file, read block by block."""
+
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class StoredRows:
+    """A matrix in a file that is as good as gone: it has no name, and its space is free once the process ends, however that happens.
+
+    Read like a tensor, by slices of rows and by int64 indices; only what is read is in memory.
+
+    Args:
+        width: Columns.
+        dtype: Of the numbers.
+        folder: Where the file is, on a disk with room; None for the system's temporary folder.
+        device: Of the tensors that are read.
+    """
+
+    ndim = 2
+
+    def __init__(self, width: int, dtype: torch.dtype, folder: Path | None, device: torch.device) -> None:
+        self.width, self.dtype, self.folder, self.device = width, dtype, folder, device
+        self._rows = 0
+        self._bytes = width * torch.empty(0, dtype=dtype).element_size()  # of a row
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as this object
+        weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self._rows, self.width
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """What changes when the file is written."""
+        status = os.fstat(self._file.fileno())
+        return self._rows, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def append(self, rows: Tensor) -> None:
+        """Add ``(n, width)``.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        data = _bytes(rows.detach().to("cpu", self.dtype).contiguous())
+        start = self._rows * self._bytes
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self._file.fileno(), data[done:], start + done)
+        except OSError as error:
+            folder = self.folder or tempfile.gettempdir()
+            raise OSError(
+                f"Expected room for {len(data)} more bytes of features in {folder}, but {error}; it has"
+                f" {shutil.disk_usage(folder).free} free. Free some, or raise `memory_gib`."
+            ) from error
+        self._rows += len(rows)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self._rows)
+            if step != 1:
+                return self[torch.arange(start, stop, step)]
+            found = torch.empty(max(0, stop - start), self.width, dtype=self.dtype)
+            self._read(found, start)
+        else:
+            found = torch.empty(len(rows), self.width, dtype=self.dtype)
+            for place, row in enumerate(rows.tolist()):
+                self._read(found[place], row)
+        return found.to(self.device)
+
+    def _read(self, into: Tensor, row: int) -> None:
+        data = _bytes(into)
+        done = 0
+        while done < len(data):
+            read = os.preadv(self._file.fileno(), [data[done:]], row * self._bytes + done)
+            if not read:
+                raise OSError(
+                    f"Expected {len(data)} bytes of row {row} in {self.folder}, but the file ends early."
+                )
+            done += read
+
+
+def _bytes(rows: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    data: memoryview = rows.flatten().view(torch.uint8).numpy().data
+    return data
+
+
+Rows = Tensor | StoredRows
+"""float32 ``(M, D)``: in memory, or in a file."""

@@ -1,0 +1,77 @@
+"""The README's tables are generated, never typed."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lightning_advknn import attacks
+from lightning_advknn.reports.paper.readme import render
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_readme_has_what_results_have() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    assert render(readme, REPOSITORY / "results") == readme, (
+        "run `python -m lightning_advknn.reports.paper.readme`"
+    )
+
+
+def test_means_over_seeds(tmp_path: Path, folders: ModuleType) -> None:
+    own = folders.settings(methods=folders.ORIGIN, attacks={"bim": folders.attack("bim", 0.1)})
+    folders.write_results(
+        tmp_path / "mnist", own, lambda v, m, a, seed: 98.0 + seed if a == "clean" else 1.0 + 2 * seed, (0, 1)
+    )
+    text = render("a\n<!-- results -->old<!-- /results -->\nb", tmp_path)
+    assert text.startswith("a\n<!-- results -->\n### MNIST\n")
+    assert text.endswith("<!-- /results -->\nb")
+    # By hand: mean 98.5, sample standard deviation of (98, 99) .71; 2 and 1.41.
+    assert "| MNIST | 98.50 ± 0.71 (2)<br>paper 99.17, -0.67 |" in text
+    assert (
+        "| kNN | Origin | 98.50 ± 0.71 (2)<br>paper 98.98, -0.48 | 2.00 ± 1.41 (2)<br>L2 4.50, cred. 0.25 |"
+        in text
+    )
+    assert "9250 test images, seeds [0, 1]; k = 75" in text
+    assert (
+        f"`python attack.py evaluate --seed=1 --results={tmp_path}/mnist` (2 CPU cores (x86_64), 2026-11-23)"
+        in text
+    )
+    assert "### SVHN\n\nNot run yet: `python attack.py evaluate --config configs/svhn/attack.yaml" in text
+    assert "old" not in text
+    assert "[report]" not in text
+
+
+def test_the_report_is_linked_once_it_is_there(tmp_path: Path) -> None:
+    report = tmp_path / "results" / "report" / "report.md"
+    report.parent.mkdir(parents=True)
+    report.touch()
+    assert "[report](results/report/report.md)" in render(
+        "<!-- results --><!-- /results -->", tmp_path / "results"
+    )
+
+
+def test_missing_markers_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Expected the markers"):
+        render("nothing", tmp_path)
+
+
+def test_the_library_example_prints_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    section = (REPOSITORY / "README.md").read_text().split("\n## As a library")[1].split("\n## ")[0]
+    (code,), (said,) = (re.findall(f"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("python", "text"))
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    printed = capsys.readouterr().out
+    assert re.sub(r"\d+%", "%", printed) == re.sub(r"\d+%", "%", said)
+    (clean, attacked), (said_clean, said_attacked) = (
+        map(int, re.findall(r"(\d+)%", text)) for text in (printed, said)
+    )
+    # On other processors training rounds otherwise.
+    assert abs(clean - said_clean) <= 5
+    assert attacked <= said_attacked + 3
+
+
+def test_every_attack_is_in_the_table_of_attacks() -> None:
+    section = (REPOSITORY / "README.md").read_text().split("\n## Attacks\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"^\|([^|]*)\|", section, re.MULTILINE))))
+    assert named - {"function"} == {name for name in attacks.__all__ if name.islower()}

@@ -1,0 +1,158 @@
+"""Approximate backends: exact where they look everywhere, and honest about what they miss where they do not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_advknn.search import (
+    MemoryBank,
+    StoredRows,
+    check_room,
+    describe_index,
+    in_memory,
+    index_settings,
+    recall,
+)
+from lightning_advknn.search.index_settings import training_rows
+
+pytest.importorskip("faiss")
+
+EVERYWHERE = [("ivf", {"nlist": 6, "nprobe": 6}), ("hnsw", {"M": 16, "efSearch": 300})]
+
+
+def brute_force(queries, features, metric, k, own=None):
+    """Rows of the k nearest in float64, ties by row; `own` are ids, equal to rows' ids, that do not count."""
+    q, x = queries.double().numpy(), features.double().numpy()
+    if metric == "cosine":
+        q, x = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (q, x))
+    distances = ((q[:, None] - x) ** 2).sum(2).round(12)
+    if own is not None:
+        distances[own] = np.inf
+    return distances.argsort(axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize(("backend", "index"), EVERYWHERE)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("disk", [False, True])
+def test_who_looks_everywhere_finds_all(tmp_path, backend, index, metric, disk):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 12, generator=generator)
+    queries = torch.randn(40, 12, generator=generator)
+    labels, ids = torch.arange(300) % 7, torch.arange(300) // 3  # three rows an image
+    features = rows
+    if disk:
+        features = StoredRows(12, torch.float32, tmp_path, torch.device("cpu"))
+        features.append(rows)
+    bank = MemoryBank(features, labels, ids, 7, metric, backend, index)
+    expected = brute_force(queries, rows, metric, 9)
+    assert bank.search(queries, 9)[1].tolist() == expected.tolist()
+    votes = [[(row == label).sum() for label in range(7)] for row in labels.numpy()[expected]]
+    assert bank.votes(queries, 9).tolist() == votes
+    assert recall(bank, queries, 9).tolist() == [1.0] * 40
+    others = brute_force(rows, rows, metric, 9, (ids[:, None] == ids).numpy())
+    votes = [[(row == label).sum() for label in range(7)] for row in labels.numpy()[others]]
+    assert bank.leave_one_out_votes(9).tolist() == votes
+
+
+def line(index, backend="ivf"):
+    """40 rows of class 0 on a line at 0, -.3, ... and 40 of class 1 at 10, 10.3, ...: two lists, whose border is at 5."""
+    place = torch.cat([-0.3 * torch.arange(40), 10 + 0.3 * torch.arange(40)])[:, None]
+    return MemoryBank(place, torch.arange(80) // 40, torch.arange(80), 2, "euclidean", backend, index)
+
+
+def test_recall_by_hand():
+    queries = torch.tensor([[4.9], [-3.1], [5.2]])
+    bank = line({"nlist": 2, "nprobe": 1})
+    # Nearest to 4.9 are 0, -.3, 10 and 10.3, two of them in its list; to 5.2 10, 10.3, 0 and 10.6, three of them.
+    assert recall(bank, queries, 4).tolist() == [0.5, 1.0, 0.75]
+    assert bank.search(queries[:1], 4)[1].tolist() == [[0, 1, 2, 3]]
+    assert bank.votes(queries, 4).tolist() == [[4, 0], [4, 0], [0, 4]]
+    both = line({"nlist": 2, "nprobe": 2})
+    assert recall(both, queries, 4).tolist() == [1.0, 1.0, 1.0]
+    assert both.votes(queries, 4).tolist() == [[2, 2], [4, 0], [1, 3]]
+    assert recall(line(None, "float32"), queries, 4).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_too_few_rows_in_the_lists_are_made_up_for_exactly():
+    bank = line({"nlist": 2, "nprobe": 1})
+    queries = torch.tensor([[4.9], [5.2]])
+    # 40 rows a list: less than the candidates of k = 30.
+    assert (
+        bank.search(queries, 30)[1].tolist() == brute_force(queries, bank.features, "euclidean", 30).tolist()
+    )
+
+
+def test_own_rows_are_not_among_those_found():
+    bank = line({"nlist": 2, "nprobe": 1})
+    queries = bank.features[:3]  # at 0, -.3, -.6
+    found = bank.search(queries, 2, torch.arange(3))[1]
+    assert [sorted(row) for row in found.tolist()] == [[1, 2], [0, 2], [1, 3]]
+
+
+def test_banks_of_a_class_need_no_index():
+    part, rows = line({"nlist": 80, "nprobe": 1}).of_class(1)
+    assert (part.backend, len(part), rows[0]) == ("auto", 40, 40)
+
+
+def test_settings_by_default():
+    assert index_settings("ivf", 1_000_000) == {"nlist": 1000, "nprobe": 31}
+    assert index_settings("ivf", 10_000) == {"nlist": 100, "nprobe": 8}
+    assert index_settings("ivf", 9) == {"nlist": 3, "nprobe": 3}
+    assert index_settings("ivf", 9, {"nlist": 5}) == {"nlist": 5, "nprobe": 5}
+    assert index_settings("hnsw", 9, {"M": 4}) == {"M": 4, "efSearch": 256}
+    assert index_settings("auto", 9) == {}
+    assert describe_index("float32", 9, None) is None
+    assert describe_index("ivf", 9, {"nprobe": 2}) == {"backend": "ivf", "nlist": 3, "nprobe": 2}
+
+
+@pytest.mark.parametrize(
+    ("backend", "index", "message"),
+    [
+        ("ivf", {"nlists": 5}, r"among \['nlist', 'nprobe'\], but got 'nlists'"),
+        ("auto", {"nlist": 5}, r"`index` of `backend='auto'` to have names among \[\]"),
+        ("ivf", {"nlist": 81}, r"`index\.nlist` to be in \[1, 80\], but got 81"),
+        ("ivf", {"nlist": 4, "nprobe": 5}, r"`index\.nprobe` to be in \[1, 4\], but got 5"),
+        ("ivf", {"nprobe": 2.5}, r"`index\.nprobe` to be a whole number, but got 2\.5"),
+        ("ivf", {"nprobe": True}, r"`index\.nprobe` to be a whole number, but got True"),
+        ("hnsw", {"M": 1}, r"`index\.M` to be in \[2, 512\], but got 1"),
+        ("hnsw", {"efSearch": 0}, r"`index\.efSearch` to be in \[1, "),
+    ],
+)
+def test_settings_out_of_range_are_refused(backend, index, message):
+    with pytest.raises(ValueError, match=message):
+        line(index, backend)
+
+
+def test_memory_counts_the_index_wherever_the_rows_are():
+    # 40,000 rows of 1000 features. In 200 lists: codes of a byte, twice while lists grow, with 8 bytes of number, and
+    # four copies of 64 rows a list to learn from, 4 bytes a feature.
+    index = 40000 * (2 * 1000 + 8) + 4 * 4 * 12800 * 1000
+    least = (640 * 2**20 + 120 * 40000 + index) / 2**30
+    assert in_memory(40000, {"relu": 1000}, 1.001 * least, "ivf") == set()
+    with pytest.raises(ValueError, match="to search banks of 40000 rows from disk"):
+        in_memory(40000, {"relu": 1000}, 0.999 * least, "ivf")
+    whole = least + 40000 * 1000 * 4 / 2**30
+    assert in_memory(40000, {"relu": 1000}, 1.001 * whole, "ivf") == {"relu"}
+    assert in_memory(40000, {"relu": 1000}, 0.999 * whole, "ivf") == set()
+
+
+def test_a_disk_without_room_is_found_before_it_is_full(tmp_path, monkeypatch):
+    # 1000 rows of 30 features: 4 bytes each, and 1 of codes.
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=149_999))
+    with pytest.raises(OSError, match=r"features of 1000 images \(relu1, relu2\).*raise `memory_gib`"):
+        check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=150_000))
+    check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8")
+    check_room(None, 1000, {}, "int8")
+    with pytest.raises(OSError, match=r"\(relu1, relu2\), 2 times, but it has"):
+        check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8", 2)
+
+
+def test_an_index_learns_from_no_fewer_rows_than_it_has_lists():
+    assert training_rows(100_000, 65536, {"nlist": 5000}) == 5000
+    assert training_rows(100_000, 65536, {"nlist": 500}) == 1024  # 2 ** 26 numbers
+    assert training_rows(100_000, 64, {"nlist": 500}) == 32000
+    assert training_rows(100_000, 64, {"M": 32}) == 65536
+    assert training_rows(300, 64, {"nlist": 300}) == 300
