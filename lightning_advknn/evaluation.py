@@ -217,7 +217,7 @@ def make_rows(
     adversarial: Tensor,
     before: Verdicts,
     after: Verdicts,
-    surrogate: LogitsFn | None = None,
+    surrogate: tuple[Tensor, Tensor] | None = None,
 ) -> Rows:
     """Put verdicts before and after an attack side by side.
 
@@ -228,7 +228,7 @@ def make_rows(
         adversarial: Same shape.
         before: Verdicts on `images`.
         after: Verdicts on `adversarial`.
-        surrogate: What was attacked instead of the backbone; asked for its predictions too.
+        surrogate: Classes before and after of what was attacked instead of the backbone, int64 ``(n,)`` each.
 
     Raises:
         ValueError: If a label is no class, or images, ids and verdicts are not as many.
@@ -243,10 +243,10 @@ def make_rows(
         "l2": functional.l2_distortion(images, adversarial),
         "linf": functional.linf_distortion(images, adversarial),
     }
-    for when, verdicts, judged in (("before", before, images), ("after", after, adversarial)):
+    for place, (when, verdicts) in enumerate((("before", before), ("after", after))):
         rows |= {f"{name}_{when}": column for name, column in verdicts._asdict().items()}
         if surrogate is not None:
-            rows[f"surrogate_{when}"] = predict(surrogate, judged)
+            rows[f"surrogate_{when}"] = surrogate[place]
     return rows
 
 

@@ -20,6 +20,7 @@ from lightning_advknn.evaluation import (
     judge,
     make_rows,
     perturb,
+    predict,
     summarize,
 )
 from lightning_advknn.functional import float32_arithmetic, knn_prediction
@@ -65,7 +66,10 @@ class Scene:
         """
         after = self.before if adversarial is None else judge(self.victim, adversarial)
         attacked = self.images if adversarial is None else adversarial
-        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, self.surrogate)
+        classes = None
+        if self.surrogate is not None:
+            classes = predict(self.surrogate, self.images), predict(self.surrogate, attacked)
+        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, classes)
         layers = self.victim.dknn.layers
         if self.surrogate is not None and self.surrogate.layer in layers:
             votes = after.votes[:, layers.index(self.surrogate.layer)]

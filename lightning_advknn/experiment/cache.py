@@ -48,7 +48,7 @@ class StageCache:
         path = self.path(name)
         with suppress(ValueError):  # damaged, but another run may be making it again
             if path.is_file():
-                return self._read(name, stage)
+                return self.read(name, stage)
         with self.lock(path, stage):
             return self.alone(name, stage, make)
 
@@ -57,7 +57,7 @@ class StageCache:
         path = self.path(name)
         if path.is_file():
             try:
-                return self._read(name, stage)
+                return self.read(name, stage)
             except ValueError as error:
                 warnings.warn(f"{error} It is made again.", stacklevel=3)
         tensors = {key: tensor.cpu() for key, tensor in self.measured(name, stage, make).items()}
@@ -80,7 +80,13 @@ class StageCache:
                 self._nested += seconds
             yield
 
-    def _read(self, name: str, stage: str) -> dict[str, Tensor]:
+    def read(self, name: str, stage: str) -> dict[str, Tensor]:
+        """What is kept of a stage, on the CPU; its wall time is noted.
+
+        Raises:
+            FileNotFoundError: If it has not been made.
+            ValueError: If it is damaged.
+        """
         tensors, metadata = load_tensors(self.path(name))
         self.note(name, stage, float(metadata["seconds"]))
         return tensors
