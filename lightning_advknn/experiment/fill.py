@@ -18,7 +18,8 @@ from tqdm import tqdm
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import arithmetic
 from lightning_advknn.experiment.judges import Judges
-from lightning_advknn.experiment.stages import Stage, Stages
+from lightning_advknn.experiment.stage import Stage
+from lightning_advknn.experiment.stages import Stages
 from lightning_advknn.experiment.votes import ImitatedKNN
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search.scans.quantize import fastest

@@ -20,7 +20,8 @@ from lightning_advknn.experiment.judges import Judges
 from lightning_advknn.experiment.networks import Networks
 from lightning_advknn.experiment.settings import ORIGIN, Experiment
 from lightning_advknn.experiment.shards import Shards
-from lightning_advknn.experiment.stages import Stage, Stages
+from lightning_advknn.experiment.stage import Stage
+from lightning_advknn.experiment.stages import Stages, imitates
 from lightning_advknn.models import Surrogate
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search.index_settings import APPROXIMATE
@@ -55,11 +56,13 @@ class ExperimentRun:
         shards = Shards(self.data, experiment.images, self.device)
         shape, classes = self.data.image_shape, self.data.num_classes
         # Binding tries attacks out, which is last.
-        stages = Stages(shards, self.networks, self.judges, {}, self.cache)
+        stages = Stages(shards, self.networks, self.judges, self.cache)
         _ = stages.attacks
         check_on_data(self.networks)
         self.networks.check_functions()
-        stages.bound = {name: attack.bind(shape, classes) for name, attack in experiment.attacks.items()}
+        stages.attacked.bound = {
+            name: attack.bind(shape, classes) for name, attack in experiment.attacks.items()
+        }
         self.stages = stages
         self.networks.load_given()
 
@@ -154,7 +157,7 @@ class ExperimentRun:
 
     def images_of(self, method: str, attack: str | None, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clean and adversarial images of some rows, float32 ``(n, channels, H, W)``."""
-        return self.stages.images_of(method, attack, positions)
+        return self.stages.attacked.images_of(method, attack, positions)
 
     def cost(self, method: str, attack: str) -> tuple[float, float]:
         """Seconds of attack and queries of the victim, both for an image."""
@@ -171,17 +174,17 @@ class ExperimentRun:
 
     def asked_again(self, method: str, attack: str | None) -> dict[str, Tensor]:
         """Which of some images got other votes when asked about again: ``again`` in order, ``apart`` in other batches."""
-        return self._read(self.stages.asked_again(method, attack))
+        return self._read(self.stages.checks.asked_again(method, attack))
 
     def gradients(self, method: str) -> dict[str, Tensor]:
         """``positions`` of some clean images, and whether a method's gradient there is ``zero`` or ``infinite``."""
-        return self._read(self.stages.gradients(method))
+        return self._read(self.stages.checks.gradients(method))
 
     def neighbours(
         self, method: str, attack: str, positions: Sequence[int]
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """By layer, bank rows and labels of the nearest training images of clean and then of attacked images."""
-        found = self._read(self.stages.neighbours(method, attack, positions))
+        found = self._read(self.stages.checks.neighbours(method, attack, positions))
         return {layer: (found[f"rows/{layer}"], found[f"labels/{layer}"]) for layer in self.attacked.layers}
 
     def bounds(self) -> dict[str, Tensor]:
@@ -190,8 +193,8 @@ class ExperimentRun:
         That is ``knn/<layer>`` of layers of pixels, and also ``dknn`` where such a layer votes alone.
         """
         found = {}
-        for layer in self.stages.pixel_layers():
-            parts = [self._read(stage)["bounds"] for stage in self.stages.bounds(layer)]
+        for layer in self.stages.checks.pixel_layers():
+            parts = [self._read(stage)["bounds"] for stage in self.stages.checks.bounds(layer)]
             found[f"knn/{layer}"] = torch.cat(parts)
             if len(self.attacked.layers) == 1:
                 found["dknn"] = found[f"knn/{layer}"]
@@ -199,11 +202,11 @@ class ExperimentRun:
 
     def calibration_votes(self, network: str | None = None) -> Tensor:
         """Votes of the calibration images' own classes, int64 ``(N, L)``."""
-        return self.stages.calibration_votes(self.judges[network or ORIGIN])
+        return self.stages.verdicts.calibration_votes(self.judges[network or ORIGIN])
 
     def imitated(self, method: str) -> str | None:
         """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN; None of what is no surrogate."""
-        if not self.stages.imitates(method):
+        if not imitates(method):
             return None
         target = self.networks.logits_fn(method)
         votes = isinstance(target, Surrogate) and target.layer in self.attacked.layers
@@ -212,11 +215,11 @@ class ExperimentRun:
     def _rows(self, judges: Judges, method: str, attack: str | None, start: int) -> Rows:
         stages, device = self.stages, self.device
         images, labels, ids = stages.shards.images(stages.shards.positions(start))
-        before, after = (stages.verdicts(judges, method, name, start) for name in (None, attack))
-        adversarial = stages.adversarial(method, attack, start)
+        before, after = (stages.verdicts.verdicts(judges, method, name, start) for name in (None, attack))
+        adversarial = stages.attacked.adversarial(method, attack, start)
         surrogate = None
-        if judges is self.attacked and stages.imitates(method):
-            kept = (self._read(stages.prediction(method, name, start)) for name in (None, attack))
+        if judges is self.attacked and imitates(method):
+            kept = (self._read(stages.verdicts.prediction(method, name, start)) for name in (None, attack))
             first, then = (each["classes"].to(device) for each in kept)
             surrogate = first, then
         rows = make_rows(ids, labels, images, adversarial, before, after, surrogate)
@@ -224,7 +227,7 @@ class ExperimentRun:
 
     def _kept(self, method: str, attack: str) -> list[dict[str, Tensor]]:
         """What is kept of an attack beside its adversarials, by shard."""
-        parts = (self.stages.attacked(method, attack, start) for start in self.stages.shards.starts)
+        parts = (self.stages.attacked.attacked(method, attack, start) for start in self.stages.shards.starts)
         return [{name: part[name] for name in part if name != "adversarial"} for part in parts]
 
     def _read(self, stage: Stage) -> dict[str, Tensor]:
