@@ -16,14 +16,12 @@ from lightning_advknn.experiment.iterates import Iterates
 from lightning_advknn.experiment.judges import Judges
 from lightning_advknn.experiment.networks import Networks
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
-from lightning_advknn.experiment.shards import SHARD, Shards
+from lightning_advknn.experiment.shards import Shards
 from lightning_advknn.experiment.stage import Stage
 from lightning_advknn.models import JointSurrogate, Surrogate
 from lightning_advknn.search.index_settings import APPROXIMATE
 from lightning_advknn.search.scans.quantize import fastest
 from lightning_advknn.storage import digest, weights_digest
-
-PIECE = 100  # images between two saves of an attack on a victim, which is slow
 
 
 class AttackStages:
@@ -55,30 +53,28 @@ class AttackStages:
         """Clean and adversarial images at some positions, float32 ``(n, channels, H, W)`` each."""
         images, _, _ = self.shards.images(positions)
         adversarial, where = images.clone(), torch.tensor(positions)
-        for start in sorted({position - position % SHARD for position in positions} if attack else ()):
-            own = where - where % SHARD == start
-            adversarial[own] = self.adversarial(method, attack, start)[where[own] % SHARD]
+        for start in sorted(
+            {position - position % self.shards.size for position in positions} if attack else ()
+        ):
+            own = where - where % self.shards.size == start
+            adversarial[own] = self.adversarial(method, attack, start)[where[own] % self.shards.size]
         return images, adversarial
 
     def attack(self, method: str, attack: str, start: int) -> list[Stage]:
         """An attack on a shard's test images: ``adversarial`` float32, columns of `Iterates` and, on a victim, ``queries``."""
         key, shard = self.key(method, attack), self.shards.positions(start)
         on_victim = method in VICTIMS
-        size = PIECE if on_victim else SHARD
         batch = GPU_BATCH if self.device.type == "cuda" else CPU_BATCH
-        stages = []
-        for first in range(0, len(shard), size):
-            piece = shard[first : first + size]
-            stages.append(
-                Stage(
-                    f"adversarial/{key}/{self.shards.file(piece, size)}",
-                    f"attack {method}/{attack}",
-                    partial(self._attack, method, attack, piece),
-                    len(piece),
-                    len(piece) if on_victim else batch,  # an attack on a victim makes batches of its own
-                )
+        return [
+            Stage(
+                f"adversarial/{key}/{self.shards.file(piece, on_victim)}",
+                f"attack {method}/{attack}",
+                partial(self._attack, method, attack, piece),
+                len(piece),
+                len(piece) if on_victim else batch,  # an attack on a victim makes batches of its own
             )
-        return stages
+            for piece in (self.shards.pieces_of(shard) if on_victim else [shard])
+        ]
 
     def attacked(self, method: str, attack: str, start: int) -> dict[str, Tensor]:
         """What is kept of an attack on a shard, its pieces put together."""
@@ -144,7 +140,7 @@ class AttackStages:
         rows = piece[rows.start : rows.stop]
         images, labels, _ = self.shards.images(rows)
         if self.experiment.label_source == "knn":
-            start = rows.start - rows.start % SHARD
+            start = rows.start - rows.start % self.shards.size
             labels = self.knn_classes(start)[rows.start - start :][: len(rows)]
         settings = self.experiment.attacks[attack]
         function: Callable[..., Tensor] = self.bound[attack]

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_advknn.attacks.parts.voronoi import ALGORITHM
 from lightning_advknn.attacks.wang import pixel_scale
 from lightning_advknn.experiment import rechecks
-from lightning_advknn.experiment.attack_stages import PIECE, AttackStages
+from lightning_advknn.experiment.attack_stages import AttackStages
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import arithmetic
 from lightning_advknn.experiment.settings import ORIGIN
@@ -41,11 +41,11 @@ class CheckStages:
         key = digest([self.networks.key(ORIGIN), layer, settings.k, settings.metric, ALGORITHM])
         return [
             Stage(
-                f"bounds/{key}/{self.shards.file(piece, PIECE)}",
+                f"bounds/{key}/{self.shards.file(piece, piece=True)}",
                 judges.label(f"bound knn/{layer}"),
                 partial(self._bound, layer, piece),
             )
-            for piece in self._pieces
+            for piece in self.shards.pieces
         ]
 
     def scales(self) -> Stage | None:
@@ -65,11 +65,6 @@ class CheckStages:
         stage = self.scales()
         return {} if stage is None else self.cache.read(stage.name, stage.label)
 
-    @property
-    def _pieces(self) -> list[range]:
-        n = len(self.shards)
-        return [range(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
-
     def _bound(self, layer: str, piece: range, _rows: range) -> dict[str, Tensor]:
         images, labels, _ids = self.shards.images(piece)
         scale = self.pixel_layers()[layer]
@@ -79,7 +74,7 @@ class CheckStages:
         """Which of some images get other votes when they are asked about again: ``again`` and ``apart``, as `rechecks`."""
         judges, n = self.judges, rechecks.looked_at(len(self.shards))
         key = digest([self.attacked.key(method, attack), judges.key, n.tolist()])
-        name = f"asked_again/{key}/{self.shards.file(range(len(self.shards)), len(self.shards))}"
+        name = f"asked_again/{key}/{self.shards.whole_file}"
         return Stage(name, f"query again {method}/{attack or 'clean'}", partial(self._again, method, attack))
 
     def _again(self, method: str, attack: str | None, _rows: range) -> dict[str, Tensor]:
@@ -103,7 +98,7 @@ class CheckStages:
         weights, key = weights_digest(self.networks.logits_fn(method)), self.judges.key
         known = [method, weights, labels, *([key] if labels == "knn" else []), arithmetic(self.device)]
         name = f"gradients/{digest([*known, positions.tolist()])}/"
-        name += self.shards.file(range(len(self.shards)), len(self.shards))
+        name += self.shards.whole_file
         return Stage(name, f"differentiate {method}", partial(self._gradients, method, positions))
 
     def _gradients(self, method: str, positions: Tensor, _rows: range) -> dict[str, Tensor]:
@@ -119,7 +114,7 @@ class CheckStages:
     def neighbours(self, method: str, attack: str, positions: Sequence[int]) -> Stage:
         """Nearest training images of clean and then of attacked images, as `rechecks.neighbours`."""
         key = digest([self.attacked.key(method, attack), self.judges.key, list(positions)])
-        name = f"neighbours/{key}/{self.shards.file(range(len(self.shards)), len(self.shards))}"
+        name = f"neighbours/{key}/{self.shards.whole_file}"
         return Stage(name, "query pictures", partial(self._neighbours, method, attack, positions))
 
     def _neighbours(

@@ -12,6 +12,7 @@ from lightning_advknn.data.sample import fair_order
 from lightning_advknn.storage import digest
 
 SHARD = 1000  # images of a shard
+PIECE = 100  # images between two saves of what takes long for each image, such as attacks on victims
 
 
 class Shards:
@@ -43,22 +44,41 @@ class Shards:
         return len(self) == len(self.data.split("test"))
 
     @property
+    def size(self) -> int:
+        """Images of a shard."""
+        return SHARD
+
+    @property
+    def pieces(self) -> list[range]:
+        """Positions of all images, piece by piece."""
+        return self.pieces_of(range(len(self)))
+
+    def pieces_of(self, rows: range) -> list[range]:
+        """Some positions, piece by piece."""
+        return [rows[first : first + PIECE] for first in range(0, len(rows), PIECE)]
+
+    @property
     def starts(self) -> range:
         """Positions of the shards' first images."""
-        return range(0, len(self), SHARD)
+        return range(0, len(self), self.size)
 
     def positions(self, start: int) -> range:
         """Positions of a shard's images."""
-        return range(start, min(start + SHARD, len(self)))
+        return range(start, min(start + self.size, len(self)))
 
     def images(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Images at some positions with labels and ids, on the device."""
         images, labels, ids = self.split.__getitems__(rows)
         return images.to(self.device), labels.to(self.device), ids.to(self.device)
 
-    def file(self, rows: range, size: int = SHARD) -> str:
-        """Name of a file on up to `size` images; a sample has files of its own."""
-        return f"{self._sample}{rows.start:06d}-{rows.start + size:06d}"
+    def file(self, rows: range, piece: bool = False) -> str:
+        """Name of a file on a shard or a piece; a sample has files of its own."""
+        return f"{self._sample}{rows.start:06d}-{rows.start + (PIECE if piece else SHARD):06d}"
+
+    @property
+    def whole_file(self) -> str:
+        """Name of a file on all images."""
+        return f"{self._sample}000000-{len(self):06d}"
 
     @cached_property
     def _sample(self) -> str:

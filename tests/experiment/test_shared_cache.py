@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +16,15 @@ from typing import Any
 import filelock
 import pytest
 import torch
-from tests.test_ranks import SERVERS
 from torch import Tensor
 from torch.distributed import TCPStore
 
+from lightning_advknn.experiment import fill
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.stage import Stage
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.storage import locked, save_tensors
+from tests.experiment.test_ranks import SERVERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,8 +166,7 @@ def test_a_cache_that_cannot_be_written_gives_what_it_has(
 def test_jobs_of_several_ranks_and_one_process_share_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spread = import_module("lightning_advknn.experiment.fill")
-    monkeypatch.setattr(spread, "_TAKEN", 2)
+    monkeypatch.setattr(fill, "_TAKEN", 2)
     made: Counter[tuple[str, int]] = Counter()
     count = threading.Lock()
 
@@ -179,19 +179,12 @@ def test_jobs_of_several_ranks_and_one_process_share_a_cache(
     names = [f"stage/{number}" for number in range(7)]
 
     def work(ranks: Ranks) -> None:
-        cache = StageCache(tmp_path)
-        listed = [spread._File(name, "stage", partial(make, name), 5, 2) for name in names]
-        victims: Any = SimpleNamespace(wait=ranks.barrier)
-        run: Any = SimpleNamespace(ranks=ranks, cache=cache)
-        spread._make(run, victims, "files", listed)
-
-    def alone() -> None:
-        cache = StageCache(tmp_path)
-        for name in reversed(names):
-            cache.tensors(name, "stage", partial(make, name, range(5)))
+        stages: Any = SimpleNamespace(networks=None)
+        listed = [Stage(name, "stage", partial(make, name), 5, 2) for name in names]
+        fill.Filler(stages, ranks, tmp_path).make("files", listed[:: 1 if ranks.size > 1 else -1])
 
     with ThreadPoolExecutor(5) as pool:
-        done = [pool.submit(alone)]
+        done = [pool.submit(work, Ranks())]
         for _ in range(2):
             server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             SERVERS.append(server)
