@@ -1,6 +1,6 @@
 """The stages that reports judge attacks by: lower bounds, questions asked again, gradients, neighbours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from lightning_advknn.experiment.settings import ORIGIN
 from lightning_advknn.experiment.shards import Shards
 from lightning_advknn.experiment.stage import Stage
 from lightning_advknn.experiment.verdict_stages import VerdictStages
-from lightning_advknn.storage import digest, weights_digest
+from lightning_advknn.storage import digest, tensors_digest, weights_digest
 
 
 class CheckStages:
@@ -71,26 +71,38 @@ class CheckStages:
         return self.judges.bounds(layer, scale.to(self.device), images, labels)
 
     def asked_again(self, method: str, attack: str | None) -> Stage:
-        """Which of some images get other votes when they are asked about again: ``again`` and ``apart``, as `rechecks`."""
-        judges, n = self.judges, rechecks.looked_at(len(self.shards))
-        key = digest([self.attacked.key(method, attack), judges.key, n.tolist()])
-        name = f"asked_again/{key}/{self.shards.whole_file}"
-        return Stage(name, f"query again {method}/{attack or 'clean'}", partial(self._again, method, attack))
+        """Which of some images get other votes when they are asked about again: ``again`` and ``apart``, as `rechecks`.
 
-    def _again(self, method: str, attack: str | None, _rows: range) -> dict[str, Tensor]:
+        Its key hashes the images as stored, so images that have changed since are asked about again.
+        """
+        n, judges = len(self.shards), self.judges
+        spaced = rechecks.looked_at(n)
+        rows = {"again": torch.arange(len(spaced)), "apart": spaced}
+        images = {
+            which: self.attacked.images_of(method, attack, some.tolist())[1] for which, some in rows.items()
+        }
+        name = (
+            f"asked_again/{digest([self.attacked.key(method, attack), judges.key, tensors_digest(images)])}"
+        )
+        make = partial(self._again, method, attack, rows, images)
+        return Stage(f"{name}/{self.shards.whole_file}", f"query again {method}/{attack or 'clean'}", make)
+
+    def _again(
+        self,
+        method: str,
+        attack: str | None,
+        rows: Mapping[str, Tensor],
+        images: Mapping[str, Tensor],
+        _rows: range,
+    ) -> dict[str, Tensor]:
         judges = self.judges
         shards = [self.verdicts.observed(judges, method, attack, start) for start in self.shards.starts]
         dnn, votes = (torch.cat([shard[name] for shard in shards]) for name in ("dnn", "votes"))
-        spread = rechecks.looked_at(len(self.shards))
-        first = torch.arange(len(spread))
-        found = {}
-        for name, rows, changed in (
-            ("again", first, rechecks.changed_in_order),
-            ("apart", spread, rechecks.changed_in_batches),
-        ):
-            images = self.attacked.images_of(method, attack, rows.tolist())[1]
-            found[name] = changed(judges.dknn, images, dnn[rows], votes[rows])
-        return found
+        ask = {"again": rechecks.changed_in_order, "apart": rechecks.changed_in_batches}
+        return {
+            which: ask[which](judges.dknn, images[which], dnn[some], votes[some])
+            for which, some in rows.items()
+        }
 
     def gradients(self, method: str) -> Stage:
         """Gradients at clean images of what attacks on a method differentiate: ``positions``, ``zero``, ``infinite``."""

@@ -221,7 +221,7 @@ def test_files_say_how_they_were_made(done: Path) -> None:
     assert summary["settings"]["label_source"] == "knn"
     assert {"command", "device", "date"} <= summary.keys()
     stages_seen = {stage.split()[0] for stage in summary["seconds"]}
-    assert stages_seen == {"train", "build", "query", "attack"}
+    assert stages_seen == {"train", "build", "query", "attack", "differentiate"}
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         picture = (done / "out" / f"neighbours.{suffix}").read_bytes()
         assert picture.startswith(magic)

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ import attack
 from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import Digits
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.experiment import fill
 from lightning_advknn.ranks import LostRankError, Ranks, join
 from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.sharded import merge
@@ -329,13 +329,12 @@ def test_each_rank_learns_what_all_say(rank: Callable[..., Ranks]) -> None:
 def test_ranks_that_do_not_share_the_cache_are_told(
     rank: Callable[..., Ranks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
-    module = import_module("lightning_advknn.experiment.fill")
-    monkeypatch.setattr(module, "_SEEN", 0.3)
+    monkeypatch.setattr(fill, "_SEEN", 0.3)
 
     def check(number: int, folder: str) -> str:
-        cache = SimpleNamespace(folder=tmp_path / folder)
+        stages: Any = SimpleNamespace(networks=None)
         try:
-            module._check_shared(SimpleNamespace(ranks=rank(number, 2, 30.0), cache=cache))
+            fill.Filler(stages, rank(number, 2, 30.0), tmp_path / folder)._check_shared()
         except ValueError as error:
             return str(error)
         return ""

@@ -54,7 +54,7 @@ def test_votes_equal_a_brute_force_in_any_parts(metric: str) -> None:
         expected = [np.bincount(row, minlength=10).tolist() for row in nearest]
         n = len(queries)
         assert knn.votes(split, range(n)).tolist() == expected
-        parts = [range(0, 70), range(70, 71), range(71, n)]  # not those of the loader's batches
+        parts = [range(70), range(70, 71), range(71, n)]  # not those of the loader's batches
         assert torch.cat([knn.votes(split, part) for part in parts]).tolist() == expected
 
 
