@@ -1,9 +1,9 @@
 """The classifiers on one trained network, and what they said of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule
 from lightning_advknn.modules.checkpoint import check_network, check_on_data
 from lightning_advknn.ranks import Ranks
-from lightning_advknn.search import Exchange, describe_index, recall
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search import Bank, Exchange, describe_index, recall
+from lightning_advknn.search.build import BankSettings, build_banks, build_sharded_banks
 from lightning_advknn.storage import digest, weights_digest
 
 QUERIES = 100  # validation images on which recall is measured
@@ -119,27 +119,24 @@ class Victims:
         A bank of which each rank has some rows (`VictimSettings.shard`) is searched by `Exchange`: a rank that asks nothing
         must `wait` meanwhile.
         """
-        settings, network = self.settings, self.network
-        over_ranks: Literal["copy"] | Exchange | None = None
-        if self.ranks.size > 1:
-            meet = partial(self.ranks.barrier, "a search")
-            over_ranks = Exchange(meet) if settings.shard else "copy"
-        make = partial(
-            build_banks,
-            network,
-            self.data.loader("train"),
-            self.data.num_classes,
+        settings, network, several = self.settings, self.network, self.ranks.size > 1
+        how = BankSettings(
             settings.metric,
             settings.backend,
+            settings.index,
             settings.memory_gib,
             self.cache.folder / "bank",
-            self.settings.index,
-            over_ranks,
         )
+        exchange = Exchange(partial(self.ranks.barrier, "a search")) if several and settings.shard else None
+
+        def make() -> Mapping[str, Bank]:
+            about = network, self.data.loader("train"), self.data.num_classes, how
+            return build_sharded_banks(*about, exchange) if exchange else build_banks(*about, several)
+
         self.ranks.open(f"the bank of {self.name}")
         banks = self.cache.measured(f"bank/{self.name}", self._stage("build bank"), make)
-        if isinstance(over_ranks, Exchange):
-            self._exchange = over_ranks
+        if exchange:
+            self._exchange = exchange
         else:
             self.ranks.close()
         dknn = DkNN.on_banks(network, banks, settings.k, settings.convention)

@@ -35,7 +35,7 @@ from lightning_advknn.search import (
     index_settings,
     recall,
 )
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.storage import (
     digest,
     load_tensors,
@@ -317,16 +317,13 @@ class SurrogateModule(LightningModule):
 
     def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
         # Only training images are searched in.
-        how: dict[str, Any] = {"backend": self.backend, "index": self.index} if split == "train" else {}
-        made = build_banks(
-            self.surrogate.backbone,
-            data.loader(split),
-            self.num_classes,
-            self.metric,
-            **how,
-            over_ranks="copy" if dist.is_initialized() else None,
+        how = (
+            BankSettings(self.metric, self.backend, self.index)
+            if split == "train"
+            else BankSettings(self.metric)
         )
-        return made[self.layer]
+        batches, over_ranks = data.loader(split), dist.is_initialized()
+        return build_banks(self.surrogate.backbone, batches, self.num_classes, how, over_ranks)[self.layer]
 
     def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> dict[str, Tensor]:
         """``votes`` on a split's images, and ``recall`` of an approximate backend, from the votes file where it has them."""
