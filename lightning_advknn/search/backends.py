@@ -31,8 +31,8 @@ def check_backend(backend: Backend, width: int = 1, in_memory: bool = True) -> N
         import_faiss()
         if backend == "faiss" and not in_memory:
             raise ValueError(
-                "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or raise"
-                " `memory_gib`."
+                "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or"
+                " raise `memory_gib`."
             )
 
 

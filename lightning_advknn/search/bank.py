@@ -12,9 +12,9 @@ from tqdm import tqdm
 from lightning_advknn.choices import Backend, Metric
 from lightning_advknn.functional import count_votes
 from lightning_advknn.search.backends import check_backend, make_scan
-from lightning_advknn.search.checks import check_k, check_queries, check_rows
+from lightning_advknn.search.checks import check_finite, check_k, check_queries, check_rows
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
-from lightning_advknn.search.nearest import Searchable, nearest
+from lightning_advknn.search.nearest import Searchable, nearest_rows
 from lightning_advknn.search.scans.candidates import Candidates, Scan
 from lightning_advknn.search.scans.quantize import lengths
 from lightning_advknn.search.scans.rounding import inverse
@@ -28,13 +28,14 @@ _AT_ONCE = {"cpu": 512, "cuda": 4096, "disk": 2048}  # queries
 class MemoryBank(nn.Module):
     """Features of the training images with their labels, and their exact k nearest rows.
 
-    Distances are those of float64 arithmetic on the stored float32 features, whatever the backend. The backend's
-    scan only proposes candidates, with rigorous bounds on their similarities. Candidates in doubt are compared more
-    closely, at last in float64. A query is scanned again, more widely, if another row could be among its k nearest.
+    Distances are those of float64 arithmetic on the stored float32 features, whatever the backend. The
+    backend's scan only proposes candidates, with rigorous bounds on their similarities. Candidates in doubt
+    are compared more closely, at last in float64. A query is scanned again, more widely, if another row could
+    be among its k nearest.
 
-    Neighbours order by (distance, bank row). Cosine distances are rounded to 12 decimals, so rows that tie in exact
-    arithmetic tie here, unless their cosine is within about 1e-15 of the edge between two decimals. Copies of a row
-    always tie.
+    Neighbours order by (distance, bank row). Cosine distances are rounded to 12 decimals, so rows that tie in
+    exact arithmetic tie here, unless their cosine is within about 1e-15 of the edge between two decimals.
+    Copies of a row always tie.
 
     Args:
         features: Raw activations, float32 ``(M, D)``, in memory or in a file.
@@ -42,17 +43,18 @@ class MemoryBank(nn.Module):
         ids: Image ids, int64 ``(M,)``. By its id an image can be kept from voting for itself.
         num_classes: C.
         metric: ``cosine``: 1 - cosine similarity; a zero vector has distance 1 to all. ``euclidean``: L2.
-        backend: What scans the bank: matrix products in a precision (``auto``: the one in which the device is fastest)
-            or faiss. No neighbour depends on it, except that ``ivf`` and ``hnsw`` are approximate: neighbours are the
-            nearest of the rows that faiss proposes, and `search.recall` measures how many it misses.
+        backend: What scans the bank: matrix products in a precision (``auto``: the one in which the device is
+            fastest) or faiss. No neighbour depends on it, except that ``ivf`` and ``hnsw`` are approximate:
+            neighbours are the nearest of the rows that faiss proposes, and `search.recall` measures how many
+            it misses.
         index: Settings of an approximate backend that differ from its defaults (`search.index_settings`).
         image_shape: Shape ``(channels, H, W)`` of the images, if it is known.
 
     Raises:
         ImportError: If faiss is needed but missing, unusable or installed twice.
-        ValueError: If shapes disagree, a label is no class or not int64, a feature is not finite, the metric is
-            unknown, or the backend cannot search such features. At the first search: if ``int8`` products overflow
-            on the device.
+        ValueError: If shapes disagree, a label is no class or not int64, a feature is not finite, the metric
+            is unknown, or the backend cannot search such features. At the first search: if ``int8`` products
+            overflow on the device.
     """
 
     features: Matrix
@@ -74,13 +76,9 @@ class MemoryBank(nn.Module):
         super().__init__()
         check_rows(features, labels, ids, num_classes, metric)
         check_backend(backend, features.shape[1], isinstance(features, Tensor))
-        index_settings(backend, len(features), index)
+        index_settings(backend, len(features), index)  # refuses what is out of range
         norms = lengths(features)
-        if not torch.isfinite(norms).all():
-            raise ValueError(
-                f"Expected finite features, but {(~torch.isfinite(norms)).sum().item()} of {len(norms)} rows hold"
-                " NaN or infinity. Check the network's weights."
-            )
+        check_finite(norms)
         self.num_classes, self.metric, self.backend, self.index = num_classes, metric, backend, index
         self.image_shape = image_shape
         self._most_of_one = most_of_one(ids)
@@ -148,7 +146,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def votes(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> Tensor:
-        """Counted labels of the k nearest rows, int64 ``(B, C)``. Arguments and errors are those of `search`."""
+        """Counted labels of the k nearest rows, int64 ``(B, C)``. Arguments are those of `search`."""
         _, indices = self._nearest(queries, k, own_ids, in_order=False)
         return count_votes(self.labels[indices], self.num_classes)
 
@@ -172,23 +170,24 @@ class MemoryBank(nn.Module):
         for start in tqdm(starts, desc="leave-one-out votes", disable=None, leave=False):
             rows = slice(start, start + at_once)
             queries, own_ids = self.features[rows], self.ids[rows]
-            _, indices = nearest(bank, scan, queries, k, own_ids, in_order=False, found=next(found))
+            _, indices = nearest_rows(bank, scan, queries, k, own_ids, in_order=False, found=next(found))
             votes[rows] = count_votes(self.labels[indices], self.num_classes)
         return votes
 
     @torch.no_grad()
     def nearby(self, queries: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """About the n nearest rows, most similar first: much cheaper than `search`, for attacks that need a direction.
+        """About the n nearest rows, most similar first: cheaper than `search`, where a direction is enough.
 
-        Similarities are those of the scan, with its errors. So rows about as near as the n-th may be missing, and rows
-        at about the same distance may be in another order.
+        Similarities are those of the scan, with its errors. So rows about as near as the n-th may be missing,
+        and rows at about the same distance may be in another order.
 
         Args:
             queries: Raw activations, float32 ``(B, D)``.
             n: Number of rows.
 
         Returns:
-            Similarities float64 ``(B, n)``, cosines or minus squared distances, and bank rows int64 ``(B, n)``.
+            Similarities float64 ``(B, n)`` (cosines or minus squared distances), and bank rows int64
+            ``(B, n)``.
 
         Raises:
             ValueError: If n exceeds the rows, or the queries have another width or are not finite.
@@ -237,7 +236,7 @@ class MemoryBank(nn.Module):
         for start in tqdm(starts, desc="search", disable=None if len(starts) > 8 else True, leave=False):
             some = slice(start, start + at_once)
             own = None if own_ids is None else own_ids[some]
-            found = nearest(bank, self._scanner(), queries[some], k, own, in_order)
+            found = nearest_rows(bank, self._scanner(), queries[some], k, own, in_order)
             similarities[some], indices[some] = found
         return similarities, indices
 

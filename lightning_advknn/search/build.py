@@ -33,8 +33,8 @@ class BankSettings:
         metric: Distance of features.
         backend: What scans the banks.
         index: Settings of an approximate backend that differ from its defaults (`search.index_settings`).
-        memory_gib: Memory for banks and searches on the network's device, in GiB; None for no limit. Banks beyond
-            it are kept on disk and read in blocks.
+        memory_gib: Memory for banks and searches on the network's device, in GiB; None for no limit. Banks
+            beyond it are kept on disk and read in blocks.
         folder: Where on disk; None for the system's temporary folder.
     """
 
@@ -57,22 +57,23 @@ def build_banks(
     """Store each layer's features of all images.
 
     Args:
-        network: A function of the image. Some images of the first batch are used to check that (`check_function`).
-        batches: The training images. A DataLoader, or batches with an attribute ``sizes`` (a list of how many images
-            each has), are read once, batch by batch. Anything else is first read into a list.
+        network: A function of the image. Some images of the first batch are used to check that
+            (`check_function`).
+        batches: The training images. A DataLoader, or batches with an attribute ``sizes`` (a list of how many
+            images each has), are read once, batch by batch. Anything else is first read into a list.
         num_classes: C; None for one more than the largest label.
         settings: How banks are searched and stored; None for the defaults.
-        over_ranks: Whether each rank of the default process group computes the features of a share of the batches and
-            sends them to the others. Then all ranks must call this with the same batches.
+        over_ranks: Whether each rank of the default process group computes the features of a share of the
+            batches and sends them to the others. Then all ranks must call this with the same batches.
 
     Returns:
         A bank for each of the network's layers, on the network's device.
 
     Raises:
         ImportError: If faiss is needed but missing, unusable or installed twice.
-        ValueError: If an image is out of range, a label is no class, a feature is not finite, an image's features
-            depend on more than the image, a batch is not of the announced size, there are no images, `memory_gib` is
-            too little, or the backend cannot search such features.
+        ValueError: If an image is out of range, a label is no class, a feature is not finite, an image's
+            features depend on more than the image, a batch is not of the announced size, there are no images,
+            `memory_gib` is too little, or the backend cannot search such features.
         OSError: If the disk is full, or will be.
     """
     settings = settings or BankSettings()
@@ -97,8 +98,8 @@ def build_sharded_banks(
 ) -> dict[str, ShardedBank]:
     """Store the features of a share of the images on each rank. The ranks search by the exchange.
 
-    All ranks of the default process group must call this with the same batches. Arguments and errors are otherwise
-    those of `build_banks`.
+    All ranks of the default process group must call this with the same batches. Arguments and errors are
+    otherwise those of `build_banks`.
 
     Raises:
         ValueError: Also if there are fewer batches than ranks.
@@ -108,8 +109,8 @@ def build_sharded_banks(
     ranks = dist.get_world_size()
     if len(sizes) < ranks:
         raise ValueError(
-            f"Expected at least as many batches of training images as ranks, {ranks}, to spread the bank, but got"
-            f" {len(sizes)}. Lower the data's `eval_batch_size`, or use fewer ranks."
+            f"Expected at least as many batches of training images as ranks, {ranks}, to spread the bank, but"
+            f" got {len(sizes)}. Lower the data's `eval_batch_size`, or use fewer ranks."
         )
     mine = range(dist.get_rank(), len(sizes), ranks)
     computed = features_of(network, _checked(batches, sizes), mine)
@@ -125,8 +126,8 @@ def check_batch(batch: Batch) -> None:
     """Raise a ValueError unless a batch has images in [0, 1], and a label and an id for each of them."""
     if not isinstance(batch, Batch):
         raise ValueError(
-            f"Expected batches as `data.Batch` (images, labels, ids), but got a {type(batch).__name__}. Make them with"
-            " `Batch(images, labels, ids)`, where an id is an image's position in its data set."
+            f"Expected batches as `data.Batch` (images, labels, ids), but got a {type(batch).__name__}. Make"
+            " them with `Batch(images, labels, ids)`, where an id is an image's position in its data set."
         )
     check_images(batch.images)
     check_labels(batch.labels, len(batch.images))
@@ -138,8 +139,8 @@ def check_batch(batch: Batch) -> None:
             else f"a {type(ids).__name__}"
         )
         raise ValueError(
-            f"Expected int64 `ids` of shape ({len(batch.images)},), one an image, but got {got}. Number the images of"
-            " a data set."
+            f"Expected int64 `ids` of shape ({len(batch.images)},), one an image, but got {got}. Number the"
+            " images of a data set."
         )
 
 
@@ -169,7 +170,8 @@ def _checked(batches: Iterable[Batch], sizes: list[int]) -> Iterator[Batch]:
         if batch is None or len(batch.ids) != size:
             raise ValueError(
                 f"Expected {size or 'no'} images in batch {number} of the training images, but got"
-                f" {len(batch.ids) if batch else 'none'}. Give every image once, and each batch its announced size."
+                f" {len(batch.ids) if batch else 'none'}. Give every image once, in batches of the announced"
+                " sizes."
             )
         yield batch
 
@@ -177,13 +179,13 @@ def _checked(batches: Iterable[Batch], sizes: list[int]) -> Iterator[Batch]:
 def _make_room(
     settings: BankSettings, device: torch.device, copies: int, rows: int, widths: dict[str, int]
 ) -> dict[str, Matrix]:
-    """A matrix of so many rows of each layer's width: in memory, or in a file if it exceeds the limit of memory.
+    """An unfilled matrix for each layer: in memory, or in a file if it exceeds the limit of memory.
 
     Args:
         settings: Which limit, and where files are.
         device: Of tensors.
         copies: Number of processes that each write the files.
-        rows: Of each layer.
+        rows: Of each matrix.
         widths: D by layer.
     """
     kept = set(widths)

@@ -21,8 +21,8 @@ def check_rows(features: Matrix, labels: Tensor, ids: Tensor, num_classes: int, 
             )
     if features.ndim != 2 or not (len(features) == len(labels) == len(ids)) or 0 in features.shape:
         raise ValueError(
-            "Expected at least one row and column of features (M, D), labels (M,) and ids (M,), but got shapes"
-            f" {tuple(features.shape)}, {tuple(labels.shape)} and {tuple(ids.shape)}."
+            "Expected at least one row and column of features (M, D), labels (M,) and ids (M,), but got"
+            f" shapes {tuple(features.shape)}, {tuple(labels.shape)} and {tuple(ids.shape)}."
         )
     if metric not in get_args(Metric):
         raise ValueError(f"Expected `metric` to be one of {get_args(Metric)}, but got {metric!r}.")
@@ -35,8 +35,18 @@ def check_rows(features: Matrix, labels: Tensor, ids: Tensor, num_classes: int, 
     check_labels(labels, len(features), whole("num_classes", num_classes))
 
 
+def check_finite(norms: Tensor) -> None:
+    """Raise a ValueError unless rows of these norms, ``(M,)``, are finite."""
+    broken = int((~torch.isfinite(norms)).sum())
+    if broken:
+        raise ValueError(
+            f"Expected finite features, but {broken} of {len(norms)} rows hold NaN or infinity. Check the"
+            " network's weights."
+        )
+
+
 def check_queries(queries: Tensor, width: int, own_ids: Tensor | None) -> None:
-    """Raise a ValueError unless queries are finite features, float32 ``(B, width)``, with ids ``(B,)`` if any."""
+    """Raise a ValueError unless queries are finite, float32 ``(B, width)``, and their ids are ``(B,)``."""
     check_defaults()
     if not isinstance(queries, Tensor):
         raise ValueError(
@@ -50,11 +60,13 @@ def check_queries(queries: Tensor, width: int, own_ids: Tensor | None) -> None:
         )
     if not torch.isfinite(queries).all():
         raise ValueError(
-            "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
+            "Expected finite query features, but got NaN or infinity. Check the images and the network's"
+            " weights."
         )
     if own_ids is not None and own_ids.shape != (len(queries),):
         raise ValueError(
-            f"Expected `own_ids` of shape ({len(queries)},), one for each query, but got {tuple(own_ids.shape)}."
+            f"Expected `own_ids` of shape ({len(queries)},), one for each query, but got"
+            f" {tuple(own_ids.shape)}."
         )
 
 

@@ -73,7 +73,7 @@ def extract(
         make_room: Makes room for so many rows of each layer's width.
     """
     device, total = device_of(network), sum(sizes)
-    # In one piece: small tensors of every batch would hold on to the memory that batches leave behind.
+    # In one piece, as the features: small tensors between large temporary ones would fragment memory.
     labels, ids = torch.empty(2, total, dtype=torch.int64, device=device)
     places = torch.split(torch.arange(total, device=device), sizes)
     rows = torch.cat([places[number] for number in mine])
@@ -85,14 +85,14 @@ def extract(
             check_function(network, batch.images[:ASKED].to(device))
             kept = make_room(len(rows), {layer: part.shape[1] for layer, part in features.items()})
         for layer, part in features.items():
-            _put(part, kept[layer], filled)
+            _write(part, kept[layer], filled)
         filled += len(place) if features else 0
         labels[place], ids[place] = batch.labels.to(device), batch.ids.to(device)
         image_shape = tuple(batch.images.shape[1:])
     return Extracted(kept, rows, labels, ids, image_shape)
 
 
-def _put(rows: Tensor, into: Matrix, start: int) -> None:
+def _write(rows: Tensor, into: Matrix, start: int) -> None:
     if isinstance(into, Tensor):
         into[start : start + len(rows)] = rows
     else:

@@ -14,9 +14,9 @@ _TRAINING = 2**26  # features that an index is trained on, at most: 256 MiB
 def index_settings(backend: str, rows: int, given: Mapping[str, int] | None = None) -> dict[str, int]:
     """All settings of an approximate index, with defaults filled in; empty for an exact backend.
 
-    ``ivf`` sorts rows into ``nlist`` lists (the square root of M) and searches the ``nprobe`` lists nearest to a query
-    (a 32nd of them, but at least 8). ``hnsw`` links each row to ``M`` others (32) and follows the ``efSearch`` best rows
-    met so far (256, or as many as are asked for).
+    ``ivf`` sorts rows into ``nlist`` lists (the square root of M) and searches the ``nprobe`` lists nearest
+    to a query (a 32nd of them, but at least 8). ``hnsw`` links each row to ``M`` others (32) and follows the
+    ``efSearch`` best rows met so far (256, or as many as are asked for).
 
     Args:
         backend: Its name.
@@ -30,7 +30,8 @@ def index_settings(backend: str, rows: int, given: Mapping[str, int] | None = No
     for name, value in (given or {}).items():
         if name not in known:
             raise ValueError(
-                f"Expected `index` of `backend={backend!r}` to have names among {list(known)}, but got {name!r}."
+                f"Expected `index` of `backend={backend!r}` to have names among {list(known)}, but got"
+                f" {name!r}."
             )
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"Expected `index.{name}` to be a whole number, but got {value!r}.")

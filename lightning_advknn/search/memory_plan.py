@@ -9,12 +9,12 @@ from lightning_advknn.search.index_settings import APPROXIMATE, index_settings, 
 
 _WORKING = 640 * 2**20  # bytes that a search takes at most, measured on 60000 x 16384
 
-# Bytes per feature: float32, and the most that a scan holds of it, also while it is prepared. Approximate indices
-# are counted separately, as they are in memory even if the rows are on disk.
+# Bytes per feature: float32, and the most that a scan holds of it, also while it is prepared. Approximate
+# indices are counted separately, as they are in memory even if the rows are on disk.
 _BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12, "ivf": 4, "hnsw": 4}
 
-# Bytes per feature of an approximate index: one-byte codes, in memory that faiss grows by doubling, list by list
-# for ivf, by a copy of everything for hnsw.
+# Bytes per feature of an approximate index: one-byte codes, in memory that faiss grows by doubling, list by
+# list for ivf, by a copy of everything for hnsw.
 _CODE = {"ivf": 2, "hnsw": 3}
 _COPIES = 4  # of the rows that faiss trains an index on
 
@@ -37,8 +37,8 @@ def check_room(
     if widths and needed > (free := shutil.disk_usage(place).free):
         raise OSError(
             f"Expected {needed / 2**30:.2f} GiB of room in {place} for the features of {rows} images"
-            f" ({', '.join(widths)}){times} but it has {free / 2**30:.2f}. Free some, choose another folder, or"
-            " raise `memory_gib`."
+            f" ({', '.join(widths)}){times} but it has {free / 2**30:.2f}. Free some, choose another folder,"
+            " or raise `memory_gib`."
         )
 
 
@@ -72,8 +72,8 @@ def in_memory(
     left = gib * 2**30 - least_bytes(rows, widths, backend, index)
     if left < 0:
         raise ValueError(
-            f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows from"
-            f" disk, but got {gib}."
+            f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows"
+            f" from disk, but got {gib}."
         )
     kept = set()
     for layer in sorted(widths, key=widths.__getitem__):

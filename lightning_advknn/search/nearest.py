@@ -40,7 +40,7 @@ class Searchable(NamedTuple):
         return min(len(self.features), (k if precision == "float32" else 3 * k) + _MARGIN + own)
 
 
-def nearest(
+def nearest_rows(
     rows: Searchable,
     scan: Scan,
     queries: Tensor,
@@ -57,7 +57,8 @@ def nearest(
         queries: float32 ``(B, D)``.
         k: Number of neighbours.
         own_ids: Image ids of the queries, int64 ``(B,)``, whose rows do not count; None if all rows count.
-        in_order: Whether neighbours must be the nearest in order, or only their labels must be those of the nearest.
+        in_order: Whether neighbours must be the nearest in order, or only their labels must be those of the
+            nearest.
         found: What the first scan would find, if that is known.
 
     Returns:

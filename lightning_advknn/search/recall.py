@@ -8,7 +8,7 @@ from lightning_advknn.search.sharded import Bank
 
 @torch.no_grad()
 def recall(bank: Bank, queries: Tensor, k: int) -> Tensor:
-    """Share of the true k nearest rows of each query that a bank finds, float64 ``(B,)``; 1 with an exact backend.
+    """Share of each query's true k nearest rows that a bank finds, float64 ``(B,)``; 1 if it is exact.
 
     Args:
         bank: With any backend; the truth is exact search in the same rows.

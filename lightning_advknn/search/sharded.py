@@ -1,4 +1,4 @@
-"""A bank over several ranks: each searches its own rows for the queries of all, and the one that asks merges."""
+"""A bank over several ranks: each searches its own rows for all queries, and the rank that asks merges."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,12 +29,13 @@ class _Request(NamedTuple):
 class Exchange:
     """Questions and answers about shared banks, among the ranks of the default process group.
 
-    Ranks may ask different questions about different banks, and different numbers of questions. A question waits until
-    every other rank asks one too, or serves. So a rank that has no question, or none left, must call `serve`.
+    Ranks may ask different questions about different banks, and different numbers of questions. A question
+    waits until every other rank asks one too, or serves. So a rank that has no question, or none left, must
+    call `serve`.
 
     Args:
-        meet: Called before each exchange; it waits for the other ranks and notices if one has died. Without it, the
-            process group's timeout limits the time between two questions of a rank.
+        meet: Called before each exchange; it waits for the other ranks and notices if one has died. Without
+            it, the process group's timeout limits the time between two questions of a rank.
     """
 
     def __init__(self, meet: Callable[[], None] | None = None) -> None:
@@ -42,12 +43,12 @@ class Exchange:
         self._banks: list[ShardedBank] = []
 
     def add(self, bank: "ShardedBank") -> int:
-        """Take part in questions about a bank. Its number, which is the same on all ranks if they add alike."""
+        """Take part in questions about a bank. Its number is the same on ranks that add banks alike."""
         self._banks.append(bank)
         return len(self._banks) - 1
 
     def ask(self, bank: int, request: _Request) -> tuple[Tensor, Tensor]:
-        """The answer of all ranks, as `MemoryBank.search`, to at least one query; meanwhile this rank answers theirs."""
+        """The answer of all ranks to at least one query, as `MemoryBank.search`; this rank answers theirs."""
         answer = self._answer(self._headers(bank, request), request)
         if answer is None:
             raise RuntimeError("Internal error: this rank's query got no answer.")
@@ -101,11 +102,11 @@ class Exchange:
 
 
 class ShardedBank(nn.Module):
-    """A bank whose rows are spread over the ranks of the default process group. Neighbours are those among all rows.
+    """A bank whose rows are spread over the ranks of the default process group.
 
-    Neighbours, their order and votes are those of a `MemoryBank` on all rows. Each rank finds the k nearest of its own
-    rows exactly (all of them, if it has fewer). The k nearest of these by (distance, bank row) are the answer. Every
-    rank has `labels` and `ids` of all rows, but features of its own only.
+    Neighbours, their order and votes are those of a `MemoryBank` on all rows. Each rank finds the k nearest
+    of its own rows exactly (all of them, if it has fewer). The k nearest of these by (distance, bank row) are
+    the answer. Every rank has `labels` and `ids` of all rows, but features of its own only.
 
     `search` and `votes` are exchanges among all ranks; `Exchange` says what each rank must do.
 
@@ -117,7 +118,8 @@ class ShardedBank(nn.Module):
         exchange: The one of all banks of these ranks.
 
     Raises:
-        ValueError: If shapes disagree; and when an attribute of `MemoryBank` is asked for that needs all rows.
+        ValueError: If shapes disagree; and when an attribute of `MemoryBank` is asked for that needs all
+            rows.
     """
 
     labels: Tensor
@@ -130,8 +132,8 @@ class ShardedBank(nn.Module):
         super().__init__()
         if len(own) != len(rows) or len(labels) != len(ids) or not torch.equal(own.ids, ids[rows]):
             raise ValueError(
-                f"Expected `rows` to be the positions of this rank's {len(own)} rows among all {len(ids)}, but the image"
-                " ids at these positions differ from its own. Pass the positions at which the rows were taken."
+                f"Expected `rows` to be the positions of this rank's {len(own)} rows among all {len(ids)},"
+                " but the image ids there differ from its own. Pass the positions its rows were taken from."
             )
         self.own = own
         self.num_classes, self.metric, self.backend = own.num_classes, own.metric, own.backend
@@ -149,8 +151,8 @@ class ShardedBank(nn.Module):
     def __getattr__(self, name: str) -> Any:  # only for names that are not there
         if name in _WHOLE_ONLY:
             raise ValueError(
-                f"Expected a bank with all rows on one rank for `{name}`, but its rows are spread over several. Set"
-                " `victim.shard` to false."
+                f"Expected a bank with all rows on one rank for `{name}`, but its rows are spread over"
+                " several. Set `victim.shard` to false."
             )
         return super().__getattr__(name)
 
@@ -179,7 +181,7 @@ class ShardedBank(nn.Module):
 
     @torch.no_grad()
     def nearest_here(self, queries: Tensor, k: int, own_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The k nearest of this rank's rows, as `MemoryBank.search`; padded with row M at infinity if it has fewer."""
+        """The k nearest of this rank's rows, as `MemoryBank.search`, padded with row M at infinity."""
         # Rows of a query's own image are found and then removed, as this rank may have none of them.
         n = min(len(self.own), k if own_ids is None else k + self._most_of_one)
         distances, indices = self.own.search(queries, n)

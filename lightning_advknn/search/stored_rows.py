@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 class StoredRows:
-    """A matrix in an anonymous temporary file; the system frees it when the process exits, even after a crash.
+    """A matrix in an anonymous temporary file, which the system frees when the process exits or crashes.
 
-    It is read like a tensor, by slices of rows and by int64 indices. Only the rows that are read are in memory.
+    It is read like a tensor, by slices of rows and by int64 indices. Only the rows that are read are in
+    memory.
 
     Args:
         width: Columns.
@@ -87,8 +88,8 @@ class StoredRows:
             read = os.preadv(self._file.fileno(), [data[done:]], row * self._row_bytes + done)
             if not read:
                 raise OSError(
-                    f"Expected {len(data)} bytes from row {row} on in {self.folder}, but the file ends early: something"
-                    " else has changed it. Build the bank again."
+                    f"Expected {len(data)} bytes from row {row} on in {self.folder}, but the file ends early."
+                    " Something else has changed it: build the bank again."
                 )
             done += read
 

@@ -1,4 +1,4 @@
-"""Banks of random features, and what their neighbours must be: brute force in float64 and in exact fractions."""
+"""Banks of random features, and their true neighbours: by brute force in float64 and in exact fractions."""
 
 from contextlib import contextmanager
 from fractions import Fraction
@@ -74,7 +74,7 @@ def true_similarities(queries, features, metric):
 
 def check(bank, queries, k, distances, rows, own_ids=None):
     """Assert that search and votes give these neighbours."""
-    device = bank.features.device
+    device = bank.labels.device
     queries = queries.to(device)
     found_distances, found_rows = bank.search(queries, k, own_ids)
     assert found_distances.dtype == torch.float64

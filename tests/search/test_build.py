@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork, LeNet5
@@ -92,3 +93,88 @@ def test_a_bank_on_disk_takes_no_more_memory_than_stated(tmp_path):
     assert kind == "StoredRows"
     assert float(extracted) < 200  # MiB: a batch is 16, and 16 more with what comes before the ReLU
     assert float(peak) < 0.635 * 1024  # MiB, as `in_memory` reckons; the bank and its codes are 780
+
+
+@pytest.fixture
+def network():
+    return FeatureNetwork(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)), ["0", "1"]).eval()
+
+
+def make_batches(sizes):
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(sum(sizes), 1, 2, 2, generator=generator)
+    labels = torch.randint(3, (sum(sizes),), generator=generator)
+    parts = zip(*(part.split(sizes) for part in (images, labels, torch.arange(sum(sizes)) + 7)), strict=True)
+    return [Batch(*part) for part in parts]
+
+
+class Announced:
+    """Batches of announced sizes, that can be read once."""
+
+    def __init__(self, batches, sizes):
+        self.sizes, self.remaining = sizes, iter(batches)
+
+    def __iter__(self):
+        return self.remaining
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "announced", "loader"])
+def test_batches_of_any_kind_give_the_same_banks(network, kind):
+    batches = make_batches([4, 4, 3])
+    images, labels, ids = (torch.cat(part) for part in zip(*batches, strict=True))
+    given = {
+        "list": batches,
+        "generator": iter(batches),
+        "announced": Announced(batches, [4, 4, 3]),
+        "loader": DataLoader(
+            TensorDataset(images, labels, ids),
+            batch_size=4,
+            collate_fn=lambda rows: Batch(*map(torch.stack, zip(*rows, strict=True))),
+        ),
+    }
+    banks = build_banks(network, given[kind], 3)
+    torch.testing.assert_close(banks["0"].features, images.flatten(1))
+    torch.testing.assert_close(banks["1"].features, network.network(images))
+    for bank in banks.values():
+        assert torch.equal(bank.labels, labels)
+        assert torch.equal(bank.ids, ids)
+        assert bank.image_shape == (1, 2, 2)
+
+
+def test_classes_are_those_seen_unless_told_otherwise(network):
+    (batch,) = make_batches([5])
+    batch = batch._replace(labels=torch.tensor([0, 4, 1, 1, 0]))
+    assert build_banks(network, [batch])["0"].num_classes == 5
+    assert build_banks(network, [batch], 9)["0"].num_classes == 9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([4, 4, 4], r"Expected 4 images in batch 2 of the training images, but got 3"),
+        ([4, 4, 3, 2], r"Expected 2 images in batch 3 of the training images, but got none"),
+        ([4, 4], r"Expected no images in batch 2 of the training images, but got 3"),
+    ],
+)
+def test_batches_that_are_not_as_announced_are_refused(network, sizes, message):
+    # Rows of batches that do not come would be whatever the memory held.
+    with pytest.raises(ValueError, match=message):
+        build_banks(network, Announced(make_batches([4, 4, 3]), sizes))
+
+
+def test_a_loader_that_drops_images_is_refused(network):
+    images, labels, ids = (torch.cat(part) for part in zip(*make_batches([4, 4, 3]), strict=True))
+    loader = DataLoader(
+        TensorDataset(images, labels, ids),
+        batch_size=4,
+        drop_last=True,
+        collate_fn=lambda rows: Batch(*map(torch.stack, zip(*rows, strict=True))),
+    )
+    with pytest.raises(ValueError, match="Expected 3 images in batch 2 of the training images, but got none"):
+        build_banks(network, loader)
+
+
+@pytest.mark.parametrize("batches", [[], Announced([], []), Announced([], [0])])
+def test_no_images_are_refused(network, batches):
+    with pytest.raises(ValueError, match="Expected training images for the bank, but got none"):
+        build_banks(network, batches)

@@ -160,7 +160,8 @@ def test_exact_at_any_scale(device, metric, backend, scale, scaled):
 @pytest.mark.parametrize("leave_out", [False, True])
 @pytest.mark.parametrize("noise", ["random", "against the order"])
 def test_any_scan_within_its_bound_gives_exact_neighbours(device, metric, leave_out, noise):
-    # The bank may trust a scan no further than its bound: here one that is as wrong as it says, to its own end.
+    # The bank may trust a scan no further than its bound: here one that is as wrong as it says, to its own
+    # end.
     generator = torch.Generator().manual_seed(18)
     features, k = torch.randn(200, 4, generator=generator), 10
     bank = make_bank(features, metric, device=device)

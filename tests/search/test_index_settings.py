@@ -1,4 +1,4 @@
-"""Approximate backends: exact where they look everywhere, and honest about what they miss where they do not."""
+"""Approximate backends: exact if they search everything, and honest about what they miss otherwise."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_who_looks_everywhere_finds_all(tmp_path, backend, index, metric, disk):
 
 
 def line(index, backend="ivf"):
-    """40 rows of class 0 on a line at 0, -.3, ... and 40 of class 1 at 10, 10.3, ...: two lists, whose border is at 5."""
+    """40 rows of class 0 on a line at 0, -.3, ..., 40 of class 1 at 10, 10.3, ...: two lists."""
     place = torch.cat([-0.3 * torch.arange(40), 10 + 0.3 * torch.arange(40)])[:, None]
     return MemoryBank(place, torch.arange(80) // 40, torch.arange(80), 2, "euclidean", backend, index)
 
@@ -55,7 +55,8 @@ def line(index, backend="ivf"):
 def test_recall_by_hand():
     queries = torch.tensor([[4.9], [-3.1], [5.2]])
     bank = line({"nlist": 2, "nprobe": 1})
-    # Nearest to 4.9 are 0, -.3, 10 and 10.3, two of them in its list; to 5.2 10, 10.3, 0 and 10.6, three of them.
+    # Nearest to 4.9 are 0, -.3, 10 and 10.3, two of them in its list; to 5.2 10, 10.3, 0 and 10.6, three of
+    # them.
     assert recall(bank, queries, 4).tolist() == [0.5, 1.0, 0.75]
     assert bank.search(queries[:1], 4)[1].tolist() == [[0, 1, 2, 3]]
     assert bank.votes(queries, 4).tolist() == [[4, 0], [4, 0], [0, 4]]

@@ -8,8 +8,8 @@ from lightning_advknn.search.memory_plan import check_room, in_memory
 
 
 def test_the_smallest_banks_stay_in_memory():
-    # 60,000 rows of 10, 1152, 6272 and 12544 float32 features, and as many bytes again for codes: 3 MB, 346 MB,
-    # 1.9 GB and 3.8 GB.
+    # 60,000 rows of 10, 1152, 6272 and 12544 float32 features, and as many bytes again for codes: 3 MB, 346
+    # MB, 1.9 GB and 3.8 GB.
     widths = {"relu1": 12544, "relu2": 6272, "relu3": 1152, "logits": 10}
     assert in_memory(60000, widths, 8) == set(widths)
     assert in_memory(60000, widths, 4) == {"relu2", "relu3", "logits"}
@@ -36,8 +36,8 @@ def test_memory_counts_what_backends_keep_beside_the_rows():
 
 
 def test_memory_counts_the_index_wherever_the_rows_are():
-    # 40,000 rows of 1000 features. In 200 lists: codes of a byte, twice while lists grow, with 8 bytes of number, and
-    # four copies of 64 rows a list to learn from, 4 bytes a feature.
+    # 40,000 rows of 1000 features. In 200 lists: codes of a byte, twice while lists grow, with 8 bytes of
+    # number, and four copies of 64 rows a list to learn from, 4 bytes a feature.
     index = 40000 * (2 * 1000 + 8) + 4 * 4 * 12800 * 1000
     least = (640 * 2**20 + 120 * 40000 + index) / 2**30
     assert in_memory(40000, {"relu": 1000}, 1.001 * least, "ivf") == set()

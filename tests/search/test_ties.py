@@ -30,7 +30,8 @@ def test_duplicate_rows_order_by_row(device, metric, backend):
 
 @both_metrics
 def test_copies_tie_however_many_are_compared_at_once(device, metric):
-    # So wide that 32 pairs are compared at once, and a last one alone: torch shares out a lone sum among threads.
+    # So wide that 32 pairs are compared at once, and a last one alone: torch shares out a lone sum among
+    # threads.
     generator = torch.Generator().manual_seed(30)
     features = torch.rand(1, 2**16, generator=generator).expand(33, -1).contiguous()
     queries = torch.rand(6, 2**16, generator=generator)

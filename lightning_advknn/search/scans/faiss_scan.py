@@ -79,11 +79,12 @@ class FaissScan:
 class ApproximateScan:
     """A faiss index of 8-bit codes in lists (IVF) or a graph (HNSW), which may miss neighbours; on the CPU.
 
-    Rows that it proposes are compared exactly afterwards. Rows that it does not propose count as no neighbours, without a
-    bound that would prove it. Queries for which it finds too few rows go to an exact scan.
+    Rows that it proposes are compared exactly afterwards. Rows that it does not propose count as no
+    neighbours, without a bound that would prove it. Queries for which it finds too few rows go to an exact
+    scan.
 
-    Rows are read in blocks, so they may be on disk; the index is in memory. Lists are reproducible with the same number
-    of threads. Graphs are reproducible with one thread only, as several link rows in any order.
+    Rows are read in blocks, so they may be on disk; the index is in memory. Lists are reproducible with the
+    same number of threads. Graphs are reproducible with one thread only, as several link rows in any order.
 
     Args:
         features: Bank rows, float32 ``(M, D)``.

@@ -46,8 +46,8 @@ class Codes:
 def encode(rows: Matrix, norms: Tensor, precision: ScanPrecision) -> Codes:
     """Encode vectors.
 
-    int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0. So after a ReLU, zeros stay exact and
-    no level is spent on negative numbers.
+    int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0. So after a ReLU, zeros stay exact
+    and no level is spent on negative numbers.
 
     Args:
         rows: float32 ``(n, D)``.
@@ -145,22 +145,24 @@ def _is_quick_in_int8(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _INT8_TENSOR_CORES
     # Without this instruction torch multiplies int8 in a plain loop, 20 times slower than float32.
-    return torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    quick = torch.cpu._is_vnni_supported()
+    return quick and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def check_int8(device: torch.device) -> None:
     """Raise a ValueError unless this device multiplies int8 exactly, as the bounds assume."""
     if not _int8_is_exact(device):
         limits = [name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ]
+        unset = f", or unset {limits[0]}" if limits else ""
         raise ValueError(
-            f"Expected exact int8 products for `backend='int8'`, but on this {device.type} device they overflow or"
-            f" are not implemented. Use `backend='auto'`{f', or unset {limits[0]}' if limits else ''}."
+            f"Expected exact int8 products for `backend='int8'`, but on this {device.type} device they"
+            f" overflow or are not implemented. Use `backend='auto'`{unset}."
         )
 
 
 @cache
 def _int8_is_exact(device: torch.device) -> bool:
-    """Whether extreme values multiply exactly. oneDNN without a processor's int8 instruction sums in 16 bits."""
+    """Whether extreme values multiply exactly. oneDNN without an instruction for int8 sums in 16 bits."""
     extremes = torch.tensor([127, -128], dtype=torch.int8).repeat(16)[:, None].expand(-1, 64).contiguous()
     try:
         found = products(*[extremes.to(device)] * 2).cpu()

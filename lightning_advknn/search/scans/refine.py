@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_advknn.search.scans.candidates import Candidates
 
 PairBounds = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Bounds, float64 ``(P,)`` each, of the similarities of P pairs: positions of queries and bank rows, int64 ``(P,)``."""
+"""Lower and upper bounds, float64 ``(P,)``, for pairs: positions of queries and bank rows, int64 ``(P,)``."""
 
 
 def refine(
@@ -16,20 +16,21 @@ def refine(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k nearest among candidates, and whether they are the k nearest of all rows.
 
-    Candidates in doubt are compared in three rounds: by `bounded`, those that seem nearest; by `bounded`, all that
-    could still be among the nearest; by `exact`, those that are left. If only labels matter and all candidates in
-    doubt have one label, none of them is compared.
+    Candidates in doubt are compared in three rounds: by `bounded`, those that seem nearest; by `bounded`, all
+    that could still be among the nearest; by `exact`, those that are left. If only labels matter and all
+    candidates in doubt have one label, none of them is compared.
 
     Args:
         found: n candidates of each query, in order of bank row, so that ties go to the lowest.
-        labels: Labels of the candidates, int64 ``(B, n)``, if only the labels of the nearest matter; None if their
-            order does.
+        labels: Labels of the candidates, int64 ``(B, n)``, if only the labels of the nearest matter; None if
+            their order does.
         k: Number of neighbours.
         bounded: Tight bounds, cheaply.
         exact: Bounds that are equal: the exact similarities.
 
     Returns:
-        Similarities float64 ``(B, k)``, bank rows int64 ``(B, k)``, and whether they are certain, bool ``(B,)``.
+        Similarities float64 ``(B, k)``, bank rows int64 ``(B, k)``, and bool ``(B,)``: whether no other
+        row can be nearer.
     """
     lower, upper, indices, unseen = found.lower.clone(), found.upper.clone(), found.indices, found.unseen
     complete = unseen.isneginf()

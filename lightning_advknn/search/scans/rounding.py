@@ -7,13 +7,13 @@ UNIT = 2.0**-24  # largest relative rounding of float32
 SMALLEST = 2.0**-126  # what float32 may lose to underflow, in one operation
 LARGEST = 2.0**126  # a float32 intermediate of this size might overflow
 
-# Largest relative rounding of an input of a float32 matmul, by `torch.get_float32_matmul_precision()`. TF32 keeps
-# 10 bits of mantissa and bfloat16 keeps 7. Hardware may truncate instead of rounding to nearest.
+# Largest relative rounding of an input of a float32 matmul, by `torch.get_float32_matmul_precision()`. TF32
+# keeps 10 bits of mantissa and bfloat16 keeps 7. Hardware may truncate instead of rounding to nearest.
 _INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
 
 
 def relative_error(width: int, input_rounding: float = 0.0) -> float:
-    """Bound on the error of a float32 dot product of D terms, relative to ``|q| |x|``, in any order of summation.
+    """Bound on the error of a float32 dot product of D terms in any order, relative to ``|q| |x|``.
 
     It is gamma_D = D u / (1 - D u) with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms,
     section 3.1). Eight more roundings allow for norms and scaling.

@@ -18,9 +18,9 @@ _ROUNDING = 1e-6  # more than an upper bound loses here by rounding to float32
 def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> Iterator[Candidates | None]:
     """Candidates for all rows of a bank, in order: about n for each, itself among them.
 
-    By cosine both rows of a pair have the same upper bound. A row keeps the pairs above its threshold, which its
-    similarities to a sample of the bank set so that about n are above. The other pairs are unseen, so a poor
-    threshold costs time and no vote.
+    By cosine both rows of a pair have the same upper bound. A row keeps the pairs above its threshold, which
+    its similarities to a sample of the bank set so that about n are above. The other pairs are unseen, so a
+    poor threshold costs time and no vote.
 
     Args:
         scan: Of the bank, by cosine.
@@ -29,7 +29,8 @@ def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> I
         at_once: Rows a step.
 
     Yields:
-        Candidates for the next `at_once` rows, padded with some at minus infinity; None if an ordinary scan is better.
+        Candidates for the next `at_once` rows, padded with some at minus infinity; None if an ordinary scan
+        is better.
     """
     total = len(norms)
     chunks = [slice(start, min(start + at_once, total)) for start in range(0, total, at_once)]
@@ -58,7 +59,7 @@ def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> I
 
 
 def _thresholds(scan: TorchScan, norms: Tensor, n: int, chunks: list[slice]) -> tuple[Tensor, Tensor]:
-    """Upper bounds that about n rows exceed, float32 ``(M,)``, by a sample; and the largest rounding error, float64."""
+    """Upper bounds that about n rows exceed, float32 ``(M,)``, and the largest rounding error, float64."""
     total = len(norms)
     thresholds = torch.empty(total, device=scan.device)
     sample = scan.every(max(1, total // _SAMPLE))

@@ -21,8 +21,8 @@ def bounded_similarities(
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds of the similarities of P pairs, float64 ``(P,)``; about 1e-4 apart for cosines.
 
-    Vectors are cut into segments whose float32 dot products are added in float64. So rounding grows with the length
-    of a segment only.
+    Vectors are cut into segments whose float32 dot products are added in float64. So rounding grows with the
+    length of a segment only.
 
     Args:
         queries: float32 ``(B, D)``.
@@ -64,9 +64,10 @@ def exact_similarities(
 ) -> Tensor:
     """Similarities of P pairs, float64 ``(P,)``. Arguments are those of `bounded_similarities`.
 
-    Equal rows have equal similarities, whichever pairs are computed together. Cosines are rounded to 12 decimals: rows
-    that tie in exact arithmetic tie here, unless their cosine is within about 1e-15 of the edge between two
-    decimals. Minus squared distances are squares of float64 distances, so that they order as the distances do.
+    Equal rows have equal similarities, whichever pairs are computed together. Cosines are rounded to 12
+    decimals: rows that tie in exact arithmetic tie here, unless their cosine is within about 1e-15 of the
+    edge between two decimals. Minus squared distances are squares of float64 distances, so that they order as
+    the distances do.
     """
     found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
     for part in _parts(len(query_rows), _PAIR_ELEMENTS // queries.shape[1]):
@@ -80,7 +81,7 @@ def exact_similarities(
 
 
 def _sums(terms: Tensor) -> Tensor:
-    """Sums of rows, which are overwritten. Halves are added: `torch.sum`'s order depends on the number of rows."""
+    """Sums of rows, which are overwritten, by halves: `torch.sum`'s order depends on the number of rows."""
     width = terms.shape[1]
     while width > 1:
         half = width // 2

@@ -1,8 +1,9 @@
 """A scan by matrix products in PyTorch.
 
-A row's *similarity* to a query is their cosine, or minus their squared Euclidean distance. A scan computes it in low
-precision. It returns the likeliest rows of each query with rigorous bounds on their similarities, and one bound
-for all other rows. `search.nearest` finds the exact neighbours from these. So scans differ in speed, never in a vote.
+A row's *similarity* to a query is their cosine, or minus their squared Euclidean distance. A scan computes it
+in low precision. It returns the likeliest rows of each query with rigorous bounds on their similarities, and
+one bound for all other rows. `search.nearest` finds the exact neighbours from these. So scans differ in
+speed, never in a vote.
 """
 
 from copy import copy
@@ -25,8 +26,8 @@ from lightning_advknn.search.scans.rounding import (
 )
 from lightning_advknn.search.stored_rows import Matrix
 
-# Scores held at once, and scores of one matrix product (of at most 32 times as many codes). On a CPU a product's
-# scores stay in cache while they are scaled.
+# Scores held at once, and scores of one matrix product (of at most 32 times as many codes). On a CPU a
+# product's scores stay in cache while they are scaled.
 _HELD = {"cpu": 2**25, "cuda": 2**29}
 _PRODUCT = {"cpu": 2**20, "cuda": 2**27}
 _WIDE = 512  # below this width, sorting pairs of rows takes longer than multiplying them twice
@@ -53,10 +54,10 @@ class Query(NamedTuple):
 class TorchScan:
     """Matrix products of low-precision codes, scaled in float32.
 
-    A vector is its decoded code plus a residual: ``q = q' + r``, ``x = x' + s``. By the Cauchy-Schwarz inequality and
-    ``q . x = q' . x' + r . x' + q . s``, the product of codes is off by at most ``|r| |x| + (|q| + |r|) |s|``, plus
-    rounding. Residuals are measured, not estimated. Rows are ranked by their upper bounds, so no row with a large
-    residual is missed.
+    A vector is its decoded code plus a residual: ``q = q' + r``, ``x = x' + s``. By the Cauchy-Schwarz
+    inequality and ``q . x = q' . x' + r . x' + q . s``, the product of codes is off by at most
+    ``|r| |x| + (|q| + |r|) |s|``, plus rounding. Residuals are measured, not estimated. Rows are ranked by
+    their upper bounds, so no row with a large residual is missed.
 
     Args:
         features: Bank rows, float32 ``(M, D)``.
@@ -125,14 +126,14 @@ class TorchScan:
         return 2 * products + (query.error - query.length.square())[:, None]
 
     def width(self, length: Tensor, residual: Tensor, error: Tensor, indices: Tensor) -> Tensor:
-        """Upper less lower bounds ``(B, n)``, for queries' lengths, residuals and errors ``(B,)`` and rows ``(B, n)``."""
+        """Upper less lower bounds, of queries' lengths, residuals and errors ``(B,)`` and rows ``(B, n)``."""
         length, residual, error = length[:, None], residual[:, None], error[..., None]
         lengths = 1.0 if self.metric == "cosine" else self._lengths[indices]
         width = 2 * (length + residual) * self._residual[indices] + 2 * residual * lengths
         return (width if self.metric == "cosine" else 2 * width) + 2 * error
 
     def scores(self, query: "Query", rows: slice) -> Tensor:
-        """Scores of queries with consecutive rows, float32 ``(B, rows)``. They rank a query's rows by upper bound."""
+        """Scores of queries with consecutive rows, float32 ``(B, rows)``, which rank rows by upper bound."""
         scores = torch.empty(len(query.values), rows.stop - rows.start, device=self.device)
         most = _PRODUCT[self.device.type]
         step = min(most // max(1, len(query.values)), 32 * most // self.codes.width)
@@ -149,7 +150,7 @@ class TorchScan:
     def symmetric(self) -> bool:
         """Whether one product serves both rows of a pair, and saves time.
 
-        By cosine both have the same bounds. Pairs must fit into memory and take longer to multiply than to sort.
+        By cosine both have the same bounds. Codes must be in memory, and products take longer than sorting.
         """
         return self.metric == "cosine" and self.codes.width >= _WIDE and isinstance(self.codes.values, Tensor)
 
@@ -181,7 +182,7 @@ class TorchScan:
         return best, indices
 
     def _rounding(self, norms: Tensor, spread: Tensor, factor: Tensor, left: list[Tensor]) -> Tensor:
-        """Bound on the rounding error of q . x in float32, float64 ``(B,)``; infinite where it could overflow."""
+        """Bound on the rounding error of q . x in float32, float64 ``(B,)``; infinite if it can overflow."""
         width, largest = self.codes.width, self._largest_right
         product = torch.full_like(norms, 2.0**14 * width)  # of int8 codes, which is exact
         error = torch.zeros_like(norms)
@@ -202,12 +203,12 @@ class TorchScan:
 
 
 def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n largest of each row and their columns, in no order: as `topk`, but most scores are compared only once."""
+    """The n largest of each row and their columns, in no order; as `topk`, with fewer comparisons."""
     size = scores.shape[1] // _STRANDS
     if n > size // 4:
         return scores.topk(n, sorted=False)
     strands = scores[:, : size * _STRANDS].reshape(len(scores), _STRANDS, size)
-    # The n largest are in the n columns with the largest maxima: otherwise n other maxima would exceed one of them.
+    # The n largest are in the n columns with the largest maxima: else n maxima would exceed one of them.
     columns = strands.amax(1).topk(n, sorted=False).indices  # (B, n)
     where = torch.cat(
         [columns + strand * size for strand in range(_STRANDS)]
