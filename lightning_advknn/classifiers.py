@@ -17,9 +17,7 @@ from lightning_advknn.models import (
     Frozen,
     Normalize,
 )
-from lightning_advknn.search import (
-    MemoryBank,
-)
+from lightning_advknn.search import Bank
 from lightning_advknn.search.build import check_batch
 
 
@@ -85,7 +83,7 @@ class DkNN(Frozen):
     def on_banks(
         cls,
         network: FeatureNetwork,
-        banks: Mapping[str, MemoryBank],
+        banks: Mapping[str, Bank],
         k: int = 75,
         convention: Convention = "strict",
     ) -> "DkNN":
@@ -117,7 +115,7 @@ class DkNN(Frozen):
         victim._set_banks(banks)
         return victim
 
-    def _set_banks(self, banks: Mapping[str, MemoryBank]) -> None:
+    def _set_banks(self, banks: Mapping[str, Bank]) -> None:
         for layer in self.layers:
             banks[layer].check_k(self.k)
         self._banks = nn.ModuleList(banks[layer] for layer in self.layers)
@@ -130,9 +128,9 @@ class DkNN(Frozen):
         return self.network.layers
 
     @property
-    def banks(self) -> dict[str, MemoryBank]:
+    def banks(self) -> dict[str, Bank]:
         """Each layer's bank by name; row m is the same training image in all of them."""
-        return dict(zip(self.layers, cast(Iterable[MemoryBank], self._banks), strict=True))
+        return dict(zip(self.layers, cast(Iterable[Bank], self._banks), strict=True))
 
     @property
     def num_classes(self) -> int:
@@ -238,7 +236,7 @@ def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None) ->
     return Normalize(mean, std)
 
 
-def check_images_of(bank: MemoryBank, images: Tensor) -> None:
+def check_images_of(bank: Bank, images: Tensor) -> None:
     """Raise a ValueError unless images are in [0, 1], where a bank is, and of the shape of those in it, where that is known."""
     functional.check_images(images)
     if images.device != bank.labels.device:

@@ -21,7 +21,7 @@ from lightning_advknn.functional import whole
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import check_precision
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 
 class AttackEvaluation(Callback):
@@ -233,7 +233,7 @@ class AttackEvaluation(Callback):
             batches(split, self._batch_size, device)
             for split in (self._subsets.bank, self._subsets.calibration)
         )
-        banks = build_banks(network, bank, self._num_classes, self.metric)
+        banks = build_banks(network, bank, self._num_classes, BankSettings(self.metric))
         dknn = DkNN.on_banks(network, banks, self._k, self.convention).to(device)
         dknn.calibrate(calibration)
         victim = Victim(dknn, self._layer)

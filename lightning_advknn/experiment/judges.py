@@ -1,7 +1,8 @@
 """The victims on one backbone, kNN and DkNN, and what they say of images."""
 
+from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,10 +14,8 @@ from lightning_advknn.experiment.device import arithmetic
 from lightning_advknn.experiment.networks import Networks
 from lightning_advknn.experiment.settings import ORIGIN
 from lightning_advknn.ranks import Ranks
-from lightning_advknn.search.build import build_banks
-from lightning_advknn.search.index_settings import describe_index
-from lightning_advknn.search.recall import recall
-from lightning_advknn.search.sharded import Exchange
+from lightning_advknn.search import Bank, Exchange, describe_index, recall
+from lightning_advknn.search.build import BankSettings, build_banks, build_sharded_banks
 from lightning_advknn.storage import digest
 
 QUERIES = 100  # validation images on which recall is measured
@@ -46,26 +45,18 @@ class Judges:
         must `wait` meanwhile.
         """
         settings, network = self.settings, self.networks.backbone(self.name)
-        over_ranks: Literal["copy"] | Exchange | None = None
-        if self.ranks.size > 1:
-            meet = partial(self.ranks.barrier, "a search")
-            over_ranks = Exchange(meet) if settings.shard else "copy"
-        make = partial(
-            build_banks,
-            network,
-            self.data.loader("train"),
-            self.data.num_classes,
-            settings.metric,
-            settings.backend,
-            settings.memory_gib,
-            self.cache.folder / "bank",
-            settings.index,
-            over_ranks,
-        )
+        several, folder = self.ranks.size > 1, self.cache.folder / "bank"
+        how = BankSettings(settings.metric, settings.backend, settings.index, settings.memory_gib, folder)
+        exchange = Exchange(partial(self.ranks.barrier, "a search")) if several and settings.shard else None
+
+        def make() -> Mapping[str, Bank]:
+            about = network, self.data.loader("train"), self.data.num_classes, how
+            return build_sharded_banks(*about, exchange) if exchange else build_banks(*about, several)
+
         self.ranks.open(f"the bank of {self.name}")
         banks = self.cache.measured(f"bank/{self.name}", self.label("build bank"), make)
-        if isinstance(over_ranks, Exchange):
-            self._exchange = over_ranks
+        if exchange:
+            self._exchange = exchange
         else:
             self.ranks.close()
         return DkNN.on_banks(network, banks, settings.k, settings.convention).to(self.device)

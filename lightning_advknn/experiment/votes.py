@@ -10,7 +10,7 @@ from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search.bank import MemoryBank
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.search.index_settings import describe_index
 from lightning_advknn.storage import digest
 
@@ -44,14 +44,9 @@ class ImitatedKNN:
             return
         module, data = self.module, self.networks.data
         with self.ranks.group("the bank of a surrogate"):
+            how = BankSettings(module.metric, module.backend, module.index)
             banks = build_banks(
-                self.network,
-                data.loader("train"),
-                data.num_classes,
-                module.metric,
-                module.backend,
-                index=module.index,
-                over_ranks="copy" if self.ranks.size > 1 else None,
+                self.network, data.loader("train"), data.num_classes, how, over_ranks=self.ranks.size > 1
             )
         self._bank = banks[module.layer]
 

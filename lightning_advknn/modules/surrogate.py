@@ -34,7 +34,7 @@ from lightning_advknn.search import (
     index_settings,
     recall,
 )
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.storage import (
     weights_digest,
 )
@@ -306,16 +306,13 @@ class SurrogateModule(LightningModule):
 
     def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
         # Only training images are searched in.
-        how: dict[str, Any] = {"backend": self.backend, "index": self.index} if split == "train" else {}
-        made = build_banks(
-            self.surrogate.backbone,
-            data.loader(split),
-            self.num_classes,
-            self.metric,
-            **how,
-            over_ranks="copy" if dist.is_initialized() else None,
+        how = (
+            BankSettings(self.metric, self.backend, self.index)
+            if split == "train"
+            else BankSettings(self.metric)
         )
-        return made[self.layer]
+        batches, over_ranks = data.loader(split), dist.is_initialized()
+        return build_banks(self.surrogate.backbone, batches, self.num_classes, how, over_ranks)[self.layer]
 
     def _votes(self, bank: MemoryBank, own: MemoryBank) -> Tensor:
         """Votes of the bank on a split's images; of several ranks each computes a part, and all get all."""
