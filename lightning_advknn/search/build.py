@@ -53,7 +53,7 @@ def check_batch(batch: Batch) -> None:
 def build_banks(
     network: FeatureNetwork,
     loader: Iterable[Batch],
-    num_classes: int,
+    num_classes: int | None,
     metric: Metric = "cosine",
     backend: Backend = "auto",
     memory_gib: float | None = None,
@@ -70,7 +70,7 @@ def build_banks(
         network: A function of the image; a few images of the first batch say whether it is
             (`check_function`).
         loader: The training images.
-        num_classes: C.
+        num_classes: C; None for one more than the largest label.
         metric: Distance of the banks.
         backend: What scans them.
         memory_gib: Memory for banks and searches, of the network's device, in GiB; None for as much as it takes.
@@ -137,6 +137,7 @@ def build_banks(
     places = torch.split(torch.arange(len(ids), device=device), sizes)
     rows = torch.cat([places[number] for number in mine])
     banks: dict[str, Tensor | StoredRows] = {**kept, **stored}
+    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
     made: dict[str, MemoryBank] = {
         layer: MemoryBank(banks[layer], labels[rows], ids[rows], num_classes, metric, backend, index)
         for layer in network.layers
