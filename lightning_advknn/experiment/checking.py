@@ -94,8 +94,10 @@ class Checking:
         """Ask the victims about stored images again, as they were asked and by other batches."""
         dknn, n = self.run.attacked.dknn, len(self.positions)
         _, images = self.run.images_of(method, attack, range(n))
-        classes, votes = (answer.cpu() for answer in observe(dknn, images))
-        other = (votes != rows["votes_after"][:n]).flatten(1).any(1) | (classes != rows["dnn_after"][:n])
+        classes, votes = observe(dknn, images)
+        other = (votes.cpu() != rows["votes_after"][:n]).flatten(1).any(1)
+        if classes is not None:
+            other |= classes.cpu() != rows["dnn_after"][:n]
         self._again[name] = n, int(other.sum())
         positions = self.positions
         _, images = self.run.images_of(method, attack, positions.tolist())

@@ -184,7 +184,7 @@ class Victims:
     def query(self, images: Tensor, rows: range | None = None) -> dict[str, Tensor]:
         """``dnn`` and ``votes`` of images, or of some consecutive ones among them, as `observe`."""
         dnn, votes = observe(self.dknn, images, rows=rows)
-        return {"dnn": dnn, "votes": votes}
+        return {**({} if dnn is None else {"dnn": dnn}), "votes": votes}
 
     def observation(self, key: str, label: str, shard: str) -> tuple[str, str]:
         """Name and stage of what is kept of `verdicts`; arguments as there."""
