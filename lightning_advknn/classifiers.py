@@ -364,7 +364,7 @@ class DkNN(Frozen):
         layer: str | None = None,
         *,
         epochs: int = 20,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 1.0,
         cls_weight: float = 0.3,
         cl_weight: float = 1.0,
         seed: int = 0,
@@ -374,10 +374,10 @@ class DkNN(Frozen):
         Args:
             layer: One of the victim's; None for the last.
             epochs: Passes over the bank's rows.
-            learning_rate: Of Adam.
+            learning_rate: About how much a step changes a logit at most.
             cls_weight: lambda of Eq. (16).
             cl_weight: Weight of L_CL; 0 for L_CLS alone.
-            seed: Of the weights and the order of rows.
+            seed: Of the order of rows.
 
         Raises:
             NotFittedError: Before `fit`.

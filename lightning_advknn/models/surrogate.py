@@ -116,24 +116,25 @@ def train_dknnb(
     *,
     epochs: int = 20,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1.0,
     cls_weight: float = 0.3,
     cl_weight: float = 1.0,
     seed: int = 0,
 ) -> TrainedDkNNB:
     """Train DkNNB by Eq. (16) on what a bank holds; no images are needed.
 
-    Adam sees nine tenths of the rows. The epoch with the least KL (Eq. 15) on the other tenth is kept.
+    Adam sees nine tenths of the rows. The epoch with the least KL (Eq. 15) on the other tenth is kept. Weights start at
+    zero, and steps are as long as the features' size allows, so that the layer's scale does not matter.
 
     Args:
         features: Raw features of the bank, float32 ``(M, D)``, M at least 2.
         votes: Leave-one-out votes on its rows, int64 ``(M, C)``, on the device to train on.
         epochs: Passes over the rows.
         batch_size: Rows a step.
-        learning_rate: Of Adam.
+        learning_rate: About how much a step changes a logit at most; Adam's own is this over the features' mean L1 norm.
         cls_weight: lambda of Eq. (16).
         cl_weight: Weight of L_CL; 0 for L_CLS alone.
-        seed: Of the weights and the order of rows. Global random states stay as they are.
+        seed: Of the order of rows. Global random states stay as they are.
 
     Raises:
         ValueError: If there are fewer than 2 rows.
@@ -143,16 +144,20 @@ def train_dknnb(
         raise ValueError(f"Expected at least 2 bank rows to train a surrogate on, but got {n}.")
     # Outside of inference mode and `no_grad`, in which victims are often attacked.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         dknnb = DkNNB(width, votes.shape[1]).to(votes.device)
-        held, rest = torch.randperm(n).tensor_split([max(1, n // 10)])
-        held, rest = held.sort().values, rest.sort().values
-        optimizer = Adam(dknnb.parameters(), lr=learning_rate)
+        nn.init.zeros_(dknnb.weight)
+        nn.init.zeros_(dknnb.bias)
+        order = torch.randperm(n, generator=generator)
+        size = features[order[:_READ].sort().values].abs().sum(1).mean().clamp(min=1e-30).item()
+        held, rest = (part.sort().values for part in order.tensor_split([max(1, n // 10)]))
+        rates = ((dknnb.weight, learning_rate / size), (dknnb.bias, learning_rate / width))
+        optimizer = Adam([{"params": [parameter], "lr": rate} for parameter, rate in rates])
         best = _kept(dknnb, features, votes, held)
         for _ in tqdm(range(epochs), desc="surrogate", disable=None, leave=False):
-            for rows in _blocks(rest):
+            for rows in _blocks(rest, generator):
                 own, block = features[rows], votes[rows]
-                for batch in torch.split(torch.randperm(len(rows)), batch_size):
+                for batch in torch.split(torch.randperm(len(rows), generator=generator), batch_size):
                     loss = _loss(dknnb(own[batch]), block[batch], cls_weight, cl_weight)
                     optimizer.zero_grad()
                     torch.autograd.backward(loss)
@@ -162,10 +167,10 @@ def train_dknnb(
     return best
 
 
-def _blocks(rows: Tensor) -> Iterator[Tensor]:
+def _blocks(rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows in parts that fit memory, of neighbours from random places: files are read in order, classes come mixed."""
     chunks = torch.split(rows, _CHUNK)
-    for block in torch.split(torch.randperm(len(chunks)), _READ // _CHUNK):
+    for block in torch.split(torch.randperm(len(chunks), generator=generator), _READ // _CHUNK):
         yield torch.cat([chunks[chunk] for chunk in block.sort().values.tolist()])
 
 
