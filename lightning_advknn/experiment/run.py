@@ -109,7 +109,7 @@ class ExperimentRun:
                     " measured over several ranks. Leave `backend` out, or switch `shard` off."
                 )
             for name, attack in self.experiment.attacks.items():
-                if attack.on_victim:
+                if set(self._targets(attack)) & set(VICTIMS):
                     raise ValueError(
                         f"Expected attacks on logits with `victim.shard`, but {name} is on a victim and reads its whole bank."
                         " Switch `shard` off, and lower `memory_gib` if the bank does not fit."
@@ -140,14 +140,7 @@ class ExperimentRun:
         Raises:
             ValueError: If it cannot be.
         """
-        there = VICTIMS if attack.on_victim else self.methods
-        for given, known in ((attack.targets or (), there), (filter(None, [attack.through]), self.methods)):
-            for name in given:
-                if name not in known:
-                    raise ValueError(
-                        f"Expected {attack.function} to have `targets` and `through` among {list(known)}, but got {name!r}."
-                    )
-        return there if attack.targets is None else attack.targets
+        return attack.targets_among(self.methods, VICTIMS)
 
     def _load_given(self) -> None:
         """Load what is there already, so that a checkpoint that does not fit is refused now."""
