@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_advknn import attack
+
 
 def pgd(logits_fn: Any, images: Tensor, labels: Tensor, *, eps: float, steps: int) -> Tensor:
     """PGD as it should be."""
@@ -166,6 +168,7 @@ def fails_later(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
     return images.clone()
 
 
+@attack(on="victim")
 def touches_bank(victim: Any, images: Tensor, labels: Tensor) -> Tensor:
     """Moves one feature of the victim's bank."""
     bank = next(iter(victim.banks.values()))
@@ -173,6 +176,7 @@ def touches_bank(victim: Any, images: Tensor, labels: Tensor) -> Tensor:
     return images.clone()
 
 
+@attack(on="victim")
 def touches_labels(victim: Any, images: Tensor, labels: Tensor) -> Tensor:
     """Changes what the bank's rows vote for."""
     bank = next(iter(victim.banks.values()))
@@ -180,12 +184,14 @@ def touches_labels(victim: Any, images: Tensor, labels: Tensor) -> Tensor:
     return images.clone()
 
 
+@attack(on="victim")
 def lowers_k(victim: Any, images: Tensor, labels: Tensor) -> Tensor:
     """Asks a victim of fewer neighbours, as which it leaves it."""
     victim.k = 1
     return images.clone()
 
 
+@attack(on="victim")
 def touches_surrogate(victim: Any, images: Tensor, labels: Tensor, *, surrogate: Any) -> Tensor:
     """Fits the surrogate that it goes through a little better."""
     surrogate.dknnb.weight.data *= 2

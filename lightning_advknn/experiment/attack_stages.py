@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.settings import Attack
+from lightning_advknn.attacks.parts.arguments import Attack
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import CPU_BATCH, GPU_BATCH, perturb
 from lightning_advknn.experiment.cache import StageCache

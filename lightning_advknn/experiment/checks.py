@@ -3,7 +3,7 @@
 import torch
 
 from lightning_advknn.experiment.networks import Networks
-from lightning_advknn.experiment.settings import Experiment, check_names
+from lightning_advknn.experiment.settings import VICTIMS, Experiment, check_names
 from lightning_advknn.modules.checkpoint import check_data
 from lightning_advknn.search import check_backend
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
@@ -19,15 +19,18 @@ def check_settings(experiment: Experiment, device: torch.device) -> None:
         check_int8(device)
     for attack in experiment.attacks.values():
         attack.check()
-    if not victim.shard:
-        return
-    if victim.backend in APPROXIMATE:
+
+
+def _check_shards(networks: Networks) -> None:
+    """Raise a ValueError unless an experiment can run with banks whose rows lie on several ranks, if it is to."""
+    victim, attacks = networks.experiment.victim, networks.experiment.attacks
+    if victim.shard and victim.backend in APPROXIMATE:
         raise ValueError(
             f"Expected an exact `victim.backend` with `victim.shard`, but got {victim.backend!r}, whose recall is not measured"
             " over several ranks. Leave `backend` out, or switch `shard` off."
         )
-    for name, settings in experiment.attacks.items():
-        if settings.on_victim:
+    for name, settings in attacks.items():
+        if victim.shard and set(settings.targets_among(networks.methods, VICTIMS)) & set(VICTIMS):
             raise ValueError(
                 f"Expected attacks on logits with `victim.shard`, but {name} is on a victim and reads its whole bank. Switch"
                 " `shard` off, and lower `memory_gib` if the bank does not fit."
@@ -47,6 +50,7 @@ def check_on_data(networks: Networks) -> None:
     images, there = experiment.images, len(data.split("test"))
     if images is not None and not 1 <= images <= there:
         raise ValueError(f"Expected `images` to be in [1, {there}] (the test images), but got {images}.")
+    _check_shards(networks)
     for name, cli in networks.trainings.items():
         if cli.datamodule.fingerprint != data.fingerprint:
             raise ValueError(

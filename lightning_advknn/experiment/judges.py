@@ -86,7 +86,7 @@ class Judges:
     def query(self, images: Tensor, rows: range | None = None) -> dict[str, Tensor]:
         """``dnn`` and ``votes`` of images, or of some consecutive ones among them, as `observe`."""
         dnn, votes = observe(self.dknn, images, rows=rows)
-        return {"dnn": dnn, "votes": votes}
+        return {**({} if dnn is None else {"dnn": dnn}), "votes": votes}
 
     def calibrate(self) -> dict[str, Tensor]:
         """``votes`` of the calibration images' own classes, int64 ``(N, L)``: what credibility compares with."""

@@ -31,8 +31,9 @@ def changed_in_order(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> 
         dnn: The network's classes as kept, int64 ``(n,)``.
         votes: As kept, int64 ``(n, L, C)``.
     """
-    classes, found = (answer.cpu() for answer in observe(dknn, images))
-    return (found != votes).flatten(1).any(1) | (classes != dnn)
+    classes, found = observe(dknn, images)
+    changed = (found.cpu() != votes).flatten(1).any(1)
+    return changed if classes is None else changed | (classes.cpu() != dnn)
 
 
 def changed_in_batches(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from lightning_advknn.attacks.settings import AttackSettings
 from lightning_advknn.experiment import rechecks
 from lightning_advknn.experiment.attack_stages import AttackStages
 from lightning_advknn.experiment.cache import StageCache
@@ -95,7 +94,9 @@ class Stages:
         """
         methods = self.networks.methods
         targets: dict[str | None, Sequence[str]] = {None: methods}
-        targets |= {name: _targets(attack, methods) for name, attack in self.experiment.attacks.items()}
+        targets |= {
+            name: attack.targets_among(methods, VICTIMS) for name, attack in self.experiment.attacks.items()
+        }
         return [
             (method, name) for method in (*methods, *VICTIMS) for name in targets if method in targets[name]
         ]
@@ -157,15 +158,3 @@ class Stages:
 def imitates(method: str) -> bool:
     """Whether a method is a surrogate."""
     return method not in (ORIGIN, *VICTIMS)
-
-
-def _targets(attack: AttackSettings, methods: Sequence[str]) -> Sequence[str]:
-    """What an attack is run on."""
-    there = VICTIMS if attack.on_victim else methods
-    for given, known in ((attack.targets or (), there), (filter(None, [attack.through]), methods)):
-        for name in given:
-            if name not in known:
-                raise ValueError(
-                    f"Expected {attack.function} to have `targets` and `through` among {list(known)}, but got {name!r}."
-                )
-    return there if attack.targets is None else attack.targets

@@ -32,7 +32,7 @@ def check_images(images: Tensor) -> None:
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"Expected finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
-            " Images are not normalised here: normalisation is a layer of the network."
+            " Divide bytes by 255, clip rounding with `.clamp(0, 1)`, and leave normalisation to the network."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_advknn.attacks.parts.declare import declared
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import perturb
@@ -174,8 +175,7 @@ def _put_back(attack: Callable[..., Tensor], *words: str, through: bool = False)
     images, labels = torch.rand(40, 3, 16, 16), torch.arange(40) % 4
     banks = build_banks(features, [Batch(images, labels, torch.arange(40))], 4)
     victim = DkNN.on_banks(features, banks, k=3)
-    on_victim = attack.__code__.co_varnames[0] == "victim"
-    target = victim if on_victim else features
+    target = victim if declared(attack) else features
     surrogate = Surrogate(network, "model.relu2", DkNNB(256, 4))
     bound: Any = partial(attack, surrogate=surrogate) if through else attack
     asked = images[:8] + 0.05 * (0.5 - images[:8])

@@ -19,7 +19,7 @@ from lightning_advknn.callbacks import AttackEvaluation
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.base import ImageDataModule
-from lightning_advknn.evaluation import Victim, judge, make_rows
+from lightning_advknn.evaluation import judge, make_rows
 from lightning_advknn.experiment.settings import Experiment, VictimSettings
 from lightning_advknn.functional import knn_prediction, l2_distortion
 from lightning_advknn.models import FeatureNetwork
@@ -228,8 +228,8 @@ def _split(folder: Path) -> Outcome:
 
 
 def _rows(folder: Path) -> Outcome:
-    victim, images = Victim(_victim(), "relu"), _images()
-    verdicts = judge(victim, images)
+    victim, images = _victim(), _images()
+    verdicts = judge(victim, "relu", images)
     return _refused(
         lambda: make_rows(torch.arange(N), _labels() + 1, images, images, verdicts, verdicts), "[0, 2]"
     )
@@ -239,7 +239,7 @@ def _asked(convert: Callable[[Tensor], Any], words: tuple[str, ...], folder: Pat
     victim, images = _victim(), convert(_images())
     outcomes = [
         _refused(partial(ask, images), *words)
-        for ask in (victim, partial(judge, Victim(victim, "relu")), victim.only("relu"))
+        for ask in (victim, partial(judge, victim, "relu"), victim.only("relu"))
     ]
     return Outcome(outcomes[0].words, all(outcome.ok for outcome in outcomes))
 
@@ -353,7 +353,7 @@ def _autocast_votes(folder: Path) -> Outcome:
     layer = victim.network.network.get_submodule("hidden")
     layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        judge(Victim(victim, "relu"), images)
+        judge(victim, "relu", images)
         victim.predict(images)
         victim.calibrate([Batch(images, _labels(), torch.arange(N))])
         build_banks(victim.network, [Batch(images, _labels(), torch.arange(N))], CLASSES)

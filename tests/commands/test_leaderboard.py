@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import attack
+from lightning_advknn.attacks.parts import declare
 from lightning_advknn.attacks.parts.voronoi import exact_minimum
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Digits
@@ -32,6 +33,7 @@ LAYERS = ("relu1", "relu2", "relu3", "logits")
 IMAGES = 30
 
 
+@declare.attack(on="victim")
 def invert(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
     """An attack that asks its victim twice and goes far."""
     victim.predict(images)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
-from lightning_advknn.evaluation import Rows, Victim, judge, make_rows
+from lightning_advknn.evaluation import Rows, judge, make_rows
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.reports.paper.chosen_images import growing_attacks, telling_rows
@@ -57,13 +57,12 @@ def test_neighbours_at_each_layer_are_those_of_brute_force(device: torch.device)
     dknn = DkNN.on_banks(network, build_banks(network, [batch], 4, BankSettings("euclidean")), k=3).to(device)
     dknn.calibrate([batch])
     clean, adversarial = torch.rand(2, 1, 4, 4, device=device), torch.rand(2, 1, 4, 4, device=device)
-    victim = Victim(dknn, "0")
     rows = make_rows(
         torch.arange(2),
         torch.tensor([1, 2]),
         clean.cpu(),
         adversarial.cpu(),
-        *(type(v)(*(c.cpu() for c in v)) for v in (judge(victim, clean), judge(victim, adversarial))),
+        *(type(v)(*(c.cpu() for c in v)) for v in (judge(dknn, "0", clean), judge(dknn, "0", adversarial))),
     )
     figure = neighbours_figure(dknn, "0", images, clean, adversarial, rows, TITLE)
     check_print(figure)
