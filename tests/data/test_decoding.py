@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageCms
 
 from lightning_advknn.data.decoding import _is_deep, decode, extensions, formats
-from reliability.cases.folders import (
+from reliability.image_files import (
     DISPLAY_P3,
     SRGB,
     colour_profile,
