@@ -15,8 +15,8 @@ from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.attacks.wang import pixel_scale
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import arithmetic, find_device

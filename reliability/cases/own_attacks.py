@@ -232,7 +232,11 @@ _DAMAGES: dict[str, tuple[Callable[..., Tensor], str, list[str]]] = {
         ["torch.set_default_dtype"],
     ),
     "integrity-bank": (own_attacks.touches_bank, "changes a feature of the bank", ["features` by up to 1"]),
-    "integrity-labels": (own_attacks.touches_labels, "changes the labels of the bank", ["labels` by up to 3"]),
+    "integrity-labels": (
+        own_attacks.touches_labels,
+        "changes the labels of the bank",
+        ["labels` by up to 3"],
+    ),
     "integrity-k": (own_attacks.lowers_k, "lowers a victim's k", ["k` from 3 to 1"]),
     "integrity-surrogate": (
         own_attacks.touches_surrogate,
