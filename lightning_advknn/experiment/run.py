@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_advknn import __version__
-from lightning_advknn.data.base import ImageSplit
+from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.evaluation import Rows, concatenate, make_rows
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.checks import check_on_data, check_settings

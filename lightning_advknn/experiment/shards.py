@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.storage import digest
 
 SHARD = 1000  # images of a shard

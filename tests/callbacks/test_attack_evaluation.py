@@ -22,8 +22,8 @@ from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
 from lightning_advknn.callbacks import attacked_images as scene
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.evaluation import judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
