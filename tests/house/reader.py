@@ -146,11 +146,9 @@ class Package:
         return {name.module, origin.module} if module.stub and origin else {name.module}
 
     def uses(self, module: Module) -> set[Name]:
-        """Definitions that a module names: in imports, its stub, attributes, or a string that is a dotted name."""
-        names = {
-            self.find(name)
-            for name in [*module.bound.values(), *(each for _, each in self._referred(module))]
-        }
+        """Definitions that a module names: in imports, its stub, attributes, or a string of their path."""
+        names = {self.find(name) for name in module.bound.values()}
+        names |= {self.find(name) for _, name in self._referred(module)}
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Constant) and self._dotted.fullmatch(str(node.value)):
                 names.add(self.find_dotted(str(node.value)))
