@@ -78,7 +78,7 @@ class Filler:
                 parts = {name: named[name].parts(ranks.size) for name in taken}
                 units = [(named[name], *part) for name in taken for part in parts[name]]
                 for stage, part, rows in ranks.deal(units):
-                    self.cache.alone(part, stage.label, partial(stage.make, rows))
+                    self.cache.keep(part, stage.label, partial(stage.make, rows))
                 (bank.wait if bank else ranks.barrier)(what)
                 for name in ranks.deal([name for name in taken if len(parts[name]) > 1]):
                     self.cache.join(name, named[name].label, [part for part, _ in parts[name]])
