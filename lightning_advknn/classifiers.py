@@ -221,10 +221,13 @@ class DkNN(Frozen):
     def forward(self, images: Tensor) -> Tensor:
         """Shares of the votes, float32 ``(B, C)``, of images in [0, 1]: what a black-box attack may ask.
 
+        Images of other floating-point numbers count as they would be stored, in float32.
+
         Raises:
             ValueError: If an image is out of range, unlike the bank's or elsewhere, or a feature is not finite.
         """
         self.check_images(images)
+        images = images.float()
         votes = self.votes(self.network.features(images)).sum(1)
         return votes.float() / (self.k * len(self.layers))
 

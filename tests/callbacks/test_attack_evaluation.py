@@ -24,7 +24,7 @@ from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.data.splits import ImageSplit
-from lightning_advknn.evaluation import judge, make_rows, perturb
+from lightning_advknn.evaluation import Verdicts, judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.search.build import build_banks
@@ -171,12 +171,15 @@ def rows_by_hand(
     goal = before.knn if label_source == "knn" else labels
     attack = AttackSettings("fgsm", {"eps": eps}).bind()
     adversarial = perturb(attack, surrogate or network, images, goal)
-    return {
-        "clean": make_rows(ids, labels, images, images, before, before, surrogate),
-        "fgsm": make_rows(
-            ids, labels, images, adversarial, before, judge(dknn, "relu", adversarial), surrogate
-        ),
-    }
+
+    def rows(attacked: Tensor, after: Verdicts) -> dict[str, Tensor]:
+        classes = None
+        if surrogate is not None:
+            with torch.no_grad():
+                classes = surrogate(images).argmax(1), surrogate(attacked).argmax(1)
+        return make_rows(ids, labels, images, attacked, before, after, classes)
+
+    return {"clean": rows(images, before), "fgsm": rows(adversarial, judge(dknn, "relu", adversarial))}
 
 
 def reduced_by_hand(rows: dict[str, Tensor], clean: bool) -> dict[str, float]:
