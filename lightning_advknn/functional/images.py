@@ -1,7 +1,7 @@
-"""Checks of images, labels and integer arguments."""
+"""Checks of images, labels and other arguments."""
 
 import operator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -79,6 +79,25 @@ def whole(name: str, value: Any) -> int:
         raise ValueError(
             f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, such as 5."
         ) from None
+
+
+def at_least(name: str, value: Any, least: int) -> int:
+    """Convert an argument to `int`, as `whole`.
+
+    Raises:
+        ValueError: If it is not an integer or below `least`.
+    """
+    number = whole(name, value)
+    if number < least:
+        raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+    return number
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise a ValueError unless an argument is one of the choices, which are a `Literal` of `choices`."""
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"Expected `{name}` to be one of {known}, but got {value!r}.")
 
 
 def _kind(value: Any) -> str:

@@ -18,8 +18,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_advknn.attacks import Attack, AttackSettings
-from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
-from lightning_advknn.callbacks import attacked_images as scene
+from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, attacked_images
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.data.sample import fair_order
@@ -216,7 +215,7 @@ def test_each_attack_has_its_own_precision(
         seen.append(args[4:])
         return perturb(*args)
 
-    monkeypatch.setattr(scene, "perturb", keep)
+    monkeypatch.setattr(attacked_images, "perturb", keep)
     attacks = {"exact": FGSM, "fast": AttackSettings("fgsm", {"eps": 0.1}, "winograd")}
     trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
     trainer.validate(make_module(), datamodule=Digits(), verbose=False)
