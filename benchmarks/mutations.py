@@ -26,10 +26,10 @@ from tqdm import tqdm
 import attack
 from benchmarks import mutants, small
 from benchmarks.forks import Fork, Main, Outcome
-from lightning_advknn.cli import main as train
 from lightning_advknn.experiment.device import provenance
 from lightning_advknn.reports.records.csv_files import read_csv, write_csv
 from lightning_advknn.storage import write_json
+from lightning_advknn.training_cli import main as train
 
 LIMIT = 300.0  # seconds until a run counts as hanging
 COLUMNS = ("kind", "mutation", "expected", "outcome", "ok")

@@ -1,3 +1,10 @@
-"""Adversarial robustness of k-nearest-neighbour classifiers: AdvKNN and its evaluation."""
+"""Adversarial robustness of k-nearest-neighbour classifiers: AdvKNN and its evaluation.
+
+``__init__.pyi`` lists the names. Each is imported when it is first used, so that importing the package is fast.
+"""
+
+import lazy_loader
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,13 +21,13 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import CIFAR10, GTSRB, KMNIST, MNIST, SVHN, Digits, FashionMNIST
 from lightning_advknn.experiment import settings
 from lightning_advknn.experiment.grid import Grid, cells
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.training_cli import AdvKNNCLI
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -58,7 +58,7 @@ COMMANDS = {
     "pixels": "attack.py leaderboard",
     "reproduce": "attack.py reproduce",
     "surrogate": "train.py fit",
-    "sweep": "-m lightning_advknn.sweep",
+    "sweep": "lightning-advknn sweep",
     "transfer": "attack.py evaluate",
     "variants": "attack.py leaderboard",
 }

@@ -13,7 +13,7 @@ from lightning_advknn.attacks.libraries import LibraryAttack, load_function
 from lightning_advknn.attacks.parts.arguments import LogitsFn, check_returned
 from lightning_advknn.attacks.parts.balls import as_norm, norm_of
 from lightning_advknn.attacks.parts.probe import try_out
-from lightning_advknn.choices import GradientPrecision, Norm
+from lightning_advknn.choices import GradientPrecision, Norm, did_you_mean
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.storage import code_of
 
@@ -194,6 +194,7 @@ class AttackSettings:
             known = [name for name in attacks.__all__ if name.islower()]
             raise ValueError(
                 f"Expected `function` to be one of {known} or an import path, but got {self.function!r}."
+                f"{did_you_mean(self.function, known)}"
             )
         function: Callable[..., Tensor] = getattr(attacks, self.function)
         return function

@@ -1,6 +1,5 @@
-"""What every public function expects of images, labels and whole numbers."""
+"""What every public function expects of images and labels."""
 
-import operator
 from typing import Any
 
 import torch
@@ -60,25 +59,6 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
         raise ValueError(
             f"Expected `labels` {there}, but got {low.item()} to {high.item()}. Classes count from 0."
         )
-
-
-def whole(name: str, value: Any) -> int:
-    """A whole number as Python's, for an argument: NumPy's and tensors of one are taken, bool and 5.0 are not.
-
-    Raises:
-        ValueError: If it is none.
-
-    >>> whole("k", torch.tensor(5))
-    5
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(
-            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, as 5."
-        ) from None
 
 
 def _kind(value: Any) -> str:
