@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from lightning_advknn.attacks.settings import AttackSettings, Plain
 from lightning_advknn.choices import Backend, Convention, LabelSource, Metric, whole
 from lightning_advknn.command_line import CommandParser
-from lightning_advknn.configurations import ConfigFile
+from lightning_advknn.configurations import SHIPPED, ConfigFile
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 VICTIMS = ("knn", "dknn")
@@ -128,7 +128,9 @@ def experiment_parser(**options: Any) -> CommandParser:
     """
     parser = CommandParser(**options)
     parser.add_argument(
-        "--config", action="config", help="An experiment: a file, or one that ships, such as digits/attack."
+        "--config",
+        action="config",
+        help=f"An experiment: a file, or the name of one in {SHIPPED}, such as digits/attack.",
     )
     parser.add_class_arguments(Experiment)
     return parser
