@@ -1,6 +1,6 @@
 """Adversarial robustness of k-nearest-neighbour classifiers: AdvKNN and its evaluation.
 
-``__init__.pyi`` lists the names. Each is imported when it is first used, so that importing the package is fast.
+All names are imported when they are first used, as ``__init__.pyi`` lists them.
 """
 
 import lazy_loader

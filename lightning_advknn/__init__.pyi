@@ -15,15 +15,23 @@ from .attacks import (
     sitawarin_wagner_minimum_norm,
     soft_nearest,
 )
-from .classifiers import DkNN
+from .attacks.parts.declare import attack
+from .classifiers import KNN, DkNN
+from .evaluation import Evaluation, evaluate
 
 __version__: str
+
 __all__ = [
+    "KNN",
     "AttackSettings",
     "DkNN",
+    "Evaluation",
+    "__version__",
     "ask",
+    "attack",
     "bim",
     "credible",
+    "evaluate",
     "fgsm",
     "kernel_knn",
     "minimum_norm",

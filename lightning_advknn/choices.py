@@ -36,10 +36,10 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number as Python's, for an argument: NumPy's and tensors of one are taken, bool and 5.0 are not.
+    """Convert an argument to `int`; accepts NumPy integers and integer tensors of one element.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not an integer: bool and 5.0 are not.
 
     >>> import numpy
     >>> whole("k", numpy.int64(5))
@@ -51,7 +51,7 @@ def whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(
-            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, as 5."
+            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, such as 5."
         ) from None
 
 

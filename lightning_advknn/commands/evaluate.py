@@ -11,7 +11,6 @@ from typing import Any
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment.checking import Checking, failed, tell, told_by_first
 from lightning_advknn.experiment.device import provenance
-from lightning_advknn.experiment.fill import spread
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, Experiment
 from lightning_advknn.ranks import Ranks
@@ -94,9 +93,8 @@ def evaluate(run: ExperimentRun, results: str | None = None, command: str | None
         A line for each check that does not hold.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
-    if not spread(run):
+    if not run.fill():
         return told_by_first(run.ranks)
-    run.train()
     sys.stdout.write(f"{classes_line(run.data)}\n")
     table2: list[Record] = []
     clean: dict[str, Rows] = {}

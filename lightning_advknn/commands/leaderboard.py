@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning_advknn.experiment.checking import Checking, failed, told_by_first
 from lightning_advknn.experiment.device import provenance
-from lightning_advknn.experiment.fill import spread
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, Experiment
 from lightning_advknn.ranks import Ranks
@@ -90,9 +89,8 @@ def leaderboard(run: ExperimentRun, results: str | None = None) -> list[str]:
         A line for each check that does not hold.
     """
     experiment, output = run.experiment, Path(run.experiment.output)
-    if not spread(run, bounds=True):
+    if not run.fill(bounds=True):
         return told_by_first(run.ranks)
-    run.train()
     sys.stdout.write(f"{classes_line(run.data)}\n")
     checking = Checking(run, saved_rows(run, ORIGIN, None))
     for method, attack in run.attacks:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from lightning_advknn import __version__
 from lightning_advknn.choices import did_you_mean
 from lightning_advknn.command_line import PROGRAM
+from lightning_advknn.commands import COMMANDS
 
 _ABOUT = """Attack kNN and DkNN classifiers and measure how robust they are.
 
@@ -26,15 +27,6 @@ _EXIT_CODES = """exit codes:
   130  interrupted
   143  terminated
 After 1, 130 and 143, the same command goes on from where it stopped."""
-
-COMMANDS = {
-    "evaluate": "Run one experiment: train what is missing, attack, report.",
-    "leaderboard": "Run one experiment and rank its attacks against every victim.",
-    "reproduce": "Run a grid of experiments, what is missing of it, and report on all.",
-    "train": "Train, validate or test a backbone or a surrogate.",
-    "sweep": "Run trials of a W&B sweep offline.",
-}
-"""Descriptions by name."""
 
 
 def main(

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_advknn.choices import WandbMode
 from lightning_advknn.command_line import CommandParser
-from lightning_advknn.commands.main import COMMANDS
+from lightning_advknn.commands import COMMANDS
 from lightning_advknn.configurations import SHIPPED
 from lightning_advknn.experiment.grid import Grid
 from lightning_advknn.experiment.settings import experiment_parser

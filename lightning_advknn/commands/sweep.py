@@ -17,10 +17,9 @@ from typing import Any
 import yaml
 
 from lightning_advknn.command_line import PROGRAM
+from lightning_advknn.commands import COMMANDS
 from lightning_advknn.configurations import find
 from lightning_advknn.experiment.settings import combinations
-
-DESCRIPTION = "Run trials of a W&B sweep offline."
 
 Trial = dict[str, Any]
 """Values by name of parameter."""
@@ -83,7 +82,7 @@ def main(args: Sequence[str] | None = None, program: str = f"{PROGRAM} sweep") -
         args: Arguments instead of the process's own.
         program: Its name in messages.
     """
-    parser = argparse.ArgumentParser(program, description=DESCRIPTION)
+    parser = argparse.ArgumentParser(program, description=COMMANDS["sweep"])
     parser.add_argument("sweep", help="A W&B sweep: a file, or one that ships, such as digits/sweep.")
     parser.add_argument("--trials", type=int, default=2, help="How many to run (default: %(default)s).")
     parser.add_argument(

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_advknn.commands import COMMANDS
 from lightning_advknn.training_cli import AdvKNNCLI
-
-DESCRIPTION = "Train, validate or test a backbone or a surrogate."
 
 
 def main(args: Sequence[str] | None = None, program: str = "train.py") -> int:
@@ -19,7 +18,8 @@ def main(args: Sequence[str] | None = None, program: str = "train.py") -> int:
     """
     try:
         AdvKNNCLI(
-            None if args is None else list(args), parser_kwargs={"prog": program, "description": DESCRIPTION}
+            None if args is None else list(args),
+            parser_kwargs={"prog": program, "description": COMMANDS["train"]},
         )
     except (ValueError, OSError, ImportError, MisconfigurationException, RecursionError) as error:
         sys.stderr.write(f"{program}: error: {error}\n")

@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn import functional
-from lightning_advknn.attacks.gradient_sign import loss_and_gradient
-from lightning_advknn.attacks.parts.arguments import LogitsFn
-from lightning_advknn.attacks.parts.precision import prepared
-from lightning_advknn.classifiers import DkNN
-from lightning_advknn.evaluation import Rows, observe
+from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
 from lightning_advknn.ranks import Ranks
@@ -91,61 +87,14 @@ class Checking:
         return functional.dknn_prediction(votes[:, list(chosen)])
 
     def _ask(self, name: str, method: str, attack: str | None, rows: Rows) -> None:
-        """Ask the victims about stored images again, as they were asked and by other batches."""
-        dknn, n = self.run.attacked.dknn, len(self.positions)
-        _, images = self.run.images_of(method, attack, range(n))
-        classes, votes = (answer.cpu() for answer in observe(dknn, images))
-        other = (votes != rows["votes_after"][:n]).flatten(1).any(1) | (classes != rows["dnn_after"][:n])
-        self._again[name] = n, int(other.sum())
-        positions = self.positions
-        _, images = self.run.images_of(method, attack, positions.tolist())
-        classes, votes = (answer.cpu() for answer in ask_in_other_batches(dknn, images))
-        before, known = rows["votes_after"][positions], rows["dnn_after"][positions]
-        # A neighbour at a tie that rounding decides takes one vote of a class and gives it to another.
-        other = ((votes - before).abs().sum(2) > 2).any(1) | (classes != known)
-        self._apart[name] = n, int(other.sum())
+        found = self.run.asked_again(method, attack)
+        self._again[name], self._apart[name] = (
+            (len(found[which]), int(found[which].sum())) for which in ("again", "apart")
+        )
 
     def _look(self, method: str) -> Looked:
         """Gradients at clean images of what attacks on a method differentiate."""
-        images, labels, _ = self.run.test.__getitems__(self.positions.tolist())
-        if self.run.experiment.label_source == "knn":
-            labels = self.clean_rows["knn_before"][self.positions]
-        device = self.run.device
-        with prepared(self.run.logits_fn(method)) as logits_fn:
-            parts = [
-                _gradient(logits_fn, some.to(device), own.to(device)).flatten(1)
-                for some, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
-            ]
-        gradients = torch.cat(parts).cpu()
-        finite = gradients.isfinite().all(1)
-        return Looked(self.positions, finite & ~gradients.any(1), ~finite)
-
-
-@torch.no_grad()
-def ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The backbone's classes int64 ``(n,)`` and DkNN's votes int64 ``(n, L, C)``, as `evaluation.observe`, but by other batches.
-
-    The network gets `ALONE` images one by one, half of the others `TOGETHER` at a time, and the rest in
-    reversed order at once; the banks are searched once, in the order that this gives.
-    """
-    order = list(range(len(images)))
-    alone, half = order[:ALONE], order[ALONE : ALONE + len(order[ALONE:]) // 2]
-    batches = [[each] for each in alone]
-    batches += [half[start : start + TOGETHER] for start in range(0, len(half), TOGETHER)]
-    batches += [order[: ALONE + len(half) - 1 : -1]] if len(order) > ALONE + len(half) else []
-    asked = [dknn.network.logits_and_features(images[batch]) for batch in batches]
-    votes = dknn.votes({layer: torch.cat([each[layer] for _, each in asked]) for layer in dknn.layers})
-    classes = torch.cat([logits.argmax(1) for logits, _ in asked])
-    back = torch.tensor([each for batch in batches for each in batch], device=votes.device).argsort()
-    return classes[back], votes[back]
-
-
-def _gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
-    """That of the cross-entropy; zero where the network gives none."""
-    try:
-        return loss_and_gradient(logits_fn, images, labels)[1]
-    except RuntimeError:  # autograd: nothing in the network can be differentiated
-        return torch.zeros_like(images)
+        return Looked(**self.run.gradients(method))
 
 
 def failed(checks: Sequence[Check]) -> list[str]:

@@ -10,8 +10,7 @@ from torch import Tensor
 from lightning_advknn.choices import Norm
 from lightning_advknn.evaluation import Judged, Rows, judge_rows
 from lightning_advknn.experiment.run import ExperimentRun
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, family
-from lightning_advknn.models import Surrogate
+from lightning_advknn.experiment.settings import ORIGIN, family
 
 CLEAN = "clean"  # entry of images as they are
 FALSE_ALARMS = 0.05
@@ -79,9 +78,7 @@ def attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) 
         rows: Its rows.
     """
     experiment, victims = run.experiment, run.attacked
-    judged = judge_rows(
-        rows, victims.network.layers, victims.calibration_votes.cpu(), experiment.victim.convention
-    )
+    judged = judge_rows(rows, victims.layers, run.calibration_votes(), experiment.victim.convention)
     if attack is None:
         wrong = judged["dnn"].wrong
         return AttackRun(CLEAN, "", {}, None, 0.0, rows["l2"], rows["linf"], judged, wrong, ~wrong)
@@ -102,18 +99,9 @@ def attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) 
         labels == rows["label"],
         seconds,
         queries,
-        imitated(run, method),
+        run.imitated(method),
         run.iterates(method, attack),
     )
-
-
-def imitated(run: ExperimentRun, method: str) -> str | None:
-    """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN; None of what is no surrogate."""
-    if method in (ORIGIN, *VICTIMS):
-        return None
-    target = run.logits_fn(method)
-    votes = isinstance(target, Surrogate) and target.layer in run.attacked.layers
-    return f"knn/{target.layer}" if votes else "dknn"
 
 
 def alarm_threshold(credibility: Tensor) -> float:

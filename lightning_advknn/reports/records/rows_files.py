@@ -28,7 +28,7 @@ def saved_rows(run: ExperimentRun, method: str, attack: str | None, network: str
     folder = Path(run.experiment.output) / "rows" / (network or "") / method
     images = run.test.images
     files = images.names if isinstance(images, ImageFiles) else None
-    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants, files)
+    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.layers, constants, files)
     return rows
 
 

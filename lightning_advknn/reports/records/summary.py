@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.evaluation import Rows, summarize
-from lightning_advknn.experiment.judges import Victims
+from lightning_advknn.experiment.judges import Judges
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN
 
@@ -59,7 +59,7 @@ def which_images(settings: Mapping[str, Any], n: int) -> str:
     return f"{n} of {sample['of']:,} test images, classes as in the whole, seed {sample['seed']}"
 
 
-def notes_of(victims: Victims) -> str:
+def notes_of(victims: Judges) -> str:
     """What every number on these victims has to say of itself: whose images, how many of the true neighbours; "" if nothing."""
     data = victims.data
     files = f"{data.name}: {data.note}." if data.note else ""
