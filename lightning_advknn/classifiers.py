@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn import functional
-from lightning_advknn.choices import Backend, Convention, Metric
+from lightning_advknn.choices import Backend, Convention, Metric, whole
 from lightning_advknn.data.given import Images, Labelled, Labels, as_batches, as_images
 from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import OUTPUT, FeatureNetwork, Frozen, Normalize, Surrogate
@@ -75,7 +75,7 @@ class DkNN(Frozen):
             "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
         }  # fmt: skip
         self.network = FeatureNetwork(model, layers or [OUTPUT], _normalization(mean, std))
-        self.k = functional.whole("k", k)
+        self.k = whole("k", k)
         self.metric: Metric = metric
         self.convention: Convention = convention
         self.backend: Backend = backend

@@ -12,11 +12,10 @@ from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.callbacks.attacked_images import AttackedImages, measuring
 from lightning_advknn.callbacks.eps_curves import at_eps, eps_curves
 from lightning_advknn.callbacks.subsets import batches, draw_subsets, read
-from lightning_advknn.choices import Convention, LabelSource, Metric
+from lightning_advknn.choices import Convention, LabelSource, Metric, at_least, check_choice
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import Verdicts, judge
-from lightning_advknn.functional import at_least, check_choice
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import check_precision

@@ -82,7 +82,9 @@ def show(tasks: Sequence[Task]) -> None:
         sys.stdout.write(f"{data}: data missing. {note}\n")
 
 
-def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None = None) -> list[str]:
+def reproduce(
+    tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None = None, quiet: bool = False
+) -> list[str]:
     """Run what is not done, one cell after another.
 
     Each leaves its results at once, so an interrupted grid goes on with the cell, and within it with the stage, where it stopped.
@@ -91,12 +93,13 @@ def reproduce(tasks: Sequence[Task], dashboard: Dashboard, ranks: Ranks | None =
         tasks: From `plan`.
         dashboard: Where each logs to, beside its files.
         ranks: Processes that share the work on each; the first writes.
+        quiet: Say nothing of how far it is.
 
     Returns:
         A line for each check that does not hold, also of what was done before.
     """
     ranks = ranks or Ranks()
-    say = _say if ranks.rank == 0 else _say_nothing
+    say = _say if ranks.rank == 0 and not quiet else _say_nothing
     names = ranks.agree(
         "the plan", lambda: [task.cell.name for task in tasks if task.state in ("to do", "changed")]
     )

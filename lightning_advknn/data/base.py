@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.datasets.utils import check_integrity
 
+from lightning_advknn.choices import at_least, whole
 from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.data.splits import Batch, ImageSplit, TrainingLoader, as_batch
-from lightning_advknn.functional import at_least, check_defaults, check_labels, whole
+from lightning_advknn.functional import check_defaults, check_labels
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

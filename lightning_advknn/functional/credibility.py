@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_advknn.choices import Convention
-from lightning_advknn.functional.images import check_choice, check_labels
+from lightning_advknn.choices import Convention, check_choice
+from lightning_advknn.functional.images import check_labels
 from lightning_advknn.functional.voting import dknn_prediction
 
 

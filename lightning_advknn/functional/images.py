@@ -1,7 +1,6 @@
-"""Checks of images, labels and other arguments."""
+"""Checks of images and labels."""
 
-import operator
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,44 +59,6 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
         raise ValueError(
             f"Expected `labels` {there}, but got {low.item()} to {high.item()}. Classes count from 0."
         )
-
-
-def whole(name: str, value: Any) -> int:
-    """Convert an argument to `int`; accepts NumPy integers and integer tensors of one element.
-
-    Raises:
-        ValueError: If it is not an integer: bool and 5.0 are not.
-
-    >>> whole("k", torch.tensor(5))
-    5
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(
-            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, such as 5."
-        ) from None
-
-
-def at_least(name: str, value: Any, least: int) -> int:
-    """Convert an argument to `int`, as `whole`.
-
-    Raises:
-        ValueError: If it is not an integer or below `least`.
-    """
-    number = whole(name, value)
-    if number < least:
-        raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
-    return number
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise a ValueError unless an argument is one of the choices, which are a `Literal` of `choices`."""
-    known = get_args(choices)
-    if value not in known:
-        raise ValueError(f"Expected `{name}` to be one of {known}, but got {value!r}.")
 
 
 def _kind(value: Any) -> str:

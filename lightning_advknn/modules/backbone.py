@@ -9,9 +9,10 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_advknn.choices import whole
 from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.data import Batch, data_of
-from lightning_advknn.functional import float32_arithmetic, whole
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules.checkpoint import (
     IDENTITY,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_advknn import functional
-from lightning_advknn.choices import Backend, Metric
+from lightning_advknn.choices import Backend, Metric, whole
 from lightning_advknn.data import Batch, ImageDataModule, data_of
-from lightning_advknn.functional import float32_arithmetic, whole
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
 from lightning_advknn.modules.checkpoint import (
