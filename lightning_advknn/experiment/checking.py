@@ -1,129 +1,75 @@
-"""All checks of an experiment, with what has to be asked for them."""
+"""What is asked once more about stored images, so that a report can tell a robust victim from a failed attack.
 
-from collections.abc import Callable, Mapping, Sequence
+For the merge: `experiment/rechecks.py` and the stages that keep its answers take the place of this file.
+"""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_advknn import functional
 from lightning_advknn.attacks.gradient_sign import loss_and_gradient
 from lightning_advknn.attacks.parts.arguments import LogitsFn
 from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.classifiers import DkNN
-from lightning_advknn.evaluation import Rows, observe
-from lightning_advknn.experiment.run import ExperimentRun
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
-from lightning_advknn.ranks import Ranks
-from lightning_advknn.reports.leaderboards.attack_runs import AttackRun, attack_run
-from lightning_advknn.reports.leaderboards.checks import Check, check_runs
-from lightning_advknn.reports.leaderboards.failures import (
-    Classified,
-    Looked,
-    attacks_move_images,
-    clean_images_are_classified,
-    gradients_are_there,
-    same_in_other_batches,
-    same_when_asked_again,
-    successes_are_kept,
-    surrogates_carry_over,
-)
-from lightning_advknn.reports.records.classes import names_of
+from lightning_advknn.evaluation import observe
 
 LOOKED_AT = 100  # images of each run that are asked about again
+NEIGHBOURS = 5  # nearest training images that a picture shows
 ALONE, TOGETHER = 10, 7  # the first so many are asked one by one, the next half seven at a time
 _BATCH = 50  # images differentiated at once
 
+if TYPE_CHECKING:
+    from lightning_advknn.experiment.run import ExperimentRun
 
-class Checking:
-    """Gathers an experiment's runs one by one, and checks them all.
 
-    Args:
-        run: The experiment.
-        clean: Its rows without an attack, of the backbone.
-    """
+def asked_again(run: "ExperimentRun", method: str, attack: str | None) -> dict[str, Tensor]:
+    """As `ExperimentRun.asked_again`."""
+    dknn, n = run.attacked.dknn, len(run.test)
+    rows, spread = run.rows(method, attack), _positions(n)
+    _, images = run.images_of(method, attack, range(len(spread)))
+    classes, votes = (answer.cpu() for answer in observe(dknn, images))
+    first = slice(0, len(spread))
+    again = (votes != rows["votes_after"][first]).flatten(1).any(1) | (classes != rows["dnn_after"][first])
+    _, images = run.images_of(method, attack, spread.tolist())
+    classes, votes = (answer.cpu() for answer in ask_in_other_batches(dknn, images))
+    # A neighbour at a tie that rounding decides takes one vote of a class and gives it to another.
+    apart = ((votes - rows["votes_after"][spread]).abs().sum(2) > 2).any(1)
+    return {"again": again, "apart": apart | (classes != rows["dnn_after"][spread])}
 
-    def __init__(self, run: ExperimentRun, clean: Rows) -> None:
-        self.run, self.clean_rows = run, clean
-        self.clean = attack_run(run, ORIGIN, None, clean)
-        self.runs: list[AttackRun] = []
-        n = len(run.test)
-        self.positions = torch.linspace(0, n - 1, min(n, LOOKED_AT)).round().long()
-        self._again: dict[str, tuple[int, int]] = {}
-        self._apart: dict[str, tuple[int, int]] = {}
-        self._ask("clean images", ORIGIN, None, clean)
-        self._looked: dict[str, Looked] = {}
-        layer = run.attacked.layer
-        self._classified = {
-            "kNN": Classified(clean["knn_before"], None),
-            "DkNN": Classified(clean["dknn_before"], None),
-            ORIGIN: Classified(clean["dnn_before"], self._votes_of(f"knn/{layer}")),
-        }
 
-    def add(self, method: str, attack: str, rows: Rows) -> None:
-        """A run of an attack: its rows."""
-        made = attack_run(self.run, method, attack, rows)
-        self.runs.append(made)
-        self._ask(f"{attack}, {method}", method, attack, rows)
-        through = self.run.experiment.attacks[attack].through or method
-        if through not in (*VICTIMS, *self._looked):
-            self._looked[through] = self._look(through)
-        if made.imitates:
-            known = Classified(rows["surrogate_before"], self._votes_of(made.imitates))
-            self._classified.setdefault(method, known)
+def gradients(run: "ExperimentRun", method: str) -> dict[str, Tensor]:
+    """As `ExperimentRun.gradients`."""
+    from lightning_advknn.experiment.settings import ORIGIN
 
-    def checks(self, bounds: Mapping[str, Tensor] | None = None) -> list[Check]:
-        """All checks; bounds as in `check_runs`."""
-        return [
-            *check_runs(self.runs, self.clean, bounds),
-            attacks_move_images(self.runs),
-            gradients_are_there(self.runs, self._looked),
-            successes_are_kept(self.runs),
-            surrogates_carry_over(self.runs),
-            clean_images_are_classified(self.clean_rows["label"], self._classified, names_of(self.run.data)),
-            same_in_other_batches(self._apart),
-            same_when_asked_again(self._again),
+    positions = _positions(len(run.test))
+    images, labels, _ = run.test.__getitems__(positions.tolist())
+    if run.experiment.label_source == "knn":
+        labels = run.rows(ORIGIN, None)["knn_before"][positions]
+    with prepared(run.logits_fn(method)) as logits_fn:
+        parts = [
+            _gradient(logits_fn, some.to(run.device), own.to(run.device)).flatten(1)
+            for some, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
         ]
+    found = torch.cat(parts).cpu()
+    finite = found.isfinite().all(1)
+    return {"positions": positions, "zero": finite & ~found.any(1), "infinite": ~finite}
 
-    def _votes_of(self, victim: str) -> Tensor:
-        """A victim's classes of the clean images."""
-        votes, layers = self.clean_rows["votes_before"], self.run.attacked.layers
-        chosen = [layers.index(victim.removeprefix("knn/"))] if victim != "dknn" else range(len(layers))
-        return functional.dknn_prediction(votes[:, list(chosen)])
 
-    def _ask(self, name: str, method: str, attack: str | None, rows: Rows) -> None:
-        """Ask the victims about stored images again, as they were asked and by other batches."""
-        dknn, n = self.run.attacked.dknn, len(self.positions)
-        _, images = self.run.images_of(method, attack, range(n))
-        classes, votes = (answer.cpu() for answer in observe(dknn, images))
-        other = (votes != rows["votes_after"][:n]).flatten(1).any(1) | (classes != rows["dnn_after"][:n])
-        self._again[name] = n, int(other.sum())
-        positions = self.positions
-        _, images = self.run.images_of(method, attack, positions.tolist())
-        classes, votes = (answer.cpu() for answer in ask_in_other_batches(dknn, images))
-        before, known = rows["votes_after"][positions], rows["dnn_after"][positions]
-        # A neighbour at a tie that rounding decides takes one vote of a class and gives it to another.
-        other = ((votes - before).abs().sum(2) > 2).any(1) | (classes != known)
-        self._apart[name] = n, int(other.sum())
-
-    def _look(self, method: str) -> Looked:
-        """Gradients at clean images of what attacks on a method differentiate."""
-        images, labels, _ = self.run.test.__getitems__(self.positions.tolist())
-        if self.run.experiment.label_source == "knn":
-            labels = self.clean_rows["knn_before"][self.positions]
-        device = self.run.device
-        with prepared(self.run.logits_fn(method)) as logits_fn:
-            parts = [
-                _gradient(logits_fn, some.to(device), own.to(device)).flatten(1)
-                for some, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
-            ]
-        gradients = torch.cat(parts).cpu()
-        finite = gradients.isfinite().all(1)
-        return Looked(self.positions, finite & ~gradients.any(1), ~finite)
+@torch.no_grad()
+def neighbours(dknn: DkNN, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """As `ExperimentRun.neighbours`."""
+    features = dknn.network.features(images.to(dknn.calibration_votes.device))
+    found = {}
+    for layer, bank in dknn.banks.items():
+        _, rows = bank.search(features[layer], NEIGHBOURS)
+        found[layer] = rows.cpu(), bank.labels[rows].cpu()
+    return found
 
 
 @torch.no_grad()
 def ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The backbone's classes int64 ``(n,)`` and DkNN's votes int64 ``(n, L, C)``, as `evaluation.observe`, but by other batches.
+    """The backbone's classes int64 ``(n,)`` and DkNN's votes int64 ``(n, L, C)``, as `observe`, but by other batches.
 
     The network gets `ALONE` images one by one, half of the others `TOGETHER` at a time, and the rest in
     reversed order at once; the banks are searched once, in the order that this gives.
@@ -140,30 +86,13 @@ def ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
     return classes[back], votes[back]
 
 
+def _positions(n: int) -> Tensor:
+    return torch.linspace(0, n - 1, min(n, LOOKED_AT)).round().long()
+
+
 def _gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
     """That of the cross-entropy; zero where the network gives none."""
     try:
         return loss_and_gradient(logits_fn, images, labels)[1]
     except RuntimeError:  # autograd: nothing in the network can be differentiated
         return torch.zeros_like(images)
-
-
-def failed(checks: Sequence[Check]) -> list[str]:
-    """A line for each check that does not hold.
-
-    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no attacks")])
-    ['Check failed: b: bim, origin']
-    """
-    return [f"Check failed: {check.check}: {check.detail}" for check in checks if check.holds is False]
-
-
-def told_by_first(ranks: Ranks, lines: Sequence[str] = ()) -> list[str]:
-    """The first rank's lines on all ranks, which wait for them, so that all end alike."""
-    return ranks.agree("which checks hold", lambda: list(lines))
-
-
-def tell(checks: Sequence[Check], write: Callable[[str], object]) -> None:
-    """Say how many checks hold."""
-    hold = sum(check.holds is True for check in checks)
-    empty = sum(check.holds is None for check in checks)
-    write(f"Checks: {hold} hold, {len(checks) - hold - empty} do not, {empty} had nothing to look at.\n")

@@ -18,6 +18,7 @@ from lightning_advknn.data import ImageDataModule
 from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import Rows, Verdicts, concatenate, make_rows, perturb
+from lightning_advknn.experiment import checking
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import arithmetic, find_device
 from lightning_advknn.experiment.iterates import Iterates
@@ -236,6 +237,45 @@ class ExperimentRun:
         for victims in (self.attacked, *self.transfers.values()):
             _ = victims.network
         _ = self.surrogates
+
+    # For the merge: five methods that the stages' own take the place of.
+
+    def fill(self, bounds: bool = False) -> bool:
+        """Do all the long work, each rank its share.
+
+        Args:
+            bounds: Also `bounds`.
+
+        Returns:
+            Whether this rank writes the results.
+        """
+        from lightning_advknn.experiment.fill import spread
+
+        if not spread(self, bounds):
+            return False
+        self.train()
+        return True
+
+    def asked_again(self, method: str, attack: str | None) -> dict[str, Tensor]:
+        """Which images get other votes or classes when stored images are asked about again, bool ``(n,)``.
+
+        ``again``: the first ones, in the same order; ``apart``: evenly spaced ones, in other batches.
+        """
+        return checking.asked_again(self, method, attack)
+
+    def gradients(self, method: str) -> dict[str, Tensor]:
+        """Whether the loss of what attacks differentiate has a gradient at some clean images.
+
+        ``positions`` int64; ``zero`` and ``infinite``, bool ``(n,)``.
+        """
+        return checking.gradients(self, method)
+
+    def neighbours(
+        self, method: str, attack: str, positions: Sequence[int]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """By layer, bank rows and labels of the nearest training images of clean, then of attacked images."""
+        images = torch.cat(self.images_of(method, attack, positions))
+        return checking.neighbours(self.attacked.dknn, images)
 
     @property
     def backbone(self) -> FeatureNetwork:

@@ -15,6 +15,7 @@ from lightning_advknn.functional import whole
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 VICTIMS = ("knn", "dknn")
+ROUNDING = 1e-6  # by which float32 may leave a ball
 
 
 @dataclass(frozen=True)
