@@ -34,7 +34,7 @@ from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import CPU_BATCH, perturb, predict
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 _FURTHER = ("limit_share", "attacked_acc", "knn_acc", "largest", "differing")
 _SIZE = 2048  # of the bare matrix product
@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     _ = run.backbone  # trained now, if it has to be
     victim = run.experiment.victim
     network = FeatureNetwork(run.backbone.network, [victim.layer]).eval()
-    banks = build_banks(network, bank_batches(run, None), run.data.num_classes, victim.metric)
+    banks = build_banks(network, bank_batches(run, None), run.data.num_classes, BankSettings(victim.metric))
     knn = DkNN.on_banks(network, banks, victim.k)
     n, speed = min(n, len(run.test)), _matmul_speed()
     records: list[report.Record] = []

@@ -33,7 +33,7 @@ from lightning_advknn.data import Batch
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import APPROXIMATE, MemoryBank, check_backend, least_bytes
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.storage import digest, load_tensors, read_json, save_tensors, write_json
 
 T = TypeVar("T")
@@ -114,8 +114,8 @@ def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, 
     gib = least_bytes(rows, {"relu": width}, backend) / 2**30
 
     def build() -> MemoryBank:
-        banks = build_banks(network, clusters, classes, backend=backend, memory_gib=gib, folder=Path(folder))
-        return banks["relu"]
+        settings = BankSettings(backend=backend, memory_gib=gib, folder=Path(folder))
+        return build_banks(network, clusters, classes, settings)["relu"]
 
     queries = network.features(clusters.draw(_QUERIES, seed=rows)[0])["relu"]
     found: dict[str, Any] = {}

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.measure import timed
-from lightning_advknn.choices import Backend
+from lightning_advknn.choices import Backend, ScanPrecision
 from lightning_advknn.functional import count_votes
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.scans.quantize import Precision, encode, fastest, lengths, products
+from lightning_advknn.search.scans.quantize import encode, fastest, lengths, products
 
 QUERIES = ("clean", "bim")
 _QUERIES, _ROWS = 500, 8192  # a chunk of plain torch's
@@ -83,7 +83,7 @@ def scikit_learn(bank: Tensor, labels: Tensor, k: int) -> Search:
     return Search(votes)
 
 
-def bare_product(bank: Tensor, labels: Tensor, k: int, precision: Precision) -> Search:
+def bare_product(bank: Tensor, labels: Tensor, k: int, precision: ScanPrecision) -> Search:
     """Nothing but the matrix product of the same shape: what the hardware can do. Its votes mean nothing."""
     rows = encode(bank, lengths(bank), precision).values[:]
 

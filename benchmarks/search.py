@@ -29,7 +29,7 @@ from benchmarks.features import backbone_run, bank_batches, prepare
 from benchmarks.measure import in_child, timed
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 _LIMITS = {"limit_share": "bare product", "float32_limit_share": "bare float32 product"}
 _FURTHER = (*_LIMITS, "precision", "differing", "checked", "measured_share")
@@ -187,7 +187,7 @@ def search_banks(
     batches = bank_batches(run, rows)
 
     def build() -> dict[str, MemoryBank]:
-        return build_banks(network, batches, run.data.num_classes, memory_gib=memory_gib)
+        return build_banks(network, batches, run.data.num_classes, BankSettings(memory_gib=memory_gib))
 
     def search() -> dict[str, torch.Tensor]:
         found = {}

@@ -1,32 +1,34 @@
-"""The victims: kNN on one layer, DkNN on several."""
+"""The victims: DkNN on several layers, KNN on one."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast, get_args
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn import functional
 from lightning_advknn.choices import Backend, Convention, Metric
-from lightning_advknn.data import Batch
+from lightning_advknn.data.given import Images, Labelled, Labels, as_batches, as_images
 from lightning_advknn.functional import float32_arithmetic
-from lightning_advknn.models import (
-    OUTPUT,
-    FeatureNetwork,
-    Frozen,
-    Normalize,
-)
-from lightning_advknn.search import (
-    MemoryBank,
-)
-from lightning_advknn.search.build import check_batch
+from lightning_advknn.models import OUTPUT, FeatureNetwork, Frozen, Normalize, Surrogate
+from lightning_advknn.models.surrogate import train_dknnb
+from lightning_advknn.search import Bank
+from lightning_advknn.search.build import BankSettings, build_banks, check_batch
+
+_T = TypeVar("_T")
+
+_BATCH = 500  # images a forward pass; no result depends on it
+_CALIBRATION = 75  # training images of each class that calibrate where no others do, as many as the paper's
 
 
 class DkNN(Frozen):
     """Deep kNN (arXiv 1803.04765): the kNN votes of several layers summed (Eq. 4), with credibility (Eq. 5).
 
-    A kNN is a DkNN of one layer. It is always in evaluation mode.
+    A module that maps images in [0, 1] to vote shares ``(B, C)``, always in evaluation mode. `fit` gives it the training
+    images that vote. Methods take tensors and arrays on any device and give tensors on the victim's own.
 
     Args:
         model: Maps images in [0, 1] to anything; a layer's activations are what votes. It is put into evaluation mode.
@@ -46,6 +48,7 @@ class DkNN(Frozen):
     """
 
     calibration_votes: Tensor
+    """True-class votes of the images given to `calibrate`, int64 ``(N, L)``; N is 0 before."""
     network: FeatureNetwork
 
     def __init__(
@@ -64,28 +67,38 @@ class DkNN(Frozen):
         device: str = "auto",
     ) -> None:
         super().__init__()
-        if convention not in get_args(Convention):
-            raise ValueError(
-                f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
-            )
+        for name, value, known in (("convention", convention, Convention), ("metric", metric, Metric)):
+            if value not in get_args(known):
+                raise ValueError(f"Expected `{name}` to be one of {get_args(known)}, but got {value!r}.")
+        self._arguments = {  # as they were given: scikit-learn's `clone` compares them
+            "model": model, "layers": layers, "k": k, "metric": metric, "convention": convention, "mean": mean,
+            "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
+        }  # fmt: skip
         self.network = FeatureNetwork(model, layers or [OUTPUT], _normalization(mean, std))
         self.k = functional.whole("k", k)
-        self.convention: Convention = convention
         self.metric: Metric = metric
+        self.convention: Convention = convention
         self.backend: Backend = backend
         self.index, self.memory_gib, self.device = index, memory_gib, device
         self.queries = 0
         """Images that it has been asked about so far: what an attack costs its victim."""
+        self._forget()
+        self.eval()
+
+    def _forget(self) -> None:
+        """Become as before `fit`."""
         self._banks = nn.ModuleList()  # by position, as names of modules must not have dots
         empty = torch.empty(0, len(self.layers), dtype=torch.int64)
         self.register_buffer("calibration_votes", empty, persistent=False)
-        self.eval()
+        # By layer. In plain dicts, as what is made on demand is no change of the victim.
+        self._surrogates: dict[str, Surrogate] = {}
+        self._leave_one_out: dict[str, Tensor] = {}
 
     @classmethod
     def on_banks(
         cls,
         network: FeatureNetwork,
-        banks: Mapping[str, MemoryBank],
+        banks: Mapping[str, Bank],
         k: int = 75,
         convention: Convention = "strict",
     ) -> "DkNN":
@@ -103,26 +116,51 @@ class DkNN(Frozen):
         missing = [layer for layer in network.layers if layer not in banks]
         if missing:
             raise ValueError(f"Expected a bank for each layer, but {missing} have none.")
-        first = banks[network.layers[0]]
+        first, normalize = banks[network.layers[0]], network.normalize
         victim = DkNN(
             network.network,
             network.layers,
             k,
             metric=first.metric,
             convention=convention,
+            mean=None if normalize is None else normalize.mean.flatten().tolist(),
+            std=None if normalize is None else normalize.std.flatten().tolist(),
             backend=first.backend,
+            index=first.index,
             device=str(first.labels.device),
         )
-        victim.network = network  # with its normalization
+        victim.network = network
         victim._set_banks(banks)
         return victim
 
-    def _set_banks(self, banks: Mapping[str, MemoryBank]) -> None:
+    def _set_banks(self, banks: Mapping[str, Bank]) -> None:
         for layer in self.layers:
             banks[layer].check_k(self.k)
         self._banks = nn.ModuleList(banks[layer] for layer in self.layers)
         self.calibration_votes = self.calibration_votes.to(banks[self.layers[0]].labels.device)
         self.eval()
+
+    def fit(self, images: Labelled, labels: Labels | None = None) -> Self:
+        """Store the training images' features: they vote from now on. What was fitted, calibrated or trained before is forgotten.
+
+        Moves the model to `device`.
+
+        Args:
+            images: float ``(M, ...)`` in [0, 1] as a tensor, array or list; or a Dataset or DataLoader of (image, label), read
+                batch by batch.
+            labels: Classes 0 to C - 1 of images without any, whole numbers ``(M,)``.
+
+        Raises:
+            ValueError: If an image is out of range, a label is no whole number of at least 0, k exceeds the images, a feature is
+                not finite or depends on more than the image, or the device cannot be used.
+            OSError: If banks beyond `memory_gib` do not fit the disk.
+        """
+        batches = as_batches(images, labels)
+        self._forget()
+        self.eval().to(_find_device(self.device))
+        settings = BankSettings(self.metric, self.backend, self.index, self.memory_gib)
+        self._set_banks(build_banks(self.network, batches, settings=settings))
+        return self
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -130,14 +168,20 @@ class DkNN(Frozen):
         return self.network.layers
 
     @property
-    def banks(self) -> dict[str, MemoryBank]:
-        """Each layer's bank by name; row m is the same training image in all of them."""
-        return dict(zip(self.layers, cast(Iterable[MemoryBank], self._banks), strict=True))
+    def banks(self) -> dict[str, Bank]:
+        """Each layer's bank by name; row m is the same training image in all of them. Empty before `fit`."""
+        # No `NotFittedError` here: it is an AttributeError, which `nn.Module` would replace by another.
+        return dict(zip(self.layers, cast(Iterable[Bank], self._banks), strict=False))
 
     @property
     def num_classes(self) -> int:
-        """C."""
-        return next(iter(self.banks.values())).num_classes
+        """C; 0 before `fit`."""
+        return next((bank.num_classes for bank in self.banks.values()), 0)
+
+    @property
+    def classes_(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Labels in the order of the columns of `predict_proba`, as scikit-learn asks for them."""
+        return np.arange(self.num_classes)
 
     def only(self, layer: str) -> "DkNN":
         """The kNN on one of the layers, as a DkNN of that layer alone; shares its bank.
@@ -145,12 +189,12 @@ class DkNN(Frozen):
         Raises:
             ValueError: If DkNN does not have the layer.
         """
-        if layer not in self.layers:
-            raise ValueError(f"Expected `layer` to be one of {list(self.layers)}, but got {layer!r}.")
+        self._check_layer(layer)
         network = FeatureNetwork(self.network.network, [layer], self.network.normalize)
         one = DkNN.on_banks(network, self.banks, self.k, self.convention)
         position = self.layers.index(layer)
         one.calibration_votes = self.calibration_votes[:, position : position + 1]
+        one._surrogates, one._leave_one_out = self._surrogates, self._leave_one_out
         return one
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -167,9 +211,9 @@ class DkNN(Frozen):
         return {layer: bank.search(features[layer], k) for layer, bank in self.banks.items()}
 
     @torch.no_grad()
-    def features(self, images: Tensor, batch_size: int = 500) -> dict[str, Tensor]:
-        """Features of images, float32 ``(B, D)`` by layer, in batches."""
-        parts = [self.network.features(part) for part in torch.split(images, batch_size)]
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of images on the victim's device, float32 ``(B, D)`` by layer, in batches."""
+        parts = [self.network.features(part) for part in torch.split(images, _BATCH)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in self.layers}
 
     @torch.no_grad()
@@ -178,31 +222,96 @@ class DkNN(Frozen):
         """Shares of the votes, float32 ``(B, C)``, of images in [0, 1]: what a black-box attack may ask.
 
         Raises:
-            ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
+            ValueError: If an image is out of range, unlike the bank's or elsewhere, or a feature is not finite.
         """
         self.check_images(images)
         votes = self.votes(self.network.features(images)).sum(1)
         return votes.float() / (self.k * len(self.layers))
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Images) -> Tensor:
         """Classes int64 ``(B,)`` of images in [0, 1] (Eq. 4); a tie goes to the lowest.
 
         Raises:
-            ValueError: As `forward`.
+            NotFittedError: Before `fit`, as of all that follow; a ValueError of scikit-learn.
+            ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
         """
         # Equal counts are equal shares, so ties are exact.
-        return functional.dknn_prediction(
-            (self(images) * (self.k * len(self.layers))).round().long()[:, None]
-        )
+        counts = self.predict_proba(images) * (self.k * len(self.layers))
+        return functional.dknn_prediction(counts.round().long()[:, None])
+
+    def predict_proba(self, images: Images) -> Tensor:
+        """Shares of the votes, float32 ``(B, C)``, as `forward` gives them; errors as in `predict`."""
+        return torch.cat(self._of_each_batch(self, images))
+
+    def score(self, images: Labelled, labels: Labels | None = None) -> float:
+        """Share of images whose predicted class is their label; arguments as in `fit`, errors as in `predict`."""
+        right = [
+            self.predict(batch.images).cpu() == batch.labels.cpu() for batch in as_batches(images, labels)
+        ]
+        return torch.cat(right).double().mean().item()
+
+    @torch.no_grad()
+    @float32_arithmetic()
+    def credibility(self, images: Images) -> Tensor:
+        """Credibility (Eq. 5) of the predicted class, float64 ``(B,)``, against `reference_votes`; errors as in `predict`."""
+        self._check_fitted()
+        known = self.reference_votes().sum(1)
+
+        def ask(part: Tensor) -> Tensor:
+            return functional.credibility(self.votes(self.network.features(part)), known, self.convention)
+
+        return torch.cat(self._of_each_batch(ask, images))
+
+    @torch.no_grad()
+    @float32_arithmetic()
+    def neighbours(self, images: Images, k: int | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """The k nearest training images in each layer, nearest first; errors as in `predict`.
+
+        Args:
+            images: ``(B, ...)`` in [0, 1].
+            k: How many; None for the victim's own.
+
+        Returns:
+            By layer, distances float64 ``(B, k)`` and positions among the training images, int64 ``(B, k)``.
+        """
+        many = self.k if k is None else k
+        parts = self._of_each_batch(lambda part: self.search(self.network.features(part), many), images)
+        return {
+            layer: (
+                torch.cat([part[layer][0] for part in parts]),
+                torch.cat([part[layer][1] for part in parts]),
+            )
+            for layer in self.layers
+        }
+
+    def _of_each_batch(self, ask: Callable[[Tensor], _T], images: Images) -> list[_T]:
+        """What is said of images, in batches on the victim's device."""
+        parts = torch.split(as_images(images), _BATCH)
+        shown = tqdm(parts, desc="query", disable=None if len(parts) > 1 else True, leave=False)
+        found = []
+        for part in shown:
+            own = part.to(self.calibration_votes.device)
+            self.check_images(own)
+            found.append(ask(own))
+        return found
 
     def check_images(self, images: Tensor) -> None:
-        """Raise a ValueError unless images are in [0, 1] and of the shape of those in the banks."""
+        """Raise a ValueError unless images are in [0, 1], on the victim's device and of the shape of those in the banks.
+
+        Raises:
+            NotFittedError: Before `fit`.
+        """
+        self._check_fitted()
         check_images_of(self.banks[self.layers[0]], images)
 
     @torch.no_grad()
     @float32_arithmetic()
-    def calibrate(self, loader: Iterable[Batch]) -> None:
-        """Keep the true-class votes ``(N, L)`` of the calibration images, for Eq. (5).
+    def calibrate(self, images: Labelled, labels: Labels | None = None) -> Self:
+        """Keep the true-class votes ``(N, L)`` of held-out images, for Eq. (5), instead of those kept before.
+
+        Args:
+            images: As in `fit`; not among the training images.
+            labels: As in `fit`.
 
         Raises:
             ValueError: If an image is out of range or unlike the bank's, a label is no class, a feature is
@@ -210,24 +319,167 @@ class DkNN(Frozen):
         """
         device = self.calibration_votes.device
         parts = []
-        for batch in tqdm(loader, desc="calibration", disable=None, leave=False):
+        for batch in tqdm(as_batches(images, labels), desc="calibration", disable=None, leave=False):
             check_batch(batch)
-            self.check_images(batch.images)
-            votes = self.votes(self.network.features(batch.images.to(device)))
+            own = batch.images.to(device)
+            self.check_images(own)
+            votes = self.votes(self.network.features(own))
             parts.append(functional.true_class_votes(votes, batch.labels.to(device)))
         if not sum(map(len, parts)):
             raise ValueError(
                 "Expected calibration images, but got none. Give those of the split `calibration`."
             )
         self.calibration_votes = torch.cat(parts)
+        return self
+
+    def reference_votes(self) -> Tensor:
+        """True-class votes that `credibility` compares with, int64 ``(N, L)``.
+
+        Those of `calibrate`. Before it, leave-one-out votes on up to 75 training images of each class, evenly spaced in the
+        bank.
+        """
+        if len(self.calibration_votes):
+            return self.calibration_votes
+        for layer, bank in self.banks.items():
+            if layer not in self._leave_one_out:
+                rows = _evenly_spaced(bank.labels)
+                votes = bank.votes(bank.features[rows], self.k, bank.ids[rows])
+                own = functional.true_class_votes(votes[:, None], bank.labels[rows])
+                self._leave_one_out[layer] = own.squeeze(1)
+        device = self.calibration_votes.device
+        return torch.stack([self._leave_one_out[layer].to(device) for layer in self.layers], 1)
 
     def credibility_of(self, votes: Tensor) -> Tensor:
-        """Credibility (Eq. 5) float64 ``(B,)`` of votes ``(B, L, C)``.
+        """Credibility (Eq. 5) float64 ``(B,)`` of votes ``(B, L, C)``, against `calibration_votes` alone.
 
         Raises:
             ValueError: If `calibrate` has not run.
         """
         return functional.credibility(votes, self.calibration_votes.sum(1), self.convention)
+
+    def fit_surrogate(
+        self,
+        layer: str | None = None,
+        *,
+        epochs: int = 20,
+        learning_rate: float = 1.0,
+        cls_weight: float = 0.3,
+        cl_weight: float = 1.0,
+        seed: int = 0,
+    ) -> Surrogate:
+        """Train a differentiable stand-in for the kNN on a layer (`train_dknnb`), and keep it as the one that `surrogate` gives.
+
+        Args:
+            layer: One of the victim's; None for the last.
+            epochs: Passes over the bank's rows.
+            learning_rate: About how much a step changes a logit at most.
+            cls_weight: lambda of Eq. (16).
+            cl_weight: Weight of L_CL; 0 for L_CLS alone.
+            seed: Of the order of rows.
+
+        Raises:
+            NotFittedError: Before `fit`.
+            ValueError: If the layer is not one of the victim's, or the bank has no k rows beside an image's own.
+        """
+        return self._train_surrogate(
+            layer,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            cls_weight=cls_weight,
+            cl_weight=cl_weight,
+            seed=seed,
+        )[0]
+
+    def surrogate(self, layer: str | None = None) -> Surrogate:
+        """The surrogate on a layer, None for the last; one that is not there yet is trained, which one line on stderr says.
+
+        Errors as in `fit_surrogate`.
+        """
+        layer = self.layers[-1] if layer is None else layer
+        if layer not in self._surrogates:
+            _, agreement = self._train_surrogate(layer)
+            tqdm.write(
+                f"Trained a surrogate on {layer}, as none was given: it agrees with the kNN on {agreement:.1%} of held-out"
+                " training images. `fit_surrogate` trains others.",
+                file=sys.stderr,
+            )
+        return self._surrogates[layer].to(self.calibration_votes.device)
+
+    def _train_surrogate(self, layer: str | None, **settings: Any) -> tuple[Surrogate, float]:
+        """A surrogate, kept, and its agreement with the kNN on held-out rows."""
+        layer = self.layers[-1] if layer is None else layer
+        self._check_layer(layer)
+        self._check_fitted()
+        bank = self.banks[layer]
+        with torch.inference_mode(False):  # whose tensors nothing can be trained on
+            trained = train_dknnb(bank.features, bank.leave_one_out_votes(self.k), **settings)
+        surrogate = Surrogate(self.network.network, layer, trained.dknnb, self.network.normalize)
+        self._surrogates[layer] = surrogate
+        return surrogate, trained.agreement
+
+    def _check_layer(self, layer: str) -> None:
+        if layer not in self.layers:
+            raise ValueError(f"Expected `layer` to be one of {list(self.layers)}, but got {layer!r}.")
+
+    def _check_fitted(self) -> None:
+        if not len(self._banks):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError(
+                "Expected a victim with training images, but it has none yet. Call `fit(images, labels)` first."
+            )
+
+    # What scikit-learn asks of a classifier: `clone`, `check_is_fitted`, `cross_val_score` and the like.
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Arguments of the constructor as they were given; scikit-learn's `clone` copies the model."""
+        return dict(self._arguments)
+
+    def set_params(self, **arguments: Any) -> Self:
+        """Change arguments of the constructor. The victim has to be fitted again.
+
+        Raises:
+            ValueError: If there is no such argument, or as in the constructor.
+        """
+        unknown = sorted(arguments.keys() - self._arguments.keys())
+        if unknown:
+            raise ValueError(f"Expected arguments among {list(self._arguments)}, but got {unknown}.")
+        changed = type(self)(**{**self._arguments, **arguments})
+        vars(self).clear()
+        vars(self).update(vars(changed))
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return len(self._banks) > 0
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(three_d_array=True),
+        )
+
+
+class KNN(DkNN):
+    """A kNN on one layer: a DkNN of that layer alone.
+
+    Args:
+        model: Maps images in [0, 1] to anything; ``torch.nn.Flatten()`` votes by pixels.
+        layer: Name of the submodule that votes; None for the model's output.
+        k: Neighbours that vote.
+        arguments: Others, as those of `DkNN`.
+
+    Raises:
+        ValueError: As `DkNN`.
+    """
+
+    def __init__(self, model: nn.Module, layer: str | None = None, k: int = 75, **arguments: Any) -> None:
+        super().__init__(model, None if layer is None else [layer], k, **arguments)
+        own = {name: value for name, value in self._arguments.items() if name != "layers"}
+        self._arguments = {**own, "layer": layer}
 
 
 def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalize | None:
@@ -238,8 +490,30 @@ def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None) ->
     return Normalize(mean, std)
 
 
-def check_images_of(bank: MemoryBank, images: Tensor) -> None:
-    """Raise a ValueError unless images are in [0, 1], where a bank is, and of the shape of those in it, where that is known."""
+def _find_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name, dtype=torch.float64).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"Expected `device` to be one that torch can use here, with float64, but {name!r}: {error}"
+        ) from error
+
+
+def _evenly_spaced(labels: Tensor) -> Tensor:
+    """Up to `_CALIBRATION` rows of each class, at equal distances among its own, int64 ``(N,)``."""
+    chosen = []
+    for label in torch.unique(labels).tolist():
+        rows = (labels == label).nonzero().squeeze(1)
+        n = min(len(rows), _CALIBRATION)
+        chosen.append(rows[torch.arange(n, device=rows.device) * len(rows) // n])
+    return torch.cat(chosen)
+
+
+def check_images_of(bank: Bank, images: Tensor) -> None:
+    """Raise a ValueError unless images are in [0, 1], where a bank is, and of its images' shape where that is known."""
     functional.check_images(images)
     if images.device != bank.labels.device:
         raise ValueError(

@@ -20,6 +20,7 @@ from lightning_advknn.attacks.parts.arguments import returned_images
 from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.choices import Convention, GradientPrecision
 from lightning_advknn.classifiers import DkNN
+from lightning_advknn.data.given import Images, Labels, as_images, as_labels
 from lightning_advknn.functional import check_images, check_labels, float32_arithmetic
 from lightning_advknn.integrity import unchanged
 from lightning_advknn.ranks import is_lost
@@ -33,37 +34,19 @@ CPU_BATCH, GPU_BATCH = 64, 1000
 """Images attacked at once: what fits a CPU's caches, and what keeps a GPU busy."""
 
 
-@dataclass(frozen=True)
-class Victim:
-    """What is attacked: DkNN, and the kNN on one of its layers.
-
-    Raises:
-        ValueError: If DkNN does not have the layer.
-    """
-
-    dknn: DkNN
-    layer: str
-
-    def __post_init__(self) -> None:
-        if self.layer not in self.dknn.layers:
-            raise ValueError(
-                f"Expected `layer` to be one of {list(self.dknn.layers)}, but got {self.layer!r}."
-            )
-
-
 class Verdicts(NamedTuple):
     """What the classifiers say of n images."""
 
-    dnn: Tensor
-    """The backbone's class, int64 ``(n,)``."""
+    dnn: Tensor | None
+    """The network's class, int64 ``(n,)``; None of a network without a head."""
     knn: Tensor
-    """The kNN's class on the victim's layer, int64 ``(n,)``."""
+    """The kNN's class on one layer, int64 ``(n,)``."""
     dknn: Tensor
     """DkNN's class (Eq. 4), int64 ``(n,)``."""
     votes: Tensor
     """int64 ``(n, L, C)``."""
     knn_credibility: Tensor
-    """Eq. (5) on the victim's layer alone, float64 ``(n,)``."""
+    """Eq. (5) on that layer alone, float64 ``(n,)``."""
     dknn_credibility: Tensor
     """Eq. (5), float64 ``(n,)``."""
 
@@ -72,8 +55,8 @@ class Verdicts(NamedTuple):
 @float32_arithmetic()
 def observe(
     dknn: DkNN, images: Tensor, batch_size: int = 500, rows: range | None = None
-) -> tuple[Tensor, Tensor]:
-    """Query the backbone and DkNN: all that takes time.
+) -> tuple[Tensor | None, Tensor]:
+    """Run the network and the neighbour search, the slow part.
 
     Args:
         dknn: The victim.
@@ -83,29 +66,32 @@ def observe(
             same arithmetic as among all.
 
     Returns:
-        The backbone's classes int64 ``(n,)`` and votes int64 ``(n, L, C)``; of `rows` if these are given.
+        The network's classes int64 ``(n,)``, None if its output is not ``(n, C)``, and votes int64 ``(n, L, C)``; of `rows` if
+        these are given.
 
     Raises:
         ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
     """
     dknn.check_images(images)
     asked = range(len(images)) if rows is None else rows
-    classes, votes = [], []
+    classes: list[Tensor] = []
+    votes: list[Tensor] = []
     for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
         logits, features = dknn.network.logits_and_features(images[start : start + batch_size])
         some = slice(max(asked.start - start, 0), asked.stop - start)
-        classes.append(logits[some].argmax(1))
+        if isinstance(logits, Tensor) and logits.shape[1:] == (dknn.num_classes,):
+            classes.append(logits[some].argmax(1))
         votes.append(dknn.votes({layer: each[some] for layer, each in features.items()}))
-    return torch.cat(classes), torch.cat(votes)
+    return torch.cat(classes) if classes else None, torch.cat(votes)
 
 
 def decide(
-    dnn: Tensor, votes: Tensor, layer: int, calibration_votes: Tensor, convention: Convention
+    dnn: Tensor | None, votes: Tensor, layer: int, calibration_votes: Tensor, convention: Convention
 ) -> Verdicts:
     """Verdicts from what `observe` returned.
 
     Args:
-        dnn: int64 ``(n,)``.
+        dnn: int64 ``(n,)``; None of a network without a head.
         votes: int64 ``(n, L, C)``.
         layer: Position of the kNN's layer.
         calibration_votes: int64 ``(N, L)``, as in `DkNN`.
@@ -122,12 +108,16 @@ def decide(
     )
 
 
-def judge(victim: Victim, images: Tensor, batch_size: int = 500) -> Verdicts:
-    """`observe` and `decide` for a calibrated victim."""
-    dknn = victim.dknn
-    layer = dknn.layers.index(victim.layer)
-    dnn, votes = observe(dknn, images, batch_size)
-    return decide(dnn, votes, layer, dknn.calibration_votes, dknn.convention)
+def judge(victim: DkNN, layer: str, images: Tensor, batch_size: int = 500) -> Verdicts:
+    """`observe` and `decide` for a calibrated victim, with the kNN on one of its layers.
+
+    Raises:
+        ValueError: If the victim does not have the layer, or as `observe` and `decide`.
+    """
+    if layer not in victim.layers:
+        raise ValueError(f"Expected `layer` to be one of {list(victim.layers)}, but got {layer!r}.")
+    dnn, votes = observe(victim, images, batch_size)
+    return decide(dnn, votes, victim.layers.index(layer), victim.calibration_votes, victim.convention)
 
 
 @float32_arithmetic()
@@ -174,7 +164,14 @@ def perturb(
 
     @torch.no_grad()
     def ask() -> list[Tensor]:
-        return [(victim.network if victim else target)(images[:few].clone()) for few in (1, 2)]
+        answers: list[Tensor] = []
+        for few in (1, 2):
+            if victim is None:
+                answers.append(target(images[:few].clone()))
+            else:
+                logits, features = victim.network.logits_and_features(images[:few].clone())
+                answers += [*features.values(), *([logits] if isinstance(logits, Tensor) else [])]
+        return answers
 
     parts = []
     with prepared(target, precision) as ready, unchanged(name, (target, attack), ask):
@@ -217,7 +214,7 @@ def make_rows(
     adversarial: Tensor,
     before: Verdicts,
     after: Verdicts,
-    surrogate: LogitsFn | None = None,
+    surrogate: tuple[Tensor, Tensor] | None = None,
 ) -> Rows:
     """Put verdicts before and after an attack side by side.
 
@@ -228,13 +225,13 @@ def make_rows(
         adversarial: Same shape.
         before: Verdicts on `images`.
         after: Verdicts on `adversarial`.
-        surrogate: What was attacked instead of the backbone; asked for its predictions too.
+        surrogate: Classes before and after of what was attacked instead of the backbone, int64 ``(n,)`` each.
 
     Raises:
         ValueError: If a label is no class, or images, ids and verdicts are not as many.
     """
     check_labels(labels, len(images), before.votes.shape[-1])
-    sizes = {len(each) for each in (images, ids, before.dnn, after.dnn)}
+    sizes = {len(each) for each in (images, ids, before.votes, after.votes)}
     if len(sizes) > 1:
         raise ValueError(f"Expected as many images as ids and verdicts, but got {sorted(sizes)}.")
     rows: Rows = {
@@ -243,10 +240,10 @@ def make_rows(
         "l2": functional.l2_distortion(images, adversarial),
         "linf": functional.linf_distortion(images, adversarial),
     }
-    for when, verdicts, judged in (("before", before, images), ("after", after, adversarial)):
-        rows |= {f"{name}_{when}": column for name, column in verdicts._asdict().items()}
+    for place, (when, verdicts) in enumerate((("before", before), ("after", after))):
+        rows |= {f"{name}_{when}": each for name, each in verdicts._asdict().items() if each is not None}
         if surrogate is not None:
-            rows[f"surrogate_{when}"] = predict(surrogate, judged)
+            rows[f"surrogate_{when}"] = surrogate[place]
     return rows
 
 
@@ -290,8 +287,8 @@ def concatenate(parts: list[Rows]) -> Rows:
 class AttackMetrics(Metric):
     """Reduces rows, over batches and ranks, to the paper's metrics.
 
-    `compute` gives float64 scalars: accuracies in [0, 1] after the attack, ``dnn_acc``, ``knn_acc``, ``dknn_acc`` and, where rows
-    have it, ``surrogate_acc``; mean true ``l2`` over all samples and, for each victim, ``<victim>_l2_success`` over
+    `compute` gives float64 scalars: accuracies in [0, 1] after the attack, ``knn_acc``, ``dknn_acc`` and, where rows
+    have them, ``dnn_acc`` and ``surrogate_acc``; mean true ``l2`` over all samples and, for each victim, ``<victim>_l2_success`` over
     those it misclassifies after the attack (success = 1 - accuracy, as in the paper; NaN if there are none);
     ``<victim>_credibility`` over all and ``<victim>_credibility_success``; the largest ``linf``; and ``n``.
     """
@@ -391,7 +388,7 @@ def judge_rows(
     votes, labels = rows["votes_after"], rows["label"]
     voters = {f"knn/{layer}": [position] for position, layer in enumerate(layers)}
     voters["dknn"] = list(range(len(layers)))
-    found = {"dnn": Judged(rows["dnn_after"] != labels, None)}
+    found = {"dnn": Judged(rows["dnn_after"] != labels, None)} if "dnn_after" in rows else {}
     for victim, positions in voters.items():
         own = votes[:, positions]
         found[victim] = Judged(
@@ -399,3 +396,104 @@ def judge_rows(
             functional.credibility(own, calibration_votes[:, positions].sum(1), convention),
         )
     return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A victim on images before and after an attack; printed, it is a summary.
+
+    Args:
+        rows: One row an image, columns as in `Rows`, on the CPU.
+        layer: Layer of the kNN in ``knn_*``.
+        attacked: Whether there was an attack; without one, images after it are the clean ones.
+        note: What credibility is measured against.
+    """
+
+    rows: Rows
+    layer: str
+    attacked: bool
+    note: str
+
+    @property
+    def metrics(self) -> dict[str, Mapping[str, float]]:
+        """`summarize` of the rows ``before`` the attack and ``after`` it."""
+        clean = {
+            name: self.rows[f"{name.removesuffix('_after')}_before"] if name.endswith("_after") else column
+            for name, column in self.rows.items()
+        }
+        unchanged = dict.fromkeys(("l2", "linf"), torch.zeros_like(self.rows["l2"]))
+        return {"before": summarize(clean | unchanged), "after": summarize(self.rows)}
+
+    def __str__(self) -> str:
+        rows, metrics = self.rows, self.metrics
+        shown = metrics if self.attacked else {"before": metrics["before"]}
+        several = rows["votes_after"].shape[1] > 1
+        names = {"dnn_acc": "network", "knn_acc": f"kNN on {self.layer}"}
+        names |= {"dknn_acc": "DkNN"} if several else {}
+        names |= {"surrogate_acc": "surrogate"}
+        width = max(22, *map(len, names.values()))
+        lines = [f"{len(rows['id'])} images".ljust(width) + "".join(f"{when:>9}" for when in shown)]
+        for key, name in names.items():
+            if key in metrics["before"]:
+                lines.append(name.ljust(width) + "".join(f"{each[key]:>9.2%}" for each in shown.values()))
+        credibility = "".join(f"{each['dknn_credibility']:9.3f}" for each in shown.values())
+        lines.append("mean credibility".ljust(width) + credibility)
+        if self.attacked:
+            wrong = rows["dknn_after"] != rows["label"]
+            who = "DkNN" if several else "the kNN"
+            lines.append(f"true L2: {_mean_and_median(rows['l2'])} over all images;")
+            lines.append(
+                f"  {_mean_and_median(rows['l2'][wrong])} over the {wrong.sum()} that {who} gets wrong after the attack"
+            )
+            lines.append(f"largest Linf: {metrics['after']['linf']:.3f}")
+        return "\n".join([*lines, self.note])
+
+
+def evaluate(
+    victim: DkNN,
+    images: Images,
+    labels: Labels,
+    adversarial: Images | None = None,
+    *,
+    surrogate: LogitsFn | None = None,
+    batch_size: int = 500,
+) -> Evaluation:
+    """Ask a victim about images and, as they are stored in float32, about their adversarials.
+
+    The kNN is that of the victim's last layer.
+
+    Args:
+        victim: Fitted; credibility is measured against its `reference_votes`.
+        images: ``(n, ...)`` in [0, 1].
+        labels: True classes, whole numbers ``(n,)``.
+        adversarial: Same shape as the images; None for no attack.
+        surrogate: Is asked for its predictions too.
+        batch_size: Images a forward pass; no result depends on it.
+
+    Raises:
+        NotFittedError: If the victim has no training images yet; a ValueError of scikit-learn.
+        ValueError: If an image is out of range or unlike the bank's, or images, labels and adversarials are not as many.
+    """
+    device = victim.calibration_votes.device
+    clean = as_images(images).to(device)
+    known = as_labels(labels, len(clean)).to(device)
+    stored = clean if adversarial is None else as_images(adversarial).to(device)
+    votes, layer = victim.reference_votes(), len(victim.layers) - 1
+    before, after = (
+        decide(*observe(victim, each, batch_size), layer, votes, victim.convention)
+        for each in (clean, stored)
+    )
+    ids = torch.arange(len(clean), device=device)
+    classes = None if surrogate is None else (predict(surrogate, clean), predict(surrogate, stored))
+    rows = make_rows(ids, known, clean, stored, before, after, classes)
+    note = f"Credibility against the votes of {len(votes)} calibration images."
+    if not len(victim.calibration_votes):
+        note = f"Credibility against leave-one-out votes of {len(votes)} training images; `calibrate` takes held-out ones."
+    columns = {name: column.cpu() for name, column in rows.items()}
+    return Evaluation(columns, victim.layers[layer], adversarial is not None, note)
+
+
+def _mean_and_median(values: Tensor) -> str:
+    if not len(values):
+        return "mean -, median -"
+    return f"mean {values.mean():.3f}, median {values.quantile(0.5):.3f}"

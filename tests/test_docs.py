@@ -133,4 +133,5 @@ def test_every_page_is_in_the_navigation_and_every_part_in_the_reference() -> No
         public = importlib.import_module(f"lightning_advknn.{folder.name}")
         hidden = (name for name in public.__all__ if (folder / f"{name}.py").exists())
         expected |= {f"lightning_advknn.{folder.name}.{name}.{name}" for name in hidden}
-    assert documented - {"lightning_advknn.attacks.parts.voronoi"} == expected
+    within = {"lightning_advknn.attacks.parts.voronoi", "lightning_advknn.search.build"}
+    assert documented - within == expected

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import FrozenInstanceError
 from statistics import fmean
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from lightning_advknn import evaluation
 from lightning_advknn.attacks import bim
 from lightning_advknn.data import Batch
-from lightning_advknn.evaluation import AttackMetrics, Victim, summarize
+from lightning_advknn.evaluation import AttackMetrics, summarize
 from lightning_advknn.models import ConvNet
 
 # Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
@@ -29,8 +28,7 @@ VOTES = [[[2, 1, 0], [2, 1, 0]], [[0, 1, 2], [0, 1, 2]], [[1, 1, 1], [2, 1, 0]]]
 @pytest.fixture
 def victim(hand_dknn):
     calibration = torch.tensor(POINTS)[:, None, None].float()
-    hand_dknn.calibrate([Batch(calibration, torch.tensor([0, 1, 1]), torch.arange(3))])
-    return Victim(hand_dknn, "both")
+    return hand_dknn.calibrate([Batch(calibration, torch.tensor([0, 1, 1]), torch.arange(3))])
 
 
 def points(device):
@@ -43,7 +41,7 @@ def column(values, device="cpu", dtype=torch.int64):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 500])
 def test_judge_by_hand(victim, device, batch_size):
-    verdicts = evaluation.judge(victim, points(device), batch_size)
+    verdicts = evaluation.judge(victim, "both", points(device), batch_size)
     assert verdicts.dnn[:2].tolist() == [0, 2]
     assert verdicts.knn.tolist() == [0, 2, 0]
     assert verdicts.dknn.tolist() == [0, 2, 0]
@@ -53,7 +51,7 @@ def test_judge_by_hand(victim, device, batch_size):
 
 
 def test_observe_is_what_decide_needs(victim, device):
-    dnn, votes = evaluation.observe(victim.dknn, points(device), batch_size=2)
+    dnn, votes = evaluation.observe(victim, points(device), batch_size=2)
     assert not votes.requires_grad
     assert votes.tolist() == VOTES
     verdicts = evaluation.decide(dnn, votes, 1, column([[2, 2], [1, 1], [1, 1]], device), "ge")
@@ -81,14 +79,12 @@ def test_images_out_of_range_are_not_judged(victim, device, value):
     images = points(device)
     images[1, 0, 0, 1] = value
     with pytest.raises(ValueError, match=r"Expected finite images in \[0, 1\]"):
-        evaluation.judge(victim, images)
+        evaluation.judge(victim, "both", images)
 
 
-def test_victim_of_an_unknown_layer(hand_dknn):
+def test_judging_on_an_unknown_layer(victim, device):
     with pytest.raises(ValueError, match=r"`layer` to be one of \['both', 'height'\], but got 'relu3'"):
-        Victim(hand_dknn, "relu3")
-    with pytest.raises(FrozenInstanceError):
-        Victim(hand_dknn, "both").layer = "height"
+        evaluation.judge(victim, "relu3", points(device))
 
 
 @pytest.fixture(params=[1, 2, 3, 7])
@@ -170,7 +166,7 @@ def test_predict_is_the_highest_logit(device):
 def test_make_rows_puts_before_and_after_side_by_side(victim, device):
     images = points(device)
     adversarial = images.flip(0)
-    before, after = evaluation.judge(victim, images), evaluation.judge(victim, adversarial)
+    before, after = evaluation.judge(victim, "both", images), evaluation.judge(victim, "both", adversarial)
 
     def surrogate(images):  # class 0 left of x = .6, else 1
         x = images[:, 0, 0, 0]
@@ -319,7 +315,7 @@ def test_rows_of_a_run_are_summarized(victim, device):
         return moved
 
     adversarial = evaluation.perturb(attack, lambda images: images, images, labels)
-    before, after = evaluation.judge(victim, images), evaluation.judge(victim, adversarial)
+    before, after = evaluation.judge(victim, "both", images), evaluation.judge(victim, "both", adversarial)
     result = summarize(
         evaluation.make_rows(column([0, 1, 2], device), labels, images, adversarial, before, after)
     )

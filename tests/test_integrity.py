@@ -64,7 +64,9 @@ def test_a_network_put_into_training_mode_is_not_judged() -> None:
     victim = dknn()
     victim.network.network[1].train()
     for ask in (victim, victim.network, victim.network.features):
-        with pytest.raises(ValueError, match=r"evaluation mode, but \['1'\] of it are in training mode"):
+        with pytest.raises(
+            ValueError, match=r"evaluation mode, but its modules \['1'\] are in training mode"
+        ):
             ask(IMAGES)
 
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.descent import ascent
 from lightning_advknn.attacks.parts.guide_distances import Guides, each_batch
 from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
 from lightning_advknn.classifiers import DkNN
 
 
+@attack(on="victim", norm="linf")
 def ask(
     victim: DkNN,
     images: Tensor,

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_advknn.attacks.minimum_norm import cross_boundary
 from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments
 from lightning_advknn.attacks.parts.balls import check_norm, heading, into_ball, per_image
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.soft_votes import (
     ascend_votes,
     check_neighbours,
@@ -21,12 +22,13 @@ from lightning_advknn.functional import dknn_prediction
 _STRIDE = (0.1, 0.01)  # length of a step as a share of eps, first and last
 
 
+@attack(on="victim")
 def credible(
     victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
-    surrogate: LogitsFn,
+    surrogate: LogitsFn | None = None,
     eps: float,
     norm: Norm = "l2",
     classes: int = 3,
@@ -46,7 +48,7 @@ def credible(
         victim: kNN or DkNN.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to leave, int64 ``(B,)``.
-        surrogate: Differentiable logits that imitate the victim.
+        surrogate: Differentiable logits that imitate the victim; None for the victim's own.
         eps: Radius of the ball in pixel units.
         norm: Of the ball: ``l2`` or ``linf``.
         classes: Wrong classes to start from, as in `minimum_norm`.
@@ -74,7 +76,8 @@ def credible(
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
         radius = torch.full((len(images),), eps, dtype=images.dtype, device=images.device)
-        now = cross_boundary(victim, images, labels, surrogate, norm, classes, surrogate_steps, batch_size)
+        through = victim.surrogate() if surrogate is None else surrogate
+        now = cross_boundary(victim, images, labels, through, norm, classes, surrogate_steps, batch_size)
         now = (images + into_ball(now - images, radius, norm)).clamp(0, 1)
         best, most = now, torch.full_like(labels, -1)
         for step in range(int(steps) + 1):

@@ -9,12 +9,14 @@ from torch.optim import RMSprop
 from tqdm import tqdm
 
 from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least, check_positive
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.descent import Best, Bisection, Box, descend, own_and_others, squared_l2
 from lightning_advknn.attacks.parts.guide_distances import Guides, each_batch
 from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
 from lightning_advknn.classifiers import DkNN
 
 
+@attack(on="victim", norm="l2")
 def kernel_knn(
     victim: DkNN,
     images: Tensor,

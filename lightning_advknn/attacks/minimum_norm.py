@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments
 from lightning_advknn.attacks.parts.balls import check_norm, heading, length, onto_sphere, per_image
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.soft_votes import (
     ascend_margin,
     ascend_votes,
@@ -27,12 +28,13 @@ _STEP = (0.5, 0.02)  # length of a step, as a share of the radius, first and las
 _FARTHEST, _HALVINGS = 3.0, 6  # how much farther than the surrogate's boundary the victim's is looked for
 
 
+@attack(on="victim")
 def minimum_norm(
     victim: DkNN,
     images: Tensor,
     labels: Tensor,
     *,
-    surrogate: LogitsFn,
+    surrogate: LogitsFn | None = None,
     norm: Norm = "l2",
     classes: int = 3,
     surrogate_steps: int = 40,
@@ -54,7 +56,7 @@ def minimum_norm(
         victim: kNN or DkNN.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to leave, int64 ``(B,)``.
-        surrogate: Differentiable logits that imitate the victim.
+        surrogate: Differentiable logits that imitate the victim; None for the victim's own.
         norm: What is to be small: ``l2`` or ``linf``.
         classes: Wrong classes to try: those that the surrogate finds likeliest.
         surrogate_steps: Steps to each of them without the victim.
@@ -93,9 +95,8 @@ def minimum_norm(
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
         classified = victim.predict(images)
-        crossed = cross_boundary(
-            victim, images, labels, surrogate, norm, classes, surrogate_steps, batch_size
-        )
+        through = victim.surrogate() if surrogate is None else surrogate
+        crossed = cross_boundary(victim, images, labels, through, norm, classes, surrogate_steps, batch_size)
         found, fooled = descend(torch.arange(len(images), device=images.device), crossed)
         rows = (~fooled).nonzero().squeeze(1)
         starts, others = _nearest_others(images, classified, labels, rows, norm)

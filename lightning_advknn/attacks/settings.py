@@ -1,36 +1,32 @@
-"""An attack with its settings, as configurations name it."""
+"""An attack with its settings, as configurations name it.
+
+This file imports nothing heavy, as the command line reads its options from it.
+"""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import Tensor
 
-from lightning_advknn.attacks.libraries import LibraryAttack, load_function
-from lightning_advknn.attacks.parts.arguments import LogitsFn, check_returned
-from lightning_advknn.attacks.parts.balls import as_norm, norm_of
-from lightning_advknn.attacks.parts.probe import try_out
 from lightning_advknn.choices import GradientPrecision, Norm
-from lightning_advknn.classifiers import DkNN
-from lightning_advknn.storage import code_of
-
-Target = LogitsFn | DkNN
-"""What an attack fools: a logits function, or a victim itself. A kNN is a DkNN of one layer."""
-
-Attack = Callable[[Any, Tensor, Tensor], Tensor]
-"""An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import TypeIs
+
+    from lightning_advknn.attacks.libraries import LibraryAttack
+    from lightning_advknn.attacks.parts.arguments import Attack
+    from lightning_advknn.attacks.parts.declare import Declaration
+
     Plain = Any
 else:
     Plain = bool | int | float | str | list | dict | None
 """A value as YAML writes it. Were it `Any`, jsonargparse would call whatever a value's `class_path` names."""
 
-_LINF = ("ask", "bim", "fgsm", "sitawarin_wagner_linf")
-"""Functions of `lightning_advknn.attacks` whose eps is of Linf. Others have a setting `norm`, or keep L2 small."""
+_VICTIMS = ("knn", "dknn")
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,14 @@ class AttackSettings:
     """An attack with its settings.
 
     Args:
-        function: A function of `lightning_advknn.attacks` by name, or by import path any other
-            ``function(logits_fn, images, labels, **settings)`` or ``function(victim, images, labels, **settings)``, or an attack
-            class of torchattacks, foolbox or the Adversarial Robustness Toolbox (`libraries.LibraryAttack`).
+        function: A function of `lightning_advknn.attacks` by name, or by import path any other ``function(target, images,
+            labels, **settings)`` or an attack class of torchattacks, foolbox or the Adversarial Robustness Toolbox
+            (`libraries.LibraryAttack`). A function is on logits, unless it is declared otherwise (`lightning_advknn.attack`).
         settings: Its keyword arguments.
         precision: How its gradients are computed.
-        targets: What it is run on: ``origin`` and names of surrogates for an attack on logits, ``knn`` and ``dknn`` for one on a
-            victim. None for all of them.
+        targets: What it is run on: ``origin``, names of surrogates, ``knn``, ``dknn``. None for both victims of an attack on
+            victims, and for all others of one on logits. One on logits gets a victim's vote shares as logits, which have no
+            gradient; a function that is not declared gets the victim itself.
         through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
         vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
         norm: What its eps is measured in, ``l2`` or ``linf`` in any way that libraries write them, where
@@ -64,18 +61,12 @@ class AttackSettings:
 
         Raises:
             ValueError: If the function, a setting, the precision or the norm does not exist, one is missing,
-                or one is out of range.
+                or one is out of range; or nothing says that a function is on victims.
             ImportError: If the library of the function is not installed.
         """
-        if self.precision not in get_args(GradientPrecision):
-            raise ValueError(
-                f"Expected `precision` to be one of {get_args(GradientPrecision)}, but got {self.precision!r}."
-            )
-        if self.precision == "bfloat16" and self.on_victim:
-            raise ValueError(
-                f"Expected another `precision` than 'bfloat16' for {self.function}: a victim decides in float32."
-            )
+        self._check_precision()
         function = self._load()
+        self._check_target(function)
         given = {**self.settings, **({"surrogate": None} if self.through else {})}
         try:
             inspect.signature(function).bind(None, None, None, **given)
@@ -85,14 +76,40 @@ class AttackSettings:
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
         _ = self.known_norm  # of a library's attack, judges its settings too
-        if isinstance(function, LibraryAttack):
+        if _is_library(function):
             return
         _check_types(self.function, function, self.settings)
         if "." not in self.function and not self.on_victim:
+            from lightning_advknn.attacks.parts.probe import try_out
+
             # The function itself judges its settings.
             try_out(partial(function, **self.settings), precision=self.precision)
 
-    def bind(self, image_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10) -> Attack:
+    def _check_precision(self) -> None:
+        if self.precision not in get_args(GradientPrecision):
+            raise ValueError(
+                f"Expected `precision` to be one of {get_args(GradientPrecision)}, but got {self.precision!r}."
+            )
+        if self.precision == "bfloat16" and self.on_victim:
+            raise ValueError(
+                f"Expected another `precision` than 'bfloat16' for {self.function}: a victim decides in float32."
+            )
+        if self.precision != "float32" and self._victims and not self.on_victim:
+            raise ValueError(
+                f"Expected `precision` 'float32' for {self.function} with {self._victims} among `targets`, but got"
+                f" {self.precision!r}: votes have no gradient. Leave `precision` out."
+            )
+
+    def _check_target(self, function: Callable[..., "Tensor"]) -> None:
+        """Raise a ValueError if a function calls its first argument a victim, but nothing says that it gets one."""
+        first = next(iter(inspect.signature(function).parameters), None)
+        if first == "victim" and self._declaration is None and not self._only_victims:
+            raise ValueError(
+                f"Expected {self.function}, whose first argument is called `victim`, to say that it is on victims, but nothing"
+                ' does. Put `@lightning_advknn.attack(on="victim")` above it, or `targets: [knn, dknn]` beside `function`.'
+            )
+
+    def bind(self, image_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10) -> "Attack":
         """The attack as a function of its target, images and labels, after a trial on two images of a `probe.Probe`.
 
         Args:
@@ -100,31 +117,88 @@ class AttackSettings:
             num_classes: Of the target. Both are for the trial alone: the attack works for others, too.
 
         Raises:
-            ValueError: As `check`; or if the attack fails, or returns something else than images.
+            ValueError: As `check`; or if the attack fails, returns something else than images, or needs gradients and
+                is to attack a victim's votes.
             ImportError: If the library of the function is not installed.
         """
+        from lightning_advknn.attacks.parts.declare import on_votes
+        from lightning_advknn.attacks.parts.probe import try_out
+
         self.check()
         function = self._load()
         bound = partial(function, **self.settings)
-        if "." not in self.function or self.on_victim:
+        own = self._declaration is None and not _is_library(function)
+        votes = bool(self._victims) and not own  # as logits, instead of the victim itself
+        if self.on_victim or ("." not in self.function and not votes) or (own and self._only_victims):
             return bound
         try:
-            tried = try_out(bound, image_shape, num_classes, self.precision)
+            tried = try_out(bound, image_shape, num_classes, self.precision, differentiable=not votes)
         except Exception as error:
-            if isinstance(function, LibraryAttack):
+            if _is_library(function) and not votes:
                 raise  # it names itself
-            raise ValueError(
-                f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small module of"
-                f" {num_classes} classes, but it raised {type(error).__name__}: {error}. Mend it, or change its settings."
-            ) from error
+            raise self._of_trial(error, votes, image_shape, num_classes) from error
         if tried:
+            from lightning_advknn.attacks.parts.arguments import check_returned
+
             check_returned(self.function, *tried)
-        return bound
+        return on_votes(bound) if votes else bound
+
+    def _of_trial(
+        self, error: Exception, votes: bool, image_shape: tuple[int, ...], num_classes: int
+    ) -> ValueError:
+        """What to say of an attack that failed in its trial."""
+        hint = (
+            f" It is to attack votes ({self._victims} among `targets`), which have no gradient: take an attack that only asks"
+            " for outputs, or leave these out."
+        )
+        if _is_library(self._load()):
+            return ValueError(f"{error}{hint}")
+        return ValueError(
+            f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small module of"
+            f" {num_classes} classes, but it raised {type(error).__name__}: {error}."
+            + (hint if votes else " Mend it, or change its settings.")
+        )
 
     @property
     def on_victim(self) -> bool:
-        """Whether it attacks a victim itself, not logits: its first argument is called ``victim``."""
-        return next(iter(inspect.signature(self._load()).parameters), None) == "victim"
+        """Whether it attacks a victim itself, not logits, where `targets` says nothing: whether it is declared so."""
+        return self._declaration is not None and self._declaration.on == "victim"
+
+    def targets_among(self, methods: Sequence[str], victims: Sequence[str]) -> Sequence[str]:
+        """What it is run on.
+
+        Args:
+            methods: What attacks on logits differentiate: ``origin`` and names of surrogates.
+            victims: ``knn`` and ``dknn``, as far as they are there.
+
+        Raises:
+            ValueError: If `targets` or `through` name something else.
+        """
+        known = victims if self.on_victim else (*methods, *victims)
+        for given, there in ((self.targets or (), known), (filter(None, [self.through]), methods)):
+            for name in given:
+                if name not in there:
+                    raise ValueError(
+                        f"Expected {self.function} to have `targets` and `through` among {list(there)}, but got {name!r}."
+                    )
+        if self.targets is not None:
+            return self.targets
+        return victims if self.on_victim else methods
+
+    @property
+    def _victims(self) -> list[str]:
+        """Victims among `targets`."""
+        return [name for name in self.targets or () if name in _VICTIMS]
+
+    @property
+    def _only_victims(self) -> bool:
+        return bool(self.targets) and len(self._victims) == len(self.targets or ())
+
+    @property
+    def _declaration(self) -> "Declaration | None":
+        from lightning_advknn.attacks.parts.declare import declared
+
+        return declared(self._load())
 
     @property
     def eps(self) -> float | None:
@@ -153,6 +227,8 @@ class AttackSettings:
     @property
     def known_norm(self) -> Norm | None:
         """`measure`, or None where nothing says so."""
+        from lightning_advknn.attacks.parts.balls import as_norm
+
         said = self._said()
         norms = [as_norm(value, self.function) for value in (said, self.norm) if value is not None]
         if len(set(norms)) > 1:
@@ -163,17 +239,19 @@ class AttackSettings:
 
     def _said(self) -> object:
         """The attack's own word on its norm; None where it is silent."""
-        function = self._load()
-        if isinstance(function, LibraryAttack):
+        from lightning_advknn.attacks.parts.balls import norm_of
+
+        function, declaration = self._load(), self._declaration
+        if _is_library(function):
             return function.check(self.settings)
+        if declaration is not None and declaration.norm is not None:
+            return declaration.norm
         parameter = inspect.signature(function).parameters.get("norm")
-        if parameter is not None:
-            own = None if parameter.default is parameter.empty else parameter.default
-            given = self.settings.get("norm", own)
-            return given if norm_of(given) else None  # a function of one's own may mean something else by it
-        if function.__module__.startswith("lightning_advknn.attacks."):
-            return "linf" if function.__name__ in _LINF else "l2"
-        return None
+        if parameter is None:
+            return None
+        own = None if parameter.default is parameter.empty else parameter.default
+        given = self.settings.get("norm", own)
+        return given if norm_of(given) else None  # a function of one's own may mean something else by it
 
     def describe(self) -> dict[str, Any]:
         """What its outcome depends on, beside its target."""
@@ -183,15 +261,19 @@ class AttackSettings:
     @property
     def code(self) -> list[str]:
         """Of a function by import path, what tells it from an edited one (`storage.code_of`); else nothing."""
+        from lightning_advknn.storage import code_of
+
         return code_of(self.function) if "." in self.function else []
 
-    def _load(self) -> Callable[..., Tensor]:
-        from lightning_advknn import attacks  # here, as the package itself imports this file
+    def _load(self) -> Callable[..., "Tensor"]:
+        from lightning_advknn import attacks
+        from lightning_advknn.attacks.libraries import load_function
+        from lightning_advknn.attacks.parts.declare import declared
 
         if "." in self.function:
             return load_function(self.function)
-        if self.function not in attacks.__all__ or not self.function.islower():
-            known = [name for name in attacks.__all__ if name.islower()]
+        known = [name for name in attacks.__all__ if declared(getattr(attacks, name))]
+        if self.function not in known:
             raise ValueError(
                 f"Expected `function` to be one of {known} or an import path, but got {self.function!r}."
             )
@@ -199,7 +281,14 @@ class AttackSettings:
         return function
 
 
-def _check_types(name: str, function: Callable[..., Tensor], settings: Mapping[str, Any]) -> None:
+def _is_library(function: Callable[..., "Tensor"]) -> "TypeIs[LibraryAttack]":
+    """Whether it is an attack class of another library."""
+    from lightning_advknn.attacks.libraries import LibraryAttack
+
+    return isinstance(function, LibraryAttack)
+
+
+def _check_types(name: str, function: Callable[..., "Tensor"], settings: Mapping[str, Any]) -> None:
     """Judge settings by the annotations of a function."""
     types = get_type_hints(function)
     for setting in settings.keys() & types.keys():

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.descent import (
     Best,
     Bisection,
@@ -30,6 +31,7 @@ from lightning_advknn.attacks.parts.guide_distances import Guides, attack_in_bat
 from lightning_advknn.classifiers import DkNN
 
 
+@attack(on="victim", norm="linf")
 def sitawarin_wagner_linf(
     victim: DkNN,
     images: Tensor,
@@ -84,6 +86,7 @@ def sitawarin_wagner_linf(
     return _attack(victim, images, labels, m, steepness, attack)
 
 
+@attack(on="victim", norm="l2")
 def sitawarin_wagner_l2(
     victim: DkNN,
     images: Tensor,
@@ -149,6 +152,7 @@ def sitawarin_wagner_l2(
     return _attack(victim, images, labels, m, steepness, attack)
 
 
+@attack(on="victim", norm="l2")
 def sitawarin_wagner_knn(
     victim: DkNN,
     images: Tensor,

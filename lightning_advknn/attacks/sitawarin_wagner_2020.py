@@ -8,6 +8,7 @@ from torch.optim import RMSprop
 from tqdm import tqdm
 
 from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.descent import Best, Bisection, Box, descend, squared_l2
 from lightning_advknn.attacks.parts.guide_distances import Guides, images_at_once
 from lightning_advknn.attacks.parts.guides import nearest_of_classes, nearest_wrong_class
@@ -17,6 +18,7 @@ from lightning_advknn.functional import dknn_prediction
 _BEYOND = 1e-5  # how far past the k-th neighbour a guide has to be
 
 
+@attack(on="victim", norm="l2")
 def sitawarin_wagner_minimum_norm(
     victim: DkNN,
     images: Tensor,

@@ -5,11 +5,13 @@ from torch import Tensor
 
 from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least
 from lightning_advknn.attacks.parts.balls import per_image
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.descent import Best, Box, last_success, squared_l2
 from lightning_advknn.attacks.parts.guide_distances import Guides, attack_in_batches
 from lightning_advknn.classifiers import DkNN
 
 
+@attack(on="victim", norm="l2")
 def sitawarin_wagner_mean(victim: DkNN, images: Tensor, labels: Tensor, *, search_steps: int = 5) -> Tensor:
     """Their heuristic for a kNN on pixels: straight towards the nearest mean of another class's training images.
 
@@ -45,6 +47,7 @@ def sitawarin_wagner_mean(victim: DkNN, images: Tensor, labels: Tensor, *, searc
         return best.adversarial
 
 
+@attack(on="victim", norm="l2")
 def sitawarin_wagner_baseline(
     victim: DkNN,
     images: Tensor,

@@ -8,12 +8,14 @@ from tqdm import tqdm
 
 from lightning_advknn.attacks.parts.arguments import check_arguments, check_at_least, check_positive
 from lightning_advknn.attacks.parts.balls import into_ball, unit
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.descent import ascent
 from lightning_advknn.attacks.parts.guide_distances import Guides, each_batch
 from lightning_advknn.attacks.parts.guides import nearest_in_each_layer
 from lightning_advknn.classifiers import DkNN
 
 
+@attack(on="victim", norm="l2")
 def soft_nearest(
     victim: DkNN,
     images: Tensor,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.parts.arguments import check_arguments
+from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.voronoi import exact_minimum
 from lightning_advknn.classifiers import DkNN
 
@@ -11,6 +12,7 @@ _SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the way on from a cell'
 _ROUNDING = 1e-5  # of features in float32, relative
 
 
+@attack(on="victim", norm="l2")
 def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
     """A small L2 perturbation of a 1-NN on pixels: to the cell of another class's training image that is nearest without a range.
 

@@ -16,12 +16,12 @@ from lightning_advknn.callbacks.subsets import batches, draw_subsets, read
 from lightning_advknn.choices import Convention, LabelSource, Metric
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import data_of
-from lightning_advknn.evaluation import Verdicts, Victim, judge
+from lightning_advknn.evaluation import Verdicts, judge
 from lightning_advknn.functional import whole
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import check_precision
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 
 class AttackEvaluation(Callback):
@@ -108,7 +108,7 @@ class AttackEvaluation(Callback):
         self.curves = _curves(attacks, eps_curve)
         self._bound: dict[str, Attack] = {}
         self._bound_at: dict[str, dict[float, Attack]] = {}
-        self._known: tuple[Victim, Verdicts] | None = None
+        self._known: tuple[DkNN, Verdicts] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bind to the module and the data, and check all that can be checked before anything long starts.
@@ -220,24 +220,23 @@ class AttackEvaluation(Callback):
     def _scene(self, trainer: Trainer, module: LightningModule) -> Scene:
         positions = torch.arange(trainer.global_rank, self.num_images, trainer.world_size)
         images, labels, ids = read(self._subsets.attacked, positions, module.device)
-        victim, before = self._known or self._judge_clean(images)
+        dknn, before = self._known or self._judge_clean(images)
         trainable = any(parameter.requires_grad for parameter in self._network.parameters())
-        self._known = None if trainable else (victim, before)
+        self._known = None if trainable else (dknn, before)
         surrogate = module if isinstance(module, SurrogateModule) else None
-        return Scene(images, labels, ids, victim, before, surrogate, self.label_source)
+        return Scene(images, labels, ids, dknn, self._layer, before, surrogate, self.label_source)
 
-    def _judge_clean(self, images: Tensor) -> tuple[Victim, Verdicts]:
-        """The victims, which a trained backbone changes, and what they say of the clean images."""
+    def _judge_clean(self, images: Tensor) -> tuple[DkNN, Verdicts]:
+        """The victim, which a trained backbone changes, and what it says of the clean images."""
         network, device = self._network, images.device
         bank, calibration = (
             batches(split, self._batch_size, device)
             for split in (self._subsets.bank, self._subsets.calibration)
         )
-        banks = build_banks(network, bank, self._num_classes, self.metric)
+        banks = build_banks(network, bank, self._num_classes, BankSettings(self.metric))
         dknn = DkNN.on_banks(network, banks, self._k, self.convention).to(device)
         dknn.calibrate(calibration)
-        victim = Victim(dknn, self._layer)
-        return victim, judge(victim, images)
+        return dknn, judge(dknn, self._layer, images)
 
 
 def _log(trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from lightning_advknn.attacks import Attack, Target
 from lightning_advknn.choices import GradientPrecision, LabelSource
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import (
     Rows,
     Verdicts,
-    Victim,
     average,
     imitation,
     judge,
     make_rows,
     perturb,
+    predict,
     summarize,
 )
 from lightning_advknn.functional import float32_arithmetic, knn_prediction
@@ -37,7 +38,8 @@ class Scene:
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         labels: True classes, int64 ``(n,)``.
         ids: int64 ``(n,)``.
-        victim: Who is asked.
+        dknn: Who is asked.
+        layer: Layer of the kNN.
         before: What it says of the clean images.
         surrogate: What is attacked instead of the backbone.
         label_source: Which label attacks ascend.
@@ -46,7 +48,8 @@ class Scene:
     images: Tensor
     labels: Tensor
     ids: Tensor
-    victim: Victim
+    dknn: DkNN
+    layer: str
     before: Verdicts
     surrogate: SurrogateModule | None
     label_source: LabelSource
@@ -63,10 +66,13 @@ class Scene:
         That are columns ``surrogate_agreement`` and ``surrogate_kl``, as `evaluation.imitation`, on the adversarials; None takes the
         clean images for them.
         """
-        after = self.before if adversarial is None else judge(self.victim, adversarial)
+        after = self.before if adversarial is None else judge(self.dknn, self.layer, adversarial)
         attacked = self.images if adversarial is None else adversarial
-        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, self.surrogate)
-        layers = self.victim.dknn.layers
+        classes = None
+        if self.surrogate is not None:
+            classes = predict(self.surrogate, self.images), predict(self.surrogate, attacked)
+        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, classes)
+        layers = self.dknn.layers
         if self.surrogate is not None and self.surrogate.layer in layers:
             votes = after.votes[:, layers.index(self.surrogate.layer)]
             found = imitation(self.surrogate, attacked, votes)
@@ -81,7 +87,7 @@ class Scene:
         right = knn_prediction(rows["votes_after"]) == rows["label"][:, None]  # (n, L)
         columns = {
             f"layers/{name}/{layer}_knn_acc": right[:, position]
-            for position, layer in enumerate(self.victim.dknn.layers)
+            for position, layer in enumerate(self.dknn.layers)
         }
         columns |= {
             f"surrogate/{name}/{key}": rows[f"surrogate_{key}"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.data import Batch, ImageDataModule
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.data.splits import ImageSplit
 
 _SEED = 0
 

@@ -69,7 +69,7 @@ def evaluate(
         results: Folder of tables over several seeds, which get this seed's lines; also of copies of the summary and
             the pictures.
         command: What the summary names as the command; None for this process's own.
-        quiet: Print nothing.
+        quiet: Print only where the results are.
 
     Returns:
         A line for each check that fails.
@@ -81,7 +81,6 @@ def evaluate(
     evidence = steps.gather(run, run.attacks, measured.add)
     pictures = draw(run, measured.pictured, measured.pictured_rows, output)
     checks = evidence.checks(names_of(run.data))
-    run.attacked.free()
     tables = measured.tables()
     for table in tables:
         table.write(output)
@@ -102,7 +101,7 @@ def evaluate(
     if not quiet:
         _print(run, tables, summary["settings"])
     steps.say(counted(checks), quiet)
-    steps.say(f"Rows, tables and pictures are in {output}", quiet)
+    steps.say(f"Rows, tables and pictures are in {output}")
     return steps.tell_all(run.ranks, failed(checks))
 
 
@@ -144,12 +143,11 @@ class _Measured:
 def _transferred(run: ExperimentRun) -> list[Record]:
     """Table 3: the transfer networks on the adversarials made for the attacked one."""
     records = []
-    for network, victims in run.transfers.items():
+    for network in run.transfers:
         for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
             rows = steps.saved_rows(run, method, attack, network)
             own = transfer_records(run.data.name, run.experiment, network, method, attack, rows)
             records += with_note(own, steps.note_on(run, network))
-        victims.free()
     return records
 
 

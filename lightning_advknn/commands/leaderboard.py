@@ -65,7 +65,7 @@ def leaderboard(run: ExperimentRun, results: str | None = None, quiet: bool = Fa
     Args:
         run: From `prepare_leaderboard`.
         results: Folder of a leaderboard over several seeds, which gets this seed's lines.
-        quiet: Print nothing.
+        quiet: Print only where the results are.
 
     Returns:
         A line for each check that fails.
@@ -77,7 +77,6 @@ def leaderboard(run: ExperimentRun, results: str | None = None, quiet: bool = Fa
     bounds, seed = run.bounds(), run.experiment.seed
     checks = evidence.checks(names_of(run.data), bounds)
     note = steps.note_on(run)
-    run.attacked.free()
     records = leaderboard_records(evidence.runs, evidence.clean, seed, bounds)
     summary = {
         "command": steps.how_called(),
@@ -99,7 +98,7 @@ def leaderboard(run: ExperimentRun, results: str | None = None, quiet: bool = Fa
         _add_seed(Path(results), seed, table, settings, summary)
     if not quiet:
         print_board(board, seed)
-    steps.say(f"The leaderboard is in {output}", quiet)
+    steps.say(f"The leaderboard is in {output}")
     return steps.tell_all(run.ranks, failed(checks))
 
 

@@ -4,15 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_advknn.evaluation import Rows
+from lightning_advknn.experiment.rechecks import PICTURED, telling_rows
 from lightning_advknn.experiment.run import ExperimentRun
-from lightning_advknn.reports.paper.chosen_images import (
-    IMAGES,
-    PAIRS,
-    eps_of,
-    growing_attacks,
-    pick,
-    telling_rows,
-)
+from lightning_advknn.reports.paper.chosen_images import IMAGES, eps_of, growing_attacks, pick
 from lightning_advknn.reports.paper.image_figures import Column, adversarials_figure, neighbours_figure
 from lightning_advknn.reports.render.style import save_figure
 
@@ -32,7 +26,7 @@ def draw(run: ExperimentRun, method: str, rows: Mapping[str, Rows], folder: Path
     """
     attack = list(rows)[-1]
     place = f"{run.data.name}, seed {run.experiment.seed}"
-    chosen = telling_rows(rows[attack], PAIRS)
+    chosen = telling_rows(rows[attack], PICTURED)
     figure = neighbours_figure(
         run.neighbours(method, attack, chosen),
         run.attacked.layer,

@@ -93,7 +93,7 @@ def reproduce(
         tasks: From `plan`.
         dashboard: Where each logs to, beside its files.
         ranks: Processes that share the work on each cell; the first writes.
-        quiet: Print nothing.
+        quiet: Print only where the results are.
 
     Returns:
         A line for each check that fails, also of cells that were done before.
@@ -124,13 +124,12 @@ def reproduce(
     return lines
 
 
-def report_grid(grid: Grid, tasks: Sequence[Task], quiet: bool = False) -> None:
+def report_grid(grid: Grid, tasks: Sequence[Task]) -> None:
     """Write the report on a grid's results, into ``report`` in its results folder.
 
     Args:
         grid: Whose results.
         tasks: From `plan`, which found missing data.
-        quiet: Print nothing.
     """
     missing = {task.cell.data: task.missing for task in tasks}
     planned: dict[str, dict[str, list[Planned]]] = {}
@@ -139,7 +138,7 @@ def report_grid(grid: Grid, tasks: Sequence[Task], quiet: bool = False) -> None:
         planned.setdefault(cell.data, {}).setdefault(cell.part, []).append(own)
     folder = Path(grid.results) / "report"
     write_report(planned, Path(grid.results), folder)
-    say(f"The report is in {folder / 'index.html'}", quiet)
+    say(f"The report is in {folder / 'index.html'}")
 
 
 def _state(cell: Cell, run: ExperimentRun) -> State:

@@ -71,10 +71,9 @@ def gather(run: ExperimentRun, pairs: Iterable[tuple[str, str | None]], see: See
         pairs: Methods and attacks; the first is `ORIGIN` without an attack.
         see: Called with each method, attack and rows, which are not kept.
     """
-    attacked, (first, *others) = run.attacked, pairs
+    first, *others = pairs
     clean = saved_rows(run, *first)
-    votes = attacked.calibration_votes.cpu()
-    evidence = Evidence(run.experiment, run.describe(), attacked.layers, votes, clean)
+    evidence = Evidence(run.experiment, run.attacked.layers, run.calibration_votes(), clean)
     evidence.asked_again["clean images"] = run.asked_again(*first)
     if see:
         see(*first, clean)
@@ -84,8 +83,9 @@ def gather(run: ExperimentRun, pairs: Iterable[tuple[str, str | None]], see: See
             see(method, attack, rows)
         if attack is not None:
             seconds, queries = run.cost(method, attack)
-            iterates = run.iterates(method, attack)
-            evidence.add(method, attack, rows, seconds=seconds, queries=queries, iterates=iterates)
+            iterates, imitates = run.iterates(method, attack), run.imitated(method)
+            more = {"seconds": seconds, "queries": queries, "imitates": imitates, "iterates": iterates}
+            evidence.add(method, attack, rows, **more)
             evidence.asked_again[f"{attack}, {method}"] = run.asked_again(method, attack)
     evidence.looked = {method: Looked(**run.gradients(method)) for method in evidence.differentiated}
     return evidence

@@ -1,4 +1,4 @@
-"""The paper's equations, one pure function each, and what they expect; imports torch only."""
+"""The paper's equations, one pure function each, and checks of their arguments; imports torch only."""
 
 from lightning_advknn.functional.arithmetic import autocast_devices, check_defaults, float32_arithmetic
 from lightning_advknn.functional.credibility import credibility, true_class_votes

@@ -1,13 +1,23 @@
 """DkNNB, the paper's differentiable stand-in for a kNN, on one layer or several."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Adam
+from tqdm import tqdm
 
+from lightning_advknn import functional
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models.features import FeatureNetwork
 from lightning_advknn.models.frozen import Frozen
+from lightning_advknn.models.normalize import Normalize
+
+_CHUNK = 64  # neighbouring rows that are read together
+_READ = 4096  # rows in memory at once, shuffled among each other
 
 
 class DkNNB(nn.Linear):
@@ -31,11 +41,14 @@ class Surrogate(Frozen):
         network: The victim's backbone.
         layer: Layer whose features DkNNB reads.
         dknnb: The trained block.
+        normalize: The victim's normalisation before the backbone; None for none.
     """
 
-    def __init__(self, network: nn.Module, layer: str, dknnb: DkNNB) -> None:
+    def __init__(
+        self, network: nn.Module, layer: str, dknnb: DkNNB, normalize: Normalize | None = None
+    ) -> None:
         super().__init__()
-        self.backbone = FeatureNetwork(network, [layer])
+        self.backbone = FeatureNetwork(network, [layer], normalize)
         self.layer = layer
         self.dknnb = dknnb
         self.eval()
@@ -54,11 +67,14 @@ class JointSurrogate(Frozen):
     Args:
         network: The victim's backbone.
         dknnbs: The trained block of each layer, by the layer's name.
+        normalize: The victim's normalisation before the backbone; None for none.
     """
 
-    def __init__(self, network: nn.Module, dknnbs: Mapping[str, DkNNB]) -> None:
+    def __init__(
+        self, network: nn.Module, dknnbs: Mapping[str, DkNNB], normalize: Normalize | None = None
+    ) -> None:
         super().__init__()
-        self.backbone = FeatureNetwork(network, list(dknnbs))
+        self.backbone = FeatureNetwork(network, list(dknnbs), normalize)
         self.dknnbs = nn.ModuleList(dknnbs.values())
         self.eval()
 
@@ -70,3 +86,106 @@ class JointSurrogate(Frozen):
             for layer, dknnb in zip(self.backbone.layers, self.dknnbs, strict=True)
         ]
         return torch.stack(log_q).logsumexp(0)  # the mean's factor 1 / L shifts all alike
+
+
+class BankFeatures(Protocol):
+    """Features that a bank holds, ``(M, D)``: a tensor, or rows in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """M and D."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Rows int64 ``(n,)``, as float32 ``(n, D)``."""
+
+
+class TrainedDkNNB(NamedTuple):
+    """A trained block, and how well it imitates the kNN on bank rows that were held out."""
+
+    dknnb: DkNNB
+    kl: float
+    """Mean of Eq. (15)."""
+    agreement: float
+    """Share of rows whose predicted class is the kNN's."""
+
+
+@float32_arithmetic()
+def train_dknnb(
+    features: BankFeatures,
+    votes: Tensor,
+    *,
+    epochs: int = 20,
+    batch_size: int = 64,
+    learning_rate: float = 1.0,
+    cls_weight: float = 0.3,
+    cl_weight: float = 1.0,
+    seed: int = 0,
+) -> TrainedDkNNB:
+    """Train DkNNB by Eq. (16) on what a bank holds; no images are needed.
+
+    Adam sees nine tenths of the rows. The epoch with the least KL (Eq. 15) on the other tenth is kept. Weights start at
+    zero, and steps are as long as the features' size allows, so that the layer's scale does not matter.
+
+    Args:
+        features: Raw features of the bank, float32 ``(M, D)``, M at least 2.
+        votes: Leave-one-out votes on its rows, int64 ``(M, C)``, on the device to train on.
+        epochs: Passes over the rows.
+        batch_size: Rows a step.
+        learning_rate: About how much a step changes a logit at most; Adam's own is this over the features' mean L1 norm.
+        cls_weight: lambda of Eq. (16).
+        cl_weight: Weight of L_CL; 0 for L_CLS alone.
+        seed: Of the order of rows. Global random states stay as they are.
+
+    Raises:
+        ValueError: If there are fewer than 2 rows.
+    """
+    n, width = features.shape
+    if n < 2:
+        raise ValueError(f"Expected at least 2 bank rows to train a surrogate on, but got {n}.")
+    # Outside of inference mode and `no_grad`, in which victims are often attacked.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        generator = torch.Generator().manual_seed(seed)
+        dknnb = DkNNB(width, votes.shape[1]).to(votes.device)
+        nn.init.zeros_(dknnb.weight)
+        nn.init.zeros_(dknnb.bias)
+        order = torch.randperm(n, generator=generator)
+        size = features[order[:_READ].sort().values].abs().sum(1).mean().clamp(min=1e-30).item()
+        held, rest = (part.sort().values for part in order.tensor_split([max(1, n // 10)]))
+        rates = ((dknnb.weight, learning_rate / size), (dknnb.bias, learning_rate / width))
+        optimizer = Adam([{"params": [parameter], "lr": rate} for parameter, rate in rates])
+        best = _kept(dknnb, features, votes, held)
+        for _ in tqdm(range(epochs), desc="surrogate", disable=None, leave=False):
+            for rows in _blocks(rest, generator):
+                own, block = features[rows], votes[rows]
+                for batch in torch.split(torch.randperm(len(rows), generator=generator), batch_size):
+                    loss = _loss(dknnb(own[batch]), block[batch], cls_weight, cl_weight)
+                    optimizer.zero_grad()
+                    torch.autograd.backward(loss)
+                    optimizer.step()
+            epoch = _kept(dknnb, features, votes, held)
+            best = epoch if epoch.kl < best.kl else best
+    return best
+
+
+def _blocks(rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows in parts that fit memory, of neighbours from random places: files are read in order, classes come mixed."""
+    chunks = torch.split(rows, _CHUNK)
+    for block in torch.split(torch.randperm(len(chunks), generator=generator), _READ // _CHUNK):
+        yield torch.cat([chunks[chunk] for chunk in block.sort().values.tolist()])
+
+
+def _loss(logits: Tensor, votes: Tensor, cls_weight: float, cl_weight: float) -> Tensor:
+    """Eq. (16), the mean over the batch instead of the paper's sum."""
+    distribution, labels = functional.vote_distribution(votes), functional.knn_prediction(votes)
+    return functional.surrogate_loss(logits, distribution, labels, cls_weight, cl_weight).mean()
+
+
+@torch.no_grad()
+def _kept(dknnb: DkNNB, features: BankFeatures, votes: Tensor, held: Tensor) -> TrainedDkNNB:
+    """A copy of the block, with its KL and agreement on some rows."""
+    kl = agree = 0.0
+    for rows in torch.split(held, _READ):
+        logits, own = dknnb(features[rows]), votes[rows]
+        kl += functional.consistency_loss(logits, functional.vote_distribution(own)).sum().item()
+        agree += (logits.argmax(1) == functional.knn_prediction(own)).sum().item()
+    return TrainedDkNNB(copy.deepcopy(dknnb), kl / len(held), agree / len(held))

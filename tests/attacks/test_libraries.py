@@ -621,6 +621,8 @@ def test_an_attack_of_ones_own_on_a_victim(own, hand_dknn):
     # It asks the victim for classes, of which there are three, and puts them where pixels were.
     path = own(
         "on_victim",
+        "import lightning_advknn as advknn\n"
+        "@advknn.attack(on='victim')\n"
         "def attack(victim, images, labels, *, surrogate):\n"
         "    classes = victim.predict(images)\n"
         "    return (classes / 2)[:, None, None, None].expand_as(images)\n",

@@ -22,9 +22,9 @@ from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
 from lightning_advknn.callbacks import attacked_images as scene
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
-from lightning_advknn.evaluation import Victim, judge, make_rows, perturb
+from lightning_advknn.data.splits import ImageSplit
+from lightning_advknn.evaluation import judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.search.build import build_banks
@@ -166,15 +166,16 @@ def rows_by_hand(
     banks = build_banks(features, [chosen(Digits().split("train"), 0, 200)], 10)
     dknn = DkNN.on_banks(features, banks, k=5)
     dknn.calibrate([calibration])
-    victim = Victim(dknn, "relu")
     images, labels, ids = attacked
-    before = judge(victim, images)
+    before = judge(dknn, "relu", images)
     goal = before.knn if label_source == "knn" else labels
     attack = AttackSettings("fgsm", {"eps": eps}).bind()
     adversarial = perturb(attack, surrogate or network, images, goal)
     return {
         "clean": make_rows(ids, labels, images, images, before, before, surrogate),
-        "fgsm": make_rows(ids, labels, images, adversarial, before, judge(victim, adversarial), surrogate),
+        "fgsm": make_rows(
+            ids, labels, images, adversarial, before, judge(dknn, "relu", adversarial), surrogate
+        ),
     }
 
 

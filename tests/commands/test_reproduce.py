@@ -15,7 +15,7 @@ import yaml
 from tests.test_attack_script import read, write_config
 
 import attack
-from lightning_advknn.experiment import run as stages
+from lightning_advknn.experiment import shards
 from tests.wandb_runs import offline_wandb, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished grid, in shards of 100 images."""
     grid = write_grid(tmp_path_factory.mktemp("reproduce") / "grid")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "SHARD", 100)
+        patch.setattr(shards, "SHARD", 100)
         assert reproduce(grid) == 0
     return grid
 
@@ -74,7 +74,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished grid to go on from."""
-    monkeypatch.setattr(stages, "SHARD", 100)
+    monkeypatch.setattr(shards, "SHARD", 100)
     shutil.copytree(done.parent, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*.yaml"):
         path.write_text(path.read_text().replace(str(done.parent), str(tmp_path / "copy")))
@@ -182,7 +182,7 @@ def test_a_dashboard_has_a_run_of_each_experiment_and_one_of_the_report(copy: Pa
 def test_killed_in_the_middle_it_goes_on_and_equals_an_uninterrupted_grid(done: Path, tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     script = (
-        "import sys; from lightning_advknn.experiment import run; run.SHARD = 100;"
+        "import sys; from lightning_advknn.experiment import shards; shards.SHARD = 100;"
         "import attack; sys.exit(attack.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "reproduce", f"--config={grid}"]

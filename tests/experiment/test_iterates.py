@@ -107,7 +107,7 @@ def test_an_attack_that_raises_leaves_no_hook() -> None:
 
 def test_a_victim_says_classes(hand_dknn: DkNN, device: torch.device) -> None:
     images = torch.tensor([[0.0, 0.0], [1.0, 1.0]], device=device)[:, None, None]
-    classes = hand_dknn(images)
+    classes = hand_dknn.predict(images)
 
     def attack(victim: DkNN, images: Tensor, _labels: Tensor) -> Tensor:
         victim(images.flip(0))

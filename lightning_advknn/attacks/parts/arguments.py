@@ -2,13 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import autocast_devices, check_images, check_labels
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Maps images ``(B, ...)`` to logits ``(B, C)``; the gradient is autograd's."""
+
+Target = LogitsFn | DkNN
+"""What an attack fools: a logits function, or a victim itself. A kNN is a DkNN of one layer."""
+
+Attack = Callable[[Any, Tensor, Tensor], Tensor]
+"""An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
 
 _ROUNDING = 1e-6  # by which an attack's last addition in float32 may leave [0, 1]
 
@@ -118,6 +127,3 @@ def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return not value.ndim and value.dtype != torch.bool
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-LogitsFn = Callable[[Tensor], Tensor]

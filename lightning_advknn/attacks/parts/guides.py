@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.classifiers import DkNN
-from lightning_advknn.search import MemoryBank
+from lightning_advknn.search import Bank
 
 
 @torch.no_grad()
-def nearest_of_each_class(bank: MemoryBank, features: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def nearest_of_each_class(bank: Bank, features: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """The m nearest bank rows of every class, nearest first.
 
     Args:
@@ -28,7 +28,7 @@ def nearest_of_each_class(bank: MemoryBank, features: Tensor, m: int) -> tuple[T
 
 
 @torch.no_grad()
-def nearest_of_class(bank: MemoryBank, features: Tensor, label: int, m: int) -> tuple[Tensor, Tensor]:
+def nearest_of_class(bank: Bank, features: Tensor, label: int, m: int) -> tuple[Tensor, Tensor]:
     """The same of one class: distances ``(B, m)`` and bank rows ``(B, m)``.
 
     From float32 products, which is many times faster than the exact search: rows that are as far but for rounding may
@@ -74,12 +74,12 @@ def nearest_in_each_layer(
     return squares, rows
 
 
-def as_lengths(bank: MemoryBank, distances: Tensor) -> Tensor:
+def as_lengths(bank: Bank, distances: Tensor) -> Tensor:
     """A bank's distances as Euclidean ones, between unit vectors where its metric is cosine."""
     return (2 * distances).clamp(min=0).sqrt() if bank.metric == "cosine" else distances
 
 
-def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def nearest_wrong_class(bank: Bank, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """The class, other than an image's own, whose m nearest rows have the smallest mean distance.
 
     Args:
@@ -100,7 +100,7 @@ def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: i
     return wrong, rows[torch.arange(len(labels), device=labels.device), wrong]
 
 
-def nearest_of_classes(bank: MemoryBank, features: Tensor, classes: Tensor, m: int) -> Tensor:
+def nearest_of_classes(bank: Bank, features: Tensor, classes: Tensor, m: int) -> Tensor:
     """The m nearest rows of a class for each image, int64 ``(B,)``: rows int64 ``(B, m)``, nearest first."""
     rows = torch.empty(len(features), m, dtype=torch.int64, device=features.device)
     for label in torch.unique(classes).tolist():

@@ -28,11 +28,12 @@ class Probe(nn.Module):
     Args:
         image_shape: ``(channels, H, W)``.
         num_classes: C.
+        differentiable: Whether its logits have a gradient; a victim's votes have none.
     """
 
-    def __init__(self, image_shape: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, image_shape: tuple[int, ...], num_classes: int, differentiable: bool = True) -> None:
         super().__init__()
-        self.image_shape, self.num_classes = image_shape, num_classes
+        self.image_shape, self.num_classes, self.differentiable = image_shape, num_classes, differentiable
         self.calls, self.until = 0, time.monotonic() + _SECONDS
         generator = torch.Generator().manual_seed(0)
         signs = 2 * torch.randint(2, (prod(image_shape),), generator=generator) - 1
@@ -44,7 +45,8 @@ class Probe(nn.Module):
         if self.calls > _CALLS or time.monotonic() > self.until:
             raise _EnoughError
         votes = F.pad((images.flatten(1) - 0.5) * self.weight, (0, -self.weight.numel() % self.num_classes))
-        return 10 * votes.view(len(images), -1, self.num_classes).mean(1)
+        logits = 10 * votes.view(len(images), -1, self.num_classes).mean(1)
+        return logits if self.differentiable else logits.detach()
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """Images ``(2, channels, H, W)`` that it is sure of, and their classes."""
@@ -59,6 +61,7 @@ def try_out(
     image_shape: tuple[int, ...] = (1, 28, 28),
     num_classes: int = 10,
     precision: GradientPrecision = "float32",
+    differentiable: bool = True,
 ) -> tuple[object, Tensor] | None:
     """Attack two images of a `Probe`, for a while; what it raises is raised.
 
@@ -67,13 +70,14 @@ def try_out(
         image_shape: ``(channels, H, W)``.
         num_classes: C.
         precision: How its gradients are computed.
+        differentiable: Whether there are any.
 
     Returns:
         What it returned, and the images ``(2, channels, H, W)``; None if it takes longer.
     """
     with torch.inference_mode(False), torch.enable_grad(), seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those that matter come again
-        probe = Probe(image_shape, num_classes)
+        probe = Probe(image_shape, num_classes, differentiable)
         images, labels = probe.examples()
         try:
             with prepared(probe, precision) as logits_fn:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_advknn.choices import Norm
 from lightning_advknn.evaluation import Judged, Rows
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, family
+from lightning_advknn.experiment.settings import ORIGIN, Experiment, family
 
 CLEAN = "clean"  # entry of images as they are
 FALSE_ALARMS = 0.05
@@ -111,22 +111,6 @@ def attack_run(
         labels == rows["label"],
         **more,
     )
-
-
-def imitated_victim(method: str, settings: Mapping[str, Any], layers: Sequence[str]) -> str | None:
-    """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN.
-
-    Args:
-        method: The surrogate; None is returned for anything else.
-        settings: The experiment's, as `ExperimentRun.describe`.
-        layers: Layers that vote.
-    """
-    if method in (ORIGIN, *VICTIMS):
-        return None
-    if method in settings.get("joint", {}):
-        return "dknn"
-    layer = settings["trainings"][method]["model"]["init_args"]["layer"]
-    return f"knn/{layer}" if layer in layers else "dknn"
 
 
 def alarm_threshold(credibility: Tensor) -> float:

@@ -9,12 +9,7 @@ from torch import Tensor
 from lightning_advknn import functional
 from lightning_advknn.evaluation import Judged, Rows, judge_rows
 from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment
-from lightning_advknn.reports.leaderboards.attack_runs import (
-    AttackRun,
-    attack_run,
-    clean_run,
-    imitated_victim,
-)
+from lightning_advknn.reports.leaderboards.attack_runs import AttackRun, attack_run, clean_run
 from lightning_advknn.reports.leaderboards.checks import Check, run_checks
 from lightning_advknn.reports.leaderboards.failures import (
     Classified,
@@ -35,14 +30,12 @@ class Evidence:
 
     Args:
         experiment: Its settings.
-        settings: The same as `ExperimentRun.describe`.
         layers: Names of the votes' layers.
         calibration_votes: int64 ``(N, L)``, as in `DkNN`.
         clean_rows: Rows without an attack, of the backbone.
     """
 
     experiment: Experiment
-    settings: Mapping[str, Any]
     layers: Sequence[str]
     calibration_votes: Tensor
     clean_rows: Rows
@@ -69,14 +62,12 @@ class Evidence:
             method: What was attacked.
             attack: Name of the attack.
             rows: Its rows.
-            more: ``seconds``, ``queries`` and ``iterates``, as in `AttackRun`.
+            more: ``seconds``, ``queries``, ``imitates`` and ``iterates``, as in `AttackRun`.
         """
-        imitates = imitated_victim(method, self.settings, self.layers)
-        victims = self._judged(rows)
-        run = attack_run(self.experiment, method, attack, rows, victims, imitates=imitates, **more)
+        run = attack_run(self.experiment, method, attack, rows, self._judged(rows), **more)
         self.runs.append(run)
-        if imitates:
-            known = Classified(rows["surrogate_before"], self._classes_of(imitates))
+        if run.imitates:
+            known = Classified(rows["surrogate_before"], self._classes_of(run.imitates))
             self._classified.setdefault(method, known)
 
     def checks(self, names: Sequence[str], bounds: Mapping[str, Tensor] | None = None) -> list[Check]:

@@ -1,25 +1,11 @@
-"""Which images and attacks the pictures of an experiment show (Figures 3 and 6)."""
+"""Which attacks the picture of growing perturbations shows (Figure 6)."""
 
 from collections.abc import Collection, Sequence
 
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment.settings import Experiment
 
-PAIRS, IMAGES, COLUMNS = 2, 5, 8  # samples of Figure 3; rows and attacked columns of Figure 6
-
-
-def telling_rows(rows: Rows, n: int) -> list[int]:
-    """Positions of up to n images that both victims get right before the attack and wrong after it.
-
-    One image of each class comes first. If there are no such images, all are taken for such.
-    """
-    label = rows["label"]
-    right = (rows["knn_before"] == label) & (rows["dknn_before"] == label)
-    wrong = (rows["knn_after"] != label) & (rows["dknn_after"] != label)
-    fooled = (right & wrong).nonzero().squeeze(1).tolist() or list(range(len(label)))
-    first_of_class = {int(label[position]): position for position in reversed(fooled)}
-    chosen = sorted(first_of_class.values())
-    return (chosen + [position for position in fooled if position not in chosen])[:n]
+IMAGES, COLUMNS = 5, 8  # rows and attacked columns of Figure 6
 
 
 def growing_attacks(experiment: Experiment, among: Collection[str]) -> list[str]:

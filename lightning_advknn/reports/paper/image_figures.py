@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import Rows
 
-NEIGHBOURS = 5  # nearest training images that are shown
-
 SMALL, MIDDLE = 7, 9  # points
 LINE = 0.135  # inches from one line of small text to the next
 WRONG, MARK = "#b2182b", "\N{BALLOT X}"
@@ -49,7 +47,7 @@ def neighbours_figure(
     """Clean images and their adversarials, each with its nearest training images at each layer (Fig. 3).
 
     Args:
-        neighbours: By layer, bank rows and labels of the nearest training images, int64 ``(2n, NEIGHBOURS)``: of
+        neighbours: By layer, bank rows and labels of the nearest training images, int64 ``(2n, few)``: of
             the clean images first, then of the adversarials.
         layer: The kNN's.
         training: Training images in the bank's order.
@@ -58,11 +56,12 @@ def neighbours_figure(
         title: Names the attack.
     """
     images, adversarial = pairs
+    few = max(found.shape[1] for found, _ in neighbours.values())
     size, pitch, large = 0.5, 0.56, 0.9
     height = large + 0.3 + 0.69 * len(neighbours) + 0.2
-    left = (0.75, 0.75 + NEIGHBOURS * pitch + 0.3)
-    page = _Page(left[1] + NEIGHBOURS * pitch + 0.1, 0.55 + height * len(images))
-    page.write([(f"{title}; {NEIGHBOURS} nearest training images at each layer", False)], 0.1, 0.1, MIDDLE)
+    left = (0.75, 0.75 + few * pitch + 0.3)
+    page = _Page(left[1] + few * pitch + 0.1, 0.55 + height * len(images))
+    page.write([(f"{title}; {few} nearest training images at each layer", False)], 0.1, 0.1, MIDDLE)
     page.write([(LEGEND, False)], 0.1, 0.3)
     for index in range(len(images)):
         top = 0.7 + height * index

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
-from lightning_advknn.evaluation import Rows, Victim, judge, make_rows
+from lightning_advknn.evaluation import Rows, judge, make_rows
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.reports.paper.chosen_images import growing_attacks, telling_rows
@@ -21,7 +21,7 @@ from lightning_advknn.reports.paper.image_figures import (
     adversarials_figure,
     neighbours_figure,
 )
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 MARK = "\N{BALLOT X}"
 TITLE = "FashionMNIST, seed 10: bim_050 through dknnb_cl_logits"  # as long as they get
@@ -54,16 +54,15 @@ def test_neighbours_at_each_layer_are_those_of_brute_force(device: torch.device)
     linear = nn.Linear(16, 4)
     network = FeatureNetwork(nn.Sequential(nn.Flatten(), linear), ["0", "1"]).eval().to(device)
     batch = Batch(images, labels, torch.arange(40))
-    dknn = DkNN.on_banks(network, build_banks(network, [batch], 4, "euclidean"), k=3).to(device)
+    dknn = DkNN.on_banks(network, build_banks(network, [batch], 4, BankSettings("euclidean")), k=3).to(device)
     dknn.calibrate([batch])
     clean, adversarial = torch.rand(2, 1, 4, 4, device=device), torch.rand(2, 1, 4, 4, device=device)
-    victim = Victim(dknn, "0")
     rows = make_rows(
         torch.arange(2),
         torch.tensor([1, 2]),
         clean.cpu(),
         adversarial.cpu(),
-        *(type(v)(*(c.cpu() for c in v)) for v in (judge(victim, clean), judge(victim, adversarial))),
+        *(type(v)(*(c.cpu() for c in v)) for v in (judge(dknn, "0", clean), judge(dknn, "0", adversarial))),
     )
     figure = neighbours_figure(dknn, "0", images, clean, adversarial, rows, TITLE)
     check_print(figure)

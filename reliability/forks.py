@@ -1,4 +1,4 @@
-"""Runs of a script in processes that have imported everything already: many runs, each as good as a fresh one."""
+"""Runs of a script in forks of this process, which save the time of its imports."""
 
 import mmap
 import os
@@ -18,25 +18,25 @@ Main = Callable[[list[str]], int]
 """Takes command-line arguments and returns an exit code."""
 
 
-class Outcome(NamedTuple):
+class Exit(NamedTuple):
     """How a run ended."""
 
     code: int | None
     """Exit code; minus the signal that killed it; None if it was still running at its time limit."""
     errors: str
-    """What it wrote to stderr."""
+    """Its stderr."""
     seconds: float
 
 
 class Fork:
-    """A run in a child process, which begins with its construction.
+    """A run in a child process; the constructor starts it.
 
     Args:
-        main: What runs.
-        args: Its arguments.
+        main: The function to run.
+        args: Its command-line arguments.
         folder: Its working directory.
-        logs: Where ``stdout`` and ``stderr`` go, outside of `folder`.
-        watched: Whether `functions` is to be known.
+        logs: Folder for its ``stdout`` and ``stderr``, outside of `folder`.
+        watched: Whether to record which `functions` are running.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Fork:
             _become(main, list(args), folder, logs, self._seen if watched else None)
 
     def functions(self) -> set[str]:
-        """Names of the Python functions that its main thread is in, as of some milliseconds ago."""
+        """Names of the Python functions on its main thread's stack, some milliseconds ago."""
         length = int.from_bytes(self._seen[:4], "little")
         return set(self._seen[4 : 4 + length].decode(errors="replace").split())
 
     def send(self, number: signal.Signals) -> bool:
-        """Send a signal; False if it has ended already."""
+        """Send a signal; False if the run has ended."""
         if not self.alive:
             return False
         os.kill(self.pid, number)
@@ -69,7 +69,7 @@ class Fork:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the run has not ended."""
         if self._ended is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._ended = os.waitstatus_to_exitcode(status) if pid else None
@@ -77,11 +77,11 @@ class Fork:
 
     @property
     def seconds(self) -> float:
-        """Since its beginning."""
+        """Seconds since its start."""
         return time.monotonic() - self._started
 
-    def wait(self, limit: float) -> Outcome:
-        """How it ended; killed after so many seconds from now."""
+    def wait(self, limit: float) -> Exit:
+        """Wait until the run ends, and kill it after `limit` seconds."""
         until = time.monotonic() + limit
         while self.alive and time.monotonic() < until:
             time.sleep(0.005)
@@ -89,26 +89,27 @@ class Fork:
         while self.alive:
             time.sleep(0.005)
         errors = (self._logs / "stderr").read_text(errors="replace")
-        return Outcome(None if late else self._ended, errors, self.seconds)
+        return Exit(None if late else self._ended, errors, self.seconds)
 
 
 def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mmap | None) -> None:
+    """Turn this process, a fork, into a run; it ends here."""
     code = 1
     try:
         for name, stream in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(logs / name, os.O_WRONLY | os.O_APPEND), stream)
-            setattr(sys, name, os.fdopen(stream, "w", closefd=False))  # whatever the parent had put there
+            setattr(sys, name, os.fdopen(stream, "w", closefd=False))  # the parent may have replaced it
         warnings.simplefilter("default")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if seen:
-            _tell(seen)
+            _record_functions(seen)
         os.chdir(folder)
         sys.argv = ["attack.py", *args]
         torch.set_num_threads(1)
         code = main(args)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:  # whatever a process of its own would print at its end
+    except BaseException:  # print what Python would print at exit
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -116,8 +117,8 @@ def _become(main: Main, args: list[str], folder: Path, logs: Path, seen: mmap.mm
         os._exit(code)
 
 
-def _tell(seen: mmap.mmap) -> None:
-    """Have this process write down every few milliseconds which functions it is in."""
+def _record_functions(seen: mmap.mmap) -> None:
+    """Write the functions on this process's stack to shared memory, every 5 milliseconds."""
 
     def write(number: int, frame: FrameType | None) -> None:
         names = []

@@ -1,4 +1,4 @@
-"""A small project to harm: configurations and files of every kind, whose experiments take seconds."""
+"""A small project to damage: configurations and data files of every kind, with experiments of seconds."""
 
 import shutil
 import struct
@@ -26,13 +26,13 @@ GRID = "configs/digits/reproduce.yaml"
 def write_project(home: Path, images: int = 60, epochs: int = 2) -> None:
     """Write configurations and data files.
 
-    The embedded digits, as files in the formats of MNIST and SVHN, with checksums off as for files of one's own, and as a folder
-    of images.
+    The data are the embedded digits in the formats of MNIST and SVHN, with checksums off, and as a folder of
+    images.
 
     Args:
         home: Empty folder.
-        images: Test images that are attacked.
-        epochs: Of the backbone; the surrogates train for twice as many.
+        images: Number of test images to attack.
+        epochs: Epochs of the backbone; surrogates train for twice as many.
     """
     splits = [Digits().load(train) for train in (True, False)]
     _write_idx(home / "data" / "MNIST" / "raw", splits)
@@ -52,7 +52,7 @@ def write_project(home: Path, images: int = 60, epochs: int = 2) -> None:
 
 
 def _write_folder(home: Path, splits: Any) -> None:
-    """Thirty training and eight test images of each class, and the configurations of folders of images."""
+    """Write 30 training and 8 test images of each class, and the configurations for folders of images."""
     for part, (images, labels), n in zip(("train", "test"), splits, (30, 8), strict=True):
         for label in range(10):
             folder = home / "images" / part / str(label)
@@ -75,7 +75,7 @@ def _write_folder(home: Path, splits: Any) -> None:
 def _write_training(path: Path, training: dict[str, Any], epochs: int) -> None:
     trainer = training["trainer"]
     trainer |= {"max_epochs": epochs, "log_every_n_steps": 5}
-    trainer["logger"] = trainer["logger"][:1]  # files
+    trainer["logger"] = trainer["logger"][:1]  # the one that writes files
     measures = trainer["callbacks"][1]["init_args"]
     measures |= {"num_images": 10, "num_calibration": 20}
     measures["attacks"] = {"fgsm": measures["attacks"]["fgsm"]}
@@ -83,7 +83,7 @@ def _write_training(path: Path, training: dict[str, Any], epochs: int) -> None:
 
 
 def _shorten(folder: Path, images: int) -> None:
-    """Few images, few steps, one surrogate of each kind."""
+    """Set few images and steps, and keep one surrogate."""
     experiment = _read(folder / "attack.yaml")
     experiment["surrogates"] = {"dknnb_cl": experiment["surrogates"]["dknnb_cl"]}
     experiment["attacks"]["bim"]["settings"]["steps"] = 3

@@ -1,4 +1,4 @@
-"""An attack leaves its victim as it was, and a network is a function of the image."""
+"""Attacks of users: what they return, and changes of their target, which are undone."""
 
 import csv
 import io
@@ -10,105 +10,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_advknn.attacks.parts.declare import declared
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.models import DkNNB, FeatureNetwork, LibraryNetwork, Surrogate
 from lightning_advknn.search.build import build_banks
 from lightning_advknn.storage import load_tensors
-from reliability import attacks, networks
-from reliability.case import Case, Outcome, evaluate, small_experiment, train
+from reliability import networks, own_attacks
+from reliability.case import Case, Outcome, evaluate, small_experiment
 
-_OURS = "reliability.attacks"
-
-
-def _random_network(folder: Path) -> Outcome:
-    return _refused_network(folder, "DropoutAlways", "random numbers", "training=self.training")
-
-
-def _batch_statistics(folder: Path) -> Outcome:
-    return _refused_network(
-        folder, "BatchStatistics", "batch", "['model.conv1.1']", "track_running_stats=True"
-    )
-
-
-def _training_batch_norm(folder: Path) -> Outcome:
-    return _refused_network(
-        folder, "TrainingBatchNorm", "changed `model.conv1.1.running_mean`", "training=self.training"
-    )
-
-
-def _mean_of_batch(folder: Path) -> Outcome:
-    return _refused_network(folder, "MeanOfBatch", "batch", "mean over the whole batch")
-
-
-def _drop_path(folder: Path) -> Outcome:
-    return _refused_network(folder, "DropPath", "random numbers")
-
-
-def _remembering(folder: Path) -> Outcome:
-    return _refused_network(folder, "Remembering", "asked twice", "depends on what it was asked before")
-
-
-def _shared_relu(folder: Path) -> Outcome:
-    return _refused_network(
-        folder,
-        "SharedReLU",
-        "'model.relu1': 2",
-        "['normalize', 'model.conv1', 'model.conv2'",
-        layers=["model.relu1", "model.fc"],
-    )
-
-
-def _refused_network(folder: Path, network: str, *words: str, layers: list[str] | None = None) -> Outcome:
-    """Refused by attack.py and train.py before they train."""
-    small_experiment(
-        folder,
-        network={"init_args.function": f"reliability.networks.{network}"},
-        backbone={} if layers is None else {"model.init_args.layers": layers},
-        attack={"surrogates": {}},
-    )
-    outcome = evaluate(folder).refused(*words)
-    trained = list(folder.glob("runs/cache/backbone/*"))
-    fitted = train(folder, "fit", "--config=backbone.yaml")
-    said = all(word.lower() in fitted.err.lower() for word in words) and fitted.code != 0
-    ended = list(folder.glob("runs/training/**/*.ckpt"))
-    return outcome._replace(ok=outcome.ok and said and not trained and not ended)
+_MODULE = own_attacks.__name__
 
 
 def _returned(folder: Path, function: str, words: list[str]) -> Outcome:
-    """Refused before training."""
-    settings = {"function": f"{_OURS}.{function}", "settings": {"eps": 0.1}, "targets": ["origin"]}
+    """The outcome where an attack's return value should be refused before training."""
+    settings = {"function": f"{_MODULE}.{function}", "settings": {"eps": 0.1}, "targets": ["origin"]}
     small_experiment(folder, attack={"surrogates": {}, "attacks": {"mine": settings}})
     outcome = evaluate(folder).refused(function, *words)
     return outcome._replace(ok=outcome.ok and not list(folder.glob("runs/cache/backbone/*")))
 
 
-def _same_as_on_a_copy(function: Callable[..., Tensor]) -> Outcome:
-    """Its images are those of `out_of_place`, and what it was given stays."""
+def _same_as_a_copy(function: Callable[..., Tensor]) -> Outcome:
+    """The outcome where an attack should give the images of `out_of_place` and change no arguments."""
     target = FeatureNetwork(networks.Small(), ["relu1"])
     images, labels = torch.rand(70, 3, 16, 16), torch.arange(70) % 4
     given = images.clone(), labels.clone()
-    expected = perturb(partial(attacks.out_of_place, eps=0.1), target, images, labels)
+    expected = perturb(partial(own_attacks.out_of_place, eps=0.1), target, images, labels)
     found = perturb(partial(function, eps=0.1), target, images, labels)
     same = torch.equal(found, expected) and found.dtype == torch.float32 and not found.requires_grad
     kept = torch.equal(images, given[0]) and torch.equal(labels, given[1])
     no_gradients = all(parameter.grad is None for parameter in target.parameters())
     return Outcome(
-        f"{'the same' if same else 'other'} adversarials as on a copy, images and labels"
-        f" {'stay' if kept else 'have changed'}",
+        f"{'the same' if same else 'other'} adversarials as of `out_of_place`, images and labels"
+        f" {'unchanged' if kept else 'changed'}",
         same and kept and no_gradients,
     )
 
 
-def _training_mode_is_no_matter(folder: Path) -> Outcome:
-    """`train()` on a victim does nothing: rows are those of the same attack without it, alone and beside others."""
+def _training_mode(folder: Path) -> Outcome:
+    """`train()` has no effect on a victim, so rows equal those of the same attack without it."""
     settings = {"settings": {"eps": 0.1, "steps": 10}, "targets": ["origin"]}
     ours = {
-        "a_pgd": {"function": f"{_OURS}.pgd", **settings},
-        "b_mode": {"function": f"{_OURS}.pgd_in_training_mode", **settings},
-        "c_nothing": {"function": f"{_OURS}.nothing", "targets": ["origin"]},
-        "d_tutorial": {"function": f"{_OURS}.tutorial_fgsm", "settings": {"eps": 0.1}, "targets": ["origin"]},
+        "a_pgd": {"function": f"{_MODULE}.pgd", **settings},
+        "b_mode": {"function": f"{_MODULE}.pgd_in_training_mode", **settings},
+        "c_nothing": {"function": f"{_MODULE}.nothing", "targets": ["origin"]},
+        "d_tutorial": {
+            "function": f"{_MODULE}.tutorial_fgsm",
+            "settings": {"eps": 0.1},
+            "targets": ["origin"],
+        },
         "e_fgsm": {"function": "fgsm", "settings": {"eps": 0.1}, "targets": ["origin"]},
     }
     small_experiment(
@@ -131,16 +82,16 @@ def _training_mode_is_no_matter(folder: Path) -> Outcome:
     )
     return Outcome(
         f"with `train()` {'the same' if mode else 'other'} rows as without; the tutorial's FGSM gives"
-        f" {'the same' if tutorial else 'others'} as `fgsm`; images left alone"
+        f" {'the same' if tutorial else 'others'} as `fgsm`; unchanged images"
         f" {'keep' if clean else 'change'} their class",
         mode and tutorial and clean,
     )
 
 
 def _damage(folder: Path) -> Outcome:
-    """The run ends with an error; what another run finds in the cache is what it would have made itself."""
+    """The run ends with an error, and leaves nothing wrong in the cache for the next run."""
     ours = {
-        "a_nudges": {"function": f"{_OURS}.nudges_a_weight", "targets": ["origin"]},
+        "a_nudges": {"function": f"{_MODULE}.nudges_a_weight", "targets": ["origin"]},
         "b_fgsm": {"function": "fgsm", "settings": {"eps": 0.1}, "targets": ["origin"]},
     }
     small_experiment(folder, backbone={"trainer.max_epochs": 1}, attack={"surrogates": {}, "attacks": ours})
@@ -161,21 +112,20 @@ def _damage(folder: Path) -> Outcome:
 
 
 def _fails_later(folder: Path) -> Outcome:
-    ours = {"mine": {"function": f"{_OURS}.fails_later", "targets": ["origin"]}}
+    ours = {"mine": {"function": f"{_MODULE}.fails_later", "targets": ["origin"]}}
     small_experiment(folder, backbone={"trainer.max_epochs": 1}, attack={"surrogates": {}, "attacks": ours})
     return evaluate(folder).refused("attack 'mine' failed", "KeyError", "momentum", code=1)
 
 
 def _put_back(attack: Callable[..., Tensor], *words: str, through: bool = False) -> Outcome:
-    """Refused in Python; afterwards the target says what it said before."""
+    """The outcome where a change of the target should be an error, and be undone."""
     torch.manual_seed(0)
     network = LibraryNetwork("reliability.networks.BatchNorm", {"num_classes": 4})
     features = FeatureNetwork(network, ["model.relu2"])
     images, labels = torch.rand(40, 3, 16, 16), torch.arange(40) % 4
     banks = build_banks(features, [Batch(images, labels, torch.arange(40))], 4)
     victim = DkNN.on_banks(features, banks, k=3)
-    on_victim = attack.__code__.co_varnames[0] == "victim"
-    target = victim if on_victim else features
+    target = victim if declared(attack) else features
     surrogate = Surrogate(network, "model.relu2", DkNNB(256, 4))
     bound: Any = partial(attack, surrogate=surrogate) if through else attack
     asked = images[:8] + 0.05 * (0.5 - images[:8])
@@ -196,7 +146,7 @@ def _put_back(attack: Callable[..., Tensor], *words: str, through: bool = False)
 
 
 def _stays_in_autocast() -> Outcome:
-    """What an attack changes for all of torch shows in what its target answers."""
+    """A change of torch's global state is detected by the target's outputs."""
     autocast = torch.autocast("cpu", torch.bfloat16)
 
     def attack(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -222,15 +172,15 @@ def _out_of_range(attack: Callable[..., Tensor]) -> Outcome:
 
 
 def _counts_calls() -> Outcome:
-    """A count that changes nothing is not taken for damage."""
+    """A counter of calls is no change of the network."""
     target = FeatureNetwork(networks.CountsCalls(), ["relu1"])
     images, labels = torch.rand(5, 3, 16, 16), torch.arange(5) % 4
-    found = perturb(partial(attacks.pgd, eps=0.1, steps=2), target, images, labels)
+    found = perturb(partial(own_attacks.pgd, eps=0.1, steps=2), target, images, labels)
     return Outcome("attacked as any other", bool((found != images).any()))
 
 
 def _frozen() -> Outcome:
-    """The library restores the mode that it finds."""
+    """The attack of torchattacks restores the mode that it finds: evaluation mode."""
     import torchattacks
 
     network = networks.BatchNorm()
@@ -241,43 +191,55 @@ def _frozen() -> Outcome:
 
 
 _REFUSED_RETURNS = {
-    "20-own-attack-numpy": (attacks.as_numpy, "A NumPy array.", "numpy.ndarray"),
-    "20-own-attack-tuple": (attacks.as_tuple, "Images and labels.", "tuple"),
-    "20-own-attack-channels-last": (attacks.channels_last, "Images with channels last.", "(2, 16, 16, 3)"),
-    "20-own-attack-fewer": (attacks.fewer, "Fewer images than it was given.", "(1, 3, 16, 16)"),
-    "20-own-attack-uint8": (attacks.in_bytes, "Images as bytes.", "uint8", "255"),
-    "integrity-list": (attacks.as_list, "A list of images.", "list"),
-    "integrity-none": (attacks.as_none, "Nothing.", "None"),
+    "20-own-attack-numpy": (own_attacks.as_numpy, "A NumPy array.", "numpy.ndarray"),
+    "20-own-attack-tuple": (own_attacks.as_tuple, "Images and labels.", "tuple"),
+    "20-own-attack-channels-last": (
+        own_attacks.channels_last,
+        "Images with channels last.",
+        "(2, 16, 16, 3)",
+    ),
+    "20-own-attack-fewer": (own_attacks.fewer, "Fewer images than given.", "(1, 3, 16, 16)"),
+    "20-own-attack-uint8": (own_attacks.in_bytes, "Images in uint8.", "uint8", "255"),
+    "integrity-list": (own_attacks.as_list, "A list of images.", "list"),
+    "integrity-none": (own_attacks.as_none, "Nothing.", "None"),
 }
+
+
 _GOOD_RETURNS = {
-    "20-own-attack-inplace": (attacks.in_place, "writes into its images and labels"),
-    "20-own-attack-nograd-double": (attacks.in_float64, "returns float64"),
-    "20-own-attack-attached": (attacks.attached, "returns images with a gradient's history"),
-    "integrity-one-memory": (attacks.one_memory, "returns the same memory for each batch"),
+    "20-own-attack-inplace": (own_attacks.in_place, "writes into its images and labels"),
+    "20-own-attack-nograd-double": (own_attacks.in_float64, "returns float64"),
+    "20-own-attack-attached": (own_attacks.attached, "returns images attached to autograd's graph"),
+    "integrity-one-memory": (own_attacks.one_memory, "returns the same memory for each batch"),
 }
+
+
 _DAMAGES: dict[str, tuple[Callable[..., Tensor], str, list[str]]] = {
     "20-own-attack-train-mode": (
-        attacks.zeroes_weights,
+        own_attacks.zeroes_weights,
         "calls `train()` and zeroes all weights",
         ["model.conv1.0.weight", "and"],
     ),
     "integrity-inner-mode": (
-        attacks.ends_training,
-        "sets the mode of the network within",
+        own_attacks.ends_training,
+        "sets the mode of the inner network",
         ["`network.model.conv1` to training mode"],
     ),
-    "integrity-half": (attacks.half_precision, "calls `half()` on the model", ["torch.float16"]),
-    "integrity-softplus": (attacks.softplus, "replaces a ReLU", ["`network.model.relu2` for another"]),
+    "integrity-half": (own_attacks.half_precision, "calls `half()` on the model", ["torch.float16"]),
+    "integrity-softplus": (own_attacks.softplus, "replaces a ReLU", ["`network.model.relu2` for another"]),
     "integrity-default-dtype": (
-        attacks.default_dtype,
+        own_attacks.default_dtype,
         "sets torch's default dtype",
         ["torch.set_default_dtype"],
     ),
-    "integrity-bank": (attacks.touches_bank, "changes a feature of the bank", ["features` by up to 1"]),
-    "integrity-labels": (attacks.touches_labels, "changes the labels of the bank", ["bank.labels"]),
-    "integrity-k": (attacks.lowers_k, "lowers a victim's k", ["k` from 3 to 1"]),
+    "integrity-bank": (own_attacks.touches_bank, "changes a feature of the bank", ["features` by up to 1"]),
+    "integrity-labels": (
+        own_attacks.touches_labels,
+        "changes the labels of the bank",
+        ["labels` by up to 3"],
+    ),
+    "integrity-k": (own_attacks.lowers_k, "lowers a victim's k", ["k` from 3 to 1"]),
     "integrity-surrogate": (
-        attacks.touches_surrogate,
+        own_attacks.touches_surrogate,
         "changes the surrogate it goes through",
         ["surrogate.dknnb.weight"],
     ),
@@ -285,57 +247,15 @@ _DAMAGES: dict[str, tuple[Callable[..., Tensor], str, list[str]]] = {
 
 
 def _python(name: str, what: str, expected: str, run: Callable[[], Outcome]) -> Case:
-    """A case without files."""
+    """A case that calls Python functions."""
     return Case(name, what, expected, lambda _folder: run())
 
 
 CASES = [
-    Case(
-        "06-random-network",
-        "`F.dropout(x)` without `training=self.training`.",
-        "Refused before training.",
-        _random_network,
-    ),
-    Case(
-        "07-batch-stats",
-        "Batch norm without running statistics.",
-        "Refused before training.",
-        _batch_statistics,
-    ),
-    Case(
-        "integrity-training-batch-norm",
-        "`F.batch_norm(..., training=True)`.",
-        "Refused before training.",
-        _training_batch_norm,
-    ),
-    Case(
-        "integrity-mean-of-batch",
-        "A network that divides by a mean over the batch.",
-        "Refused before training.",
-        _mean_of_batch,
-    ),
-    Case(
-        "integrity-drop-path",
-        "Stochastic depth that is never off, of 5 %.",
-        "Refused before training.",
-        _drop_path,
-    ),
-    Case(
-        "integrity-remembering",
-        "A network that subtracts what it saw before.",
-        "Refused before training.",
-        _remembering,
-    ),
-    Case(
-        "integrity-shared-relu",
-        "One ReLU at two places, named in `layers`.",
-        "Refused; layers that run once are listed.",
-        _shared_relu,
-    ),
     *(
         Case(
             name,
-            f"An own attack returns: {what}",
+            f"An attack of yours returns: {what}",
             "Refused before training, by name.",
             partial(_returned, function=function.__name__, words=words),
         )
@@ -344,59 +264,62 @@ CASES = [
     *(
         _python(
             name,
-            f"An own attack {what}.",
-            "The adversarials of the same attack on a copy.",
-            partial(_same_as_on_a_copy, function),
+            f"Your own attack {what}.",
+            "The adversarials of an attack that changes nothing.",
+            partial(_same_as_a_copy, function),
         )
         for name, (function, what) in _GOOD_RETURNS.items()
     ),
     *(
         _python(
             name,
-            f"An own attack {what}.",
-            "An error that names attack and change; all is put back.",
-            partial(_put_back, function, *words, through=function is attacks.touches_surrogate),
+            f"Your own attack {what}.",
+            "An error that names attack and change; the change is undone.",
+            partial(_put_back, function, *words, through=function is own_attacks.touches_surrogate),
         )
         for name, (function, what, words) in _DAMAGES.items()
     ),
     _python(
         "integrity-autocast",
-        "An own attack enters autocast and never leaves it.",
-        "An error that names the attack, as the same images get other answers.",
+        "Your own attack enters autocast and does not leave it.",
+        "An error that names the attack: the same images get other outputs.",
         _stays_in_autocast,
     ),
     _python(
         "20-own-attack-bytes",
-        "An own attack returns images in [0, 255].",
+        "Your own attack returns images in [0, 255].",
         "Refused, by name.",
-        partial(_out_of_range, attacks.to_255),
+        partial(_out_of_range, own_attacks.to_255),
     ),
     _python(
         "integrity-nan",
-        "An own attack divides zero by zero.",
+        "Your own attack divides zero by zero.",
         "Refused, by name.",
-        partial(_out_of_range, attacks.not_a_number),
+        partial(_out_of_range, own_attacks.not_a_number),
     ),
     Case(
         "22-attack-touches-victim",
         "PGD that calls `model.train()` and FGSM as PyTorch's tutorial writes it, beside others.",
-        "The victim evaluates all the same; rows are right.",
-        _training_mode_is_no_matter,
+        "The victim stays in evaluation mode; rows are right.",
+        _training_mode,
     ),
     Case(
         "22-attack-touches-victim-weight",
         "An attack adds 1e-3 to one weight, then FGSM.",
-        "An error; the cache holds nothing made after it.",
+        "An error; nothing made after the change is in the cache.",
         _damage,
     ),
     Case(
         "integrity-fails-later",
-        "An own attack raises KeyError in mid-run.",
+        "Your own attack raises KeyError during the run.",
         "An error that names it.",
         _fails_later,
     ),
     _python(
-        "integrity-counts-calls", "A network that counts its calls.", "Attacked as any other.", _counts_calls
+        "integrity-counts-calls",
+        "A network that counts its calls.",
+        "It is attacked as any other.",
+        _counts_calls,
     ),
     _python(
         "integrity-torchattacks",

@@ -1,4 +1,4 @@
-"""Whether a network is a function of the image: those that are pass, those that are not are refused, all are left alone."""
+"""`check_function` passes deterministic networks, refuses others, and leaves every network unchanged."""
 
 import copy
 import random
@@ -67,7 +67,7 @@ class NoSingle(Base):
 
 
 class AttendsOverBatch(Base):
-    """Rows ``(B, D)`` are one sequence to an encoder, not B images."""
+    """An encoder that takes features ``(B, D)`` for one sequence instead of B images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class AttendsOverBatch(Base):
 
 
 class Everywhere(Base):
-    """What looks like batch statistics and is not."""
+    """Normalisations that do not use batch statistics."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Several processes that run one experiment on one cache: ``python -m reliability.together FOLDER STOP NAME...``."""
+"""Run one experiment in several processes: python -m reliability.concurrent_runs FOLDER STOP NAME..."""
 
 import json
 import os
@@ -13,20 +13,20 @@ import attack
 from lightning_advknn.experiment import training
 from lightning_advknn.experiment.cache import StageCache
 
-SECONDS = 300  # that all of it may take on a busy machine
+SECONDS = 300  # time limit, for a busy machine
 
 
-def together(folder: Path, stop: str, names: list[str]) -> list[int]:
-    """Run the experiment ``attack.yaml`` of a folder in as many processes as there are names, and return their exit codes.
+def run_concurrently(folder: Path, stop: str, names: list[str]) -> list[int]:
+    """Run the experiment ``attack.yaml`` of a folder in one process for each name; their exit codes.
 
-    ``made.txt`` gets a line for all that is made: who began or ended what. Each writes into ``<name>`` and
-    ``<name>.err``.
+    Each process writes its results to ``<name>``, its stderr to ``<name>.err``, and a line to ``made.txt``
+    when it begins or ends a stage.
 
     Args:
-        folder: With the experiment.
-        stop: A stage in which the first is killed by signal 9 once all others wait for it; empty to kill
+        folder: Folder of the experiment.
+        stop: The first process is killed (signal 9) in this stage, once all others wait for it; "" to kill
             none.
-        names: Of the processes.
+        names: Names of the processes.
     """
     until = time.monotonic() + SECONDS
     children = {name: _start(folder, stop, name, name == names[0]) for name in names}
@@ -45,7 +45,7 @@ def together(folder: Path, stop: str, names: list[str]) -> list[int]:
 
 
 def _start(folder: Path, stop: str, name: str, first: bool) -> int:
-    """A process of its own: a copy of this one, which has imported all of it."""
+    """Run the experiment in a fork of this process; its process id."""
     (folder / f"{name}.err").touch()
     child = os.fork()
     if child:
@@ -70,7 +70,7 @@ def _start(folder: Path, stop: str, name: str, first: bool) -> int:
 
 
 def _log(file: Path, name: str, stop: str, first: bool) -> None:
-    """Write down what is made, and let the first alone into the stage where it stops."""
+    """Log the stages of this process, and let only the first process make the stage `stop`."""
 
     def say(*words: str) -> None:
         with file.open("a") as lines:
@@ -96,16 +96,17 @@ def _log(file: Path, name: str, stop: str, first: bool) -> None:
         fit(cli, trained, checkpoint, seed)
         say("ends", f"{checkpoint.parent.name}/{checkpoint.stem}")
 
-    StageCache.measured, StageCache.tensors, training.fit = log_stage, late, log_fit  # type: ignore[method-assign]
+    StageCache.measured, StageCache.tensors = log_stage, late  # type: ignore[method-assign]
+    training.fit = log_fit
 
 
-def made(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """What `together` wrote down: who, ``begins`` or ``ends``, what; without banks, which are in memory and each one's own."""
+def events(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """The log of `run_concurrently`: process, ``begins`` or ``ends``, and stage; without banks."""
     for line in (folder / "made.txt").read_text().splitlines():
         name, verb, what = line.split()
-        if not what.startswith("bank/"):
+        if not what.startswith("bank/"):  # each process holds its own in memory
             yield name, verb, what
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(together(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])))
+    sys.stdout.write(json.dumps(run_concurrently(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])))

@@ -1,4 +1,4 @@
-"""Ways to damage files and settings, each with a name."""
+"""Damaged versions of files and settings, each with a name."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ _VALUES: tuple[Any, ...] = (
     [1, "two"],
     {"class_path": "os.system", "init_args": {"command": "touch harmed"}},
 )
-# Lightning's words for training without end; nothing is wrong with them but that nobody waits for it.
+# Valid in Lightning: training without end.
 _ENDLESS = [("max_epochs", None), ("max_epochs", -1), ("max_epochs", math.inf)]
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -39,17 +39,15 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 class Mutant(NamedTuple):
-    """A file as somebody may come to have it.
-
-    ``content`` is what it holds instead; None if it is missing, and ``...`` if it is a folder.
-    """
+    """A damaged file."""
 
     name: str
     content: bytes | Any | None
+    """Its bytes; None if the file is missing, ``...`` if it is a folder."""
 
 
 def of_bytes(whole: bytes, random: Random, flips: int) -> Iterator[Mutant]:
-    """What disks, networks and copies do to any file."""
+    """Damages of disks, networks and copies, for any file; `flips` single bits are drawn at random."""
     yield Mutant("empty", b"")
     yield Mutant("one byte", whole[:1])
     for share in (0.1, 0.5, 0.9):
@@ -68,20 +66,20 @@ def of_bytes(whole: bytes, random: Random, flips: int) -> Iterator[Mutant]:
 
 
 def flipped(whole: bytes, bit: int) -> bytes:
-    """Bytes with one other bit."""
+    """Bytes with one bit flipped."""
     changed = bytearray(whole)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
 def of_place() -> Iterator[Mutant]:
-    """A file that is not there, and a folder in its place."""
+    """A missing file, and a folder in its place."""
     yield Mutant("missing", None)
     yield Mutant("a folder", ...)
 
 
 def of_text(whole: bytes) -> Iterator[Mutant]:
-    """What editors, copies and enemies do to YAML."""
+    """Damages of editors, copies and attackers, for YAML."""
     text = whole.decode()
     yield Mutant("not UTF-8", b"\xff\xfe" + whole)
     yield Mutant("UTF-16", text.encode("utf-16"))
@@ -100,7 +98,7 @@ def of_text(whole: bytes) -> Iterator[Mutant]:
 
 
 def of_settings(whole: bytes, random: Random, each: int) -> Iterator[Mutant]:
-    """Every setting left out or misspelt, and given other values, so many of a list each."""
+    """Each setting removed, and set to some other values; `each` is how many."""
     content = yaml.safe_load(whole)
     for place in places(content):
         said = ".".join(map(str, place))
@@ -111,7 +109,7 @@ def of_settings(whole: bytes, random: Random, each: int) -> Iterator[Mutant]:
 
 
 def places(content: Any, above: Place = ()) -> Iterator[Place]:
-    """Where a value is, of all values within."""
+    """The keys that lead to each value within nested dicts and lists."""
     items: list[tuple[str | int, Any]] = []
     if isinstance(content, dict):
         items = list(content.items())
@@ -123,7 +121,7 @@ def places(content: Any, above: Place = ()) -> Iterator[Place]:
 
 
 def changed(content: Any, place: Place, value: Any, remove: bool = False) -> Any:
-    """A copy with another value in a place, or without it."""
+    """A copy with another value at a place, or without that place."""
     content = copy.deepcopy(content)
     inner = content
     for key in place[:-1]:
@@ -136,11 +134,13 @@ def changed(content: Any, place: Place, value: Any, remove: bool = False) -> Any
 
 
 def dumped(content: Any) -> bytes:
-    """As YAML."""
+    """YAML of a configuration."""
     return yaml.safe_dump(content, sort_keys=False).encode()
 
 
 class _Harm:
+    """An object whose unpickling runs a command."""
+
     def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
         import os
 
@@ -148,7 +148,7 @@ class _Harm:
 
 
 def of_checkpoint(path: Path) -> Iterator[Mutant]:
-    """Whole files of something else, or with other numbers."""
+    """Readable files with other content than a checkpoint's, or with other weights."""
 
     def saved(content: Any) -> bytes:
         buffer = io.BytesIO()
