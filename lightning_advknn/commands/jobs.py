@@ -4,20 +4,19 @@ import io
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import (
     AbstractContextManager,
     ExitStack,
-    contextmanager,
     nullcontext,
     redirect_stderr,
-    redirect_stdout,
 )
 from typing import Any, TextIO
 
 from lightning_advknn.commands.evaluate import evaluate, prepare
 from lightning_advknn.commands.leaderboard import leaderboard, prepare_leaderboard
 from lightning_advknn.commands.reproduce import plan, report_grid, reproduce, show
+from lightning_advknn.commands.steps import recorded, recorded_grid
 from lightning_advknn.experiment.grid import Grid
 from lightning_advknn.experiment.settings import experiment_of
 from lightning_advknn.ranks import Ranks, is_lost, join
@@ -100,14 +99,14 @@ def _when_terminated(program: str) -> Callable[[int, object], None]:
 
 def _evaluate(options: Any, ranks: Ranks) -> Work:
     run = prepare(experiment_of(options), options.results, ranks=ranks)
-    recording = _dashboard(options).experiment("evaluate", run)
-    return _recorded(options, recording, lambda: evaluate(run, options.results))
+    recording = recorded(_dashboard(options), "evaluate", run)
+    return _recorded(recording, lambda: evaluate(run, options.results, quiet=options.quiet))
 
 
 def _leaderboard(options: Any, ranks: Ranks) -> Work:
     run = prepare_leaderboard(experiment_of(options), options.results, ranks)
-    recording = _dashboard(options).experiment("leaderboard", run)
-    return _recorded(options, recording, lambda: leaderboard(run, options.results))
+    recording = recorded(_dashboard(options), "leaderboard", run)
+    return _recorded(recording, lambda: leaderboard(run, options.results, quiet=options.quiet))
 
 
 def _reproduce(options: Any, ranks: Ranks) -> Work:
@@ -126,32 +125,24 @@ def _reproduce(options: Any, ranks: Ranks) -> Work:
             report_grid(grid, tasks)
         return failed
 
-    return show_plan if options.dry_run else _recorded(options, dashboard.grid(grid), go_on)
+    return show_plan if options.dry_run else _recorded(recorded_grid(dashboard, grid), go_on)
 
 
 def _dashboard(options: Any) -> Dashboard:
     return Dashboard(options.wandb_mode, options.wandb_project)
 
 
-def _recorded(options: Any, recording: AbstractContextManager[None], work: Work) -> Work:
+def _recorded(recording: AbstractContextManager[None], work: Work) -> Work:
     """Start to record now, so that what is wrong with that is found before anything long runs."""
     with ExitStack() as stack:
         stack.enter_context(recording)
         started = stack.pop_all()
 
     def go_on() -> list[str]:
-        with started, _last_line_only() if options.quiet else nullcontext():
+        with started:
             return work()
 
     return go_on
-
-
-@contextmanager
-def _last_line_only() -> Iterator[None]:
-    """Print only the last of the lines that are printed: it says where the results are."""
-    with redirect_stdout(io.StringIO()) as printed:
-        yield
-    sys.stdout.writelines(printed.getvalue().splitlines(keepends=True)[-1:])
 
 
 class _NoTerminal(io.TextIOBase):

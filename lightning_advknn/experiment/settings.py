@@ -13,6 +13,7 @@ from lightning_advknn.configurations import SHIPPED, ConfigFile
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 VICTIMS = ("knn", "dknn")
+ROUNDING = 1e-6  # by which float32 may leave a ball
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.over_seeds import Method, Results
-from lightning_advknn.reports.render.page import Lines, Table
+from lightning_advknn.reports.render.blocks import Lines, Table
 
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -18,8 +18,8 @@ class Distribution:
     Args:
         label: Which images.
         l2: Their attack's mean true L2 of all images; 0 for clean images.
-        counts: How many images have each credibility.
-        successes: Whether only images that DkNN gets wrong count.
+        counts: Number of images by credibility.
+        successes: Whether only images that DkNN misclassifies count.
     """
 
     label: str
@@ -29,21 +29,21 @@ class Distribution:
 
     @property
     def n(self) -> int:
-        """How many images."""
+        """Number of images."""
         return sum(self.counts.values())
 
     @property
     def mean(self) -> float:
-        """Their mean credibility."""
+        """Mean credibility."""
         return sum(value * count for value, count in self.counts.items()) / self.n
 
     def below(self, threshold: float) -> float:
-        """Share in % that a threshold filters: those with a credibility below it."""
+        """Share in % with a credibility below a threshold, which the threshold filters."""
         return 100 * sum(count for value, count in self.counts.items() if value < threshold) / self.n
 
 
 def attacked_method(results: Results) -> Method | None:
-    """Whose adversarials Figure 5 shows: the surrogate with consistency learning on the kNN's layer; None without one."""
+    """The method of Figure 5: the surrogate with consistency learning on the kNN's layer; None without one."""
     for method in results.methods.values():
         if method.kind == "dknnb_cl" and method.layer == results.victim["layer"]:
             return method
@@ -51,7 +51,7 @@ def attacked_method(results: Results) -> Method | None:
 
 
 def distributions(results: Results) -> list[Distribution]:
-    """Clean images, then adversarials at growing distortion: all, and those that succeed."""
+    """Distributions of clean images, then of adversarials at growing distortion: all, and successes."""
     method = attacked_method(results)
     if method is None:
         return []
@@ -68,7 +68,7 @@ def distributions(results: Results) -> list[Distribution]:
 
 
 def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
-    """Share of images that each threshold filters, the paper's below."""
+    """Share of images that each threshold filters; the paper's numbers below."""
     ours: list[list[Lines]] = [
         [
             (each.label + (", successes" if each.successes else ""),),
@@ -81,8 +81,8 @@ def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
     ]
     return Table(
         f"{results.title}: share of images in % whose credibility is below a threshold, convention"
-        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong; L2 is that of all"
-        " images of the attack.",
+        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong; L2 is that"
+        " of all images of the attack.",
         ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in THRESHOLDS)],
         [*ours, *(_published() if results.dataset == "MNIST" else [])],
         sources=[results.name],
@@ -90,7 +90,7 @@ def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
 
 
 def filter_sentence(results: Results, found: Sequence[Distribution]) -> str:
-    """Ours beside what the paper says of threshold .5; "" where it says nothing."""
+    """Our numbers for the threshold .5 beside the paper's; "" where it has none."""
     attacked = [each for each in found if each.l2 > 0 and not each.successes]
     if results.dataset != "MNIST" or not attacked or found[0].l2 > 0:
         return ""
@@ -101,13 +101,13 @@ def filter_sentence(results: Results, found: Sequence[Distribution]) -> str:
         f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of {nearest.l2:.2f} and"
         f" {found[0].below(0.5):.2f} % of clean images (convention `{results.victim['convention']}`). The paper:"
         f" {share} % at {l2:g}, which is a true L2 of {true:.2f} if its code's unit is meant, and"
-        f" {published.FILTERED_CLEAN} % of clean images; it does not say which convention, nor whether all adversarials or"
-        " successes alone."
+        f" {published.FILTERED_CLEAN} % of clean images; it does not say which convention, nor whether all adversarials"
+        " or successes alone."
     )
 
 
 def _published() -> list[list[Lines]]:
-    """What the paper says of thresholds and means."""
+    """The paper's shares and mean credibilities."""
     (share, l2), (mean, far), (theirs, their_l2) = (
         published.FILTERED,
         published.CREDIBILITY,

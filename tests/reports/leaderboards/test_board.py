@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from lightning_advknn.reports.leaderboards.board import Board, board_table, published_table, read_board
+from lightning_advknn.reports.leaderboards.board import Board, attacks_table, published_table, read_board
 from lightning_advknn.reports.leaderboards.figure import COLOURS, NAMED, board_figure
 from lightning_advknn.reports.leaderboards.page import leaderboards_section, print_board, write_page
 from lightning_advknn.reports.leaderboards.records import LEADERBOARD
@@ -123,7 +123,7 @@ def test_the_strongest_come_first(tmp_path: Path) -> None:
 
 def test_a_table_by_hand(tmp_path: Path) -> None:
     board = write_board(tmp_path, ENTRIES, (0, 1))
-    table = board_table(board, "dknn")
+    table = attacks_table(board, "dknn")
     assert list(table.header) == [
         "attack",
         *("Linf 0.1", "Linf 0.2", "Linf 0.3", "Linf 0.4"),
@@ -149,7 +149,7 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
 
 def test_a_brief_table_has_the_strongest(tmp_path: Path) -> None:
     entries = {f"attack{position}, origin": (5.0 + position, True) for position in range(12)}
-    table = board_table(write_board(tmp_path, entries), "dknn", brief=True)
+    table = attacks_table(write_board(tmp_path, entries), "dknn", brief=True)
     assert [row[0][0] for row in table.rows] == [
         "worst case",
         *(f"attack{n}, origin" for n in range(11, 1, -1)),
@@ -222,7 +222,7 @@ def test_a_lower_bound_is_shown_and_is_no_attack(tmp_path: Path) -> None:
     without = write_board(tmp_path, ENTRIES)
     board = with_bound(without)
     assert board.ranked("dknn") == without.ranked("dknn")
-    table, other = board_table(board, "dknn"), board_table(board, "knn/relu3")
+    table, other = attacks_table(board, "dknn"), attacks_table(board, "knn/relu3")
     assert [row[0][0] for row in table.rows][:3] == ["worst case", "lower bound", "least, dknn"]
     assert [cell[0] for cell in table.rows[1]] == [
         "lower bound",
@@ -321,7 +321,7 @@ def test_the_page_has_tables_checks_and_figure(tmp_path: Path, capsys: pytest.Ca
     assert page.startswith("# Leaderboard, Fashion-MNIST\n")
     for victim, title in (("dknn", "DkNN"), ("knn/relu3", "kNN on relu3"), ("dnn", "DNN")):
         assert f"## {title}\n" in page
-        assert markdown_table(board_table(board, victim)) in page
+        assert markdown_table(attacks_table(board, victim)) in page
     for mark in ("✓ holds", "✗ does not hold", "- not looked at"):
         assert page.count(f"| it is sound | {mark} | 2 things |") == 2
     assert "](leaderboard.png)" in page
@@ -344,7 +344,7 @@ def test_the_report_has_every_leaderboard_in_brief(tmp_path: Path) -> None:
         boards.append(write_board(results / place, {"bim, origin": (strength, False)}))
     blocks = leaderboards_section(results, output).blocks
     assert [block for block in blocks if isinstance(block, Table)] == [
-        board_table(board, "dknn", brief=True) for board in boards
+        attacks_table(board, "dknn", brief=True) for board in boards
     ]
     pictures = [block for block in blocks if isinstance(block, Picture)]
     assert [picture.name for picture in pictures] == [
@@ -378,6 +378,6 @@ def test_the_readme_has_a_brief_leaderboard(tmp_path: Path, folders: ModuleType)
     text = render("<!-- results --><!-- /results -->", results)
     mnist, fashion = text.split("### Fashion-MNIST")
     assert "Leaderboard" not in mnist
-    assert markdown_table(board_table(board, "dknn", brief=True)) in fashion
+    assert markdown_table(attacks_table(board, "dknn", brief=True)) in fashion
     assert "](results/fashion_mnist/leaderboard.md)" in fashion
     assert "Leaderboard" not in fashion.split("### SVHN")[1]

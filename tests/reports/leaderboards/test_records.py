@@ -398,7 +398,7 @@ def wrongly(run: AttackRun, wrong: str) -> AttackRun:
 def test_checks_hold() -> None:
     runs = [SMALL, LARGE, LEAST, stepped(SMALL, 10), stepped(wrongly(SMALL, "xx...x"), 20)]
     bounds = {"dknn": doubles(0.5, 0.4, 1.0, 0.9, 4.0, 0.0)}
-    found = checks.check_runs(runs, CLEAN, bounds)
+    found = checks.run_checks(runs, CLEAN, bounds)
     assert [check.holds for check in found] == [True] * 5
     assert [check.detail for check in found] == [
         "4 attacks with eps",
@@ -407,7 +407,7 @@ def test_checks_hold() -> None:
         "1 steps from fewer to more",
         "1 victims with bounds",
     ]
-    assert [check.holds for check in checks.check_runs([], CLEAN)] == [None] * 5
+    assert [check.holds for check in checks.run_checks([], CLEAN)] == [None] * 5
 
 
 def rename(run: AttackRun, entry: str) -> AttackRun:
