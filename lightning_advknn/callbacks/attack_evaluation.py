@@ -19,7 +19,7 @@ from lightning_advknn.evaluation import Verdicts, Victim, judge
 from lightning_advknn.functional import at_least, check_choice
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
-from lightning_advknn.modules.checkpoint import check_precision
+from lightning_advknn.modules.checks import check_precision
 from lightning_advknn.search.build import build_banks
 
 

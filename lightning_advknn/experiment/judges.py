@@ -19,7 +19,7 @@ from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule
-from lightning_advknn.modules.checkpoint import check_network, check_on_data
+from lightning_advknn.modules.checks import check_network, check_on_data
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search import Exchange, describe_index, recall
 from lightning_advknn.search.build import build_banks

@@ -26,7 +26,7 @@ from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment, Tr
 from lightning_advknn.experiment.training import instantiate, load_or_fit, training_settings
 from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate
 from lightning_advknn.modules import SurrogateModule
-from lightning_advknn.modules.checkpoint import check_data
+from lightning_advknn.modules.checks import check_data
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search import APPROXIMATE, check_backend, check_int8, fastest, index_settings
 from lightning_advknn.storage import digest, file_digest, weights_digest
