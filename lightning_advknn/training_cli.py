@@ -16,7 +16,8 @@ from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.choices import WandbMode
 from lightning_advknn.command_line import CommandParser
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, check_precision, read_checkpoint
+from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lightning_advknn.modules.checks import check_precision
 from lightning_advknn.storage import versions
 
 # Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.

@@ -18,7 +18,7 @@ from lightning_advknn.data import data_of
 from lightning_advknn.evaluation import Verdicts, judge
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
-from lightning_advknn.modules.checkpoint import check_precision
+from lightning_advknn.modules.checks import check_precision
 from lightning_advknn.search.build import BankSettings, build_banks
 
 

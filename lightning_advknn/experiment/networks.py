@@ -19,7 +19,7 @@ from lightning_advknn.experiment.training import (
 )
 from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
-from lightning_advknn.modules.checkpoint import check_network, check_on_data
+from lightning_advknn.modules.checks import check_network, check_on_data
 from lightning_advknn.search.index_settings import APPROXIMATE
 from lightning_advknn.storage import digest, file_digest, weights_digest
 from lightning_advknn.training_cli import AdvKNNCLI
