@@ -40,7 +40,7 @@ def test_it_imitates_the_knn_where_it_has_not_been_trained(bank, votes):
         .fit(bank.features[shown], classes[shown])
         .score(hidden, classes[~shown])
     )
-    assert (logits.argmax(1) == classes[~shown]).double().mean() > theirs - 0.02
+    assert (logits.argmax(1) == classes[~shown]).double().mean() > theirs - 0.04
     assert theirs > 0.9
     # L_CL makes it give the votes' shares, not only the winner.
     shares = votes[~shown].double() / K
@@ -51,7 +51,7 @@ def test_what_it_says_of_itself(bank, votes):
     trained = train_dknnb(bank.features, votes)
     with torch.no_grad():
         agreement = (trained.dknnb(bank.features).argmax(1) == votes.argmax(1)).double().mean().item()
-    assert trained.agreement == pytest.approx(agreement, abs=0.04)  # of a tenth of the rows
+    assert trained.agreement == pytest.approx(agreement, abs=0.07)  # of a tenth of the rows, not trained on
 
 
 def test_the_weights_of_the_losses_count(bank, votes):
