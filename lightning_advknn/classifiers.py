@@ -257,7 +257,6 @@ class DkNN(Frozen):
     @float32_arithmetic()
     def credibility(self, images: Images) -> Tensor:
         """Credibility (Eq. 5) of the predicted class, float64 ``(B,)``, against `reference_votes`; errors as in `predict`."""
-        self._check_fitted()
         known = self.reference_votes().sum(1)
 
         def ask(part: Tensor) -> Tensor:
@@ -340,7 +339,11 @@ class DkNN(Frozen):
 
         Those of `calibrate`. Before it, leave-one-out votes on up to 75 training images of each class, evenly spaced in the
         bank.
+
+        Raises:
+            NotFittedError: Before `fit`.
         """
+        self._check_fitted()
         if len(self.calibration_votes):
             return self.calibration_votes
         for layer, bank in self.banks.items():
