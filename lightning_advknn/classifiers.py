@@ -304,7 +304,7 @@ class DkNN(Frozen):
             NotFittedError: Before `fit`.
         """
         self._check_fitted()
-        check_images_of(self.banks[self.layers[0]], images)
+        _check_images_of(self.banks[self.layers[0]], images)
 
     @torch.no_grad()
     @float32_arithmetic()
@@ -518,7 +518,7 @@ def _evenly_spaced(labels: Tensor) -> Tensor:
     return torch.cat(chosen)
 
 
-def check_images_of(bank: Bank, images: Tensor) -> None:
+def _check_images_of(bank: Bank, images: Tensor) -> None:
     """Raise a ValueError unless images are in [0, 1], where a bank is, and of its images' shape where that is known."""
     functional.check_images(images)
     if images.device != bank.labels.device:

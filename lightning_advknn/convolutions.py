@@ -116,7 +116,7 @@ def _gradient_by_rows(gradient: Tensor, phases: Tensor) -> Tensor:
 
 
 class _Matrices(NamedTuple):
-    """A and B of `cook_toom` along height and width, and G for both at once."""
+    """A and B of `_cook_toom` along height and width, and G for both at once."""
 
     output_h: Tensor
     input_h: Tensor
@@ -197,8 +197,8 @@ class CookToomConvolution:
         transforms = channels * h * w * (h + w) + outputs * h * out_w * (w + out_h)
         if h * w * channels * outputs + transforms >= out_h * out_w * outputs * weight[0].numel():
             return None
-        output_h, kernel_h, input_h = cook_toom(out_h, taps_h)
-        output_w, kernel_w, input_w = cook_toom(out_w, taps_w)
+        output_h, kernel_h, input_h = _cook_toom(out_h, taps_h)
+        output_w, kernel_w, input_w = _cook_toom(out_w, taps_w)
         # Whole blocks of padding meet no image: their columns go instead of zeros being added to the images.
         input_h, input_w = (
             matrix[:, pad // step :][:, : -(-(length + pad % step) // step)]
@@ -218,7 +218,7 @@ def _taps(weight: Tensor, stride: tuple[int, ...], kernel: Tensor) -> Tensor:
     return (kernel @ taps).view(-1, stride_h * stride_w * channels, outputs)
 
 
-def cook_toom(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cook_toom(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
     """The matrices of a correlation, ``out[i] = sum_j taps[j] row[i + j] = A ((G taps) * (B row))``.
 
     Args:

@@ -1,7 +1,7 @@
 """From images to one row per sample: the only source of every number.
 
 An image is judged, attacked, and judged again as stored. `make_rows` puts what came out side by side, and
-`AttackMetrics` reduces rows to accuracies, distortions and credibilities. The callback, `attack.py`, tables, figures
+`_AttackMetrics` reduces rows to accuracies, distortions and credibilities. The callback, `attack.py`, tables, figures
 and W&B all read these.
 """
 
@@ -284,7 +284,7 @@ def concatenate(parts: list[Rows]) -> Rows:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-class AttackMetrics(Metric):
+class _AttackMetrics(Metric):
     """Reduces rows, over batches and ranks, to the paper's metrics.
 
     `compute` gives float64 scalars: accuracies in [0, 1] after the attack, ``knn_acc``, ``dknn_acc`` and, where rows
@@ -350,13 +350,13 @@ class AttackMetrics(Metric):
 
 
 def summarize(rows: Rows, over_ranks: bool = False) -> Mapping[str, float]:
-    """`AttackMetrics` of rows, as numbers.
+    """`_AttackMetrics` of rows, as numbers.
 
     Args:
         rows: This process's.
         over_ranks: Of the rows of all ranks, if there is a process group; each calls this.
     """
-    metrics = AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
+    metrics = _AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
     metrics.update(rows)
     return {name: value.item() for name, value in metrics.compute().items()}
 

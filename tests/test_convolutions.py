@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution, cook_toom
+from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution, _cook_toom
 
 # channels, outputs, kernel, stride, padding, map: small maps of many channels, where Cook-Toom pays
 SMALL = {
@@ -58,7 +58,7 @@ def expected(conv, images):
     ("outputs", "taps"), [(m, r) for m, r in itertools.product(range(1, 11), repeat=2) if m + r <= 11]
 )
 def test_cook_toom_is_a_correlation(outputs, taps):
-    output, kernel, inputs = cook_toom(outputs, taps)
+    output, kernel, inputs = _cook_toom(outputs, taps)
     generator = torch.Generator().manual_seed(0)
     row = torch.randn(outputs + taps - 1, generator=generator, dtype=torch.float64)
     weights = torch.randn(taps, generator=generator, dtype=torch.float64)

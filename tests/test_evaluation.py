@@ -10,7 +10,7 @@ import torch
 from lightning_advknn import evaluation
 from lightning_advknn.attacks import bim
 from lightning_advknn.data import Batch
-from lightning_advknn.evaluation import AttackMetrics, summarize
+from lightning_advknn.evaluation import _AttackMetrics, summarize
 from lightning_advknn.models import ConvNet
 
 # Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
@@ -278,7 +278,7 @@ def test_summarize_agrees_with_plain_python(device, seed, n, surrogate):
 @pytest.mark.parametrize("sizes", [(1, 199), (100, 100), (50, 0, 150), (3,) * 60 + (20,)])
 def test_updates_in_parts_equal_one(device, sizes):
     columns = random_columns(3, 200)
-    metrics = AttackMetrics().to(device)
+    metrics = _AttackMetrics().to(device)
     start = 0
     for size in sizes:
         metrics.update(

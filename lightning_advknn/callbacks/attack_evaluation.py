@@ -31,7 +31,7 @@ class AttackEvaluation(Callback):
 
     Logs:
 
-    - ``attack/<name>/<metric>`` for each metric of `evaluation.AttackMetrics`, and ``attack/clean/<metric>``
+    - ``attack/<name>/<metric>`` for each metric of `evaluation.summarize`, and ``attack/clean/<metric>``
       for accuracies and credibilities before the attack
     - ``layers/<name>/<layer>_knn_acc``, the accuracy of the kNN on each layer
     - ``surrogate/<name>/agreement`` and ``kl``, how well a surrogate imitates the kNN on its layer, if that

@@ -37,7 +37,7 @@ def _check_shards(networks: Networks) -> None:
             )
 
 
-def check_on_data(networks: Networks) -> None:
+def check_data_fits(networks: Networks) -> None:
     """Raise a ValueError unless an experiment's settings and trainings fit its data."""
     experiment, data = networks.experiment, networks.data
     rows, victim = len(data.split("train")), experiment.victim

@@ -28,7 +28,7 @@ _TAKEN = 100  # stages that several ranks lock together; each lock is an open fi
 _SEEN = 10.0  # seconds that a file may take to show on another machine
 
 
-class Filler:
+class _Filler:
     """Fills the cache; every rank has one and calls the same methods in the same order.
 
     Args:
@@ -189,7 +189,7 @@ def fill(stages: Stages, ranks: Ranks, folder: Path, bounds: bool = False) -> No
         LostRankError: If a rank has died.
         ValueError: If the ranks do not share the cache, or do not compute alike; or a stage fails.
     """
-    filler = Filler(stages, ranks, folder)
+    filler = _Filler(stages, ranks, folder)
     filler.check_ranks()
     filler.train()
     there: Judges | None = None  # whose bank may be in memory

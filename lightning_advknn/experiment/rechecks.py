@@ -11,15 +11,18 @@ from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import observe
 
-LOOKED_AT = 100  # images of each run that are asked about again
-PICTURED, NEIGHBOURS = 2, 5  # images that are shown with their nearest training images, and how many of these
-ALONE, TOGETHER = 10, 7  # the first images are asked one by one, half of the others seven at a time
+_LOOKED_AT = 100  # images of each run that are asked about again
+PICTURED, _NEIGHBOURS = (
+    2,
+    5,
+)  # images that are shown with their nearest training images, and how many of these
+_ALONE, _TOGETHER = 10, 7  # the first images are asked one by one, half of the others seven at a time
 _BATCH = 50  # images differentiated at once
 
 
 def looked_at(n: int) -> Tensor:
-    """Positions of up to `LOOKED_AT` of n images, evenly spaced, int64."""
-    return torch.linspace(0, n - 1, min(n, LOOKED_AT)).round().long()
+    """Positions of up to `_LOOKED_AT` of n images, evenly spaced, int64."""
+    return torch.linspace(0, n - 1, min(n, _LOOKED_AT)).round().long()
 
 
 def changed_in_order(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> Tensor:
@@ -38,22 +41,22 @@ def changed_in_order(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> 
 
 def changed_in_batches(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> Tensor:
     """The same for other batches. A tie that rounding decides may move one vote of a layer from one class to another."""
-    classes, found = (answer.cpu() for answer in ask_in_other_batches(dknn, images))
+    classes, found = (answer.cpu() for answer in _ask_in_other_batches(dknn, images))
     return ((found - votes).abs().sum(2) > 2).any(1) | (classes != dnn)
 
 
 @torch.no_grad()
-def ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
+def _ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
     """The network's classes int64 ``(n,)`` and DkNN's votes int64 ``(n, L, C)``, as `observe`, but by other batches.
 
-    The network gets `ALONE` images one by one, half of the others `TOGETHER` at a time, and the rest in
+    The network gets `_ALONE` images one by one, half of the others `_TOGETHER` at a time, and the rest in
     reversed order at once. The banks are searched once, in the order that this gives.
     """
     order = list(range(len(images)))
-    alone, half = order[:ALONE], order[ALONE : ALONE + len(order[ALONE:]) // 2]
+    alone, half = order[:_ALONE], order[_ALONE : _ALONE + len(order[_ALONE:]) // 2]
     batches = [[each] for each in alone]
-    batches += [half[start : start + TOGETHER] for start in range(0, len(half), TOGETHER)]
-    batches += [order[: ALONE + len(half) - 1 : -1]] if len(order) > ALONE + len(half) else []
+    batches += [half[start : start + _TOGETHER] for start in range(0, len(half), _TOGETHER)]
+    batches += [order[: _ALONE + len(half) - 1 : -1]] if len(order) > _ALONE + len(half) else []
     asked = [dknn.network.logits_and_features(images[batch]) for batch in batches]
     votes = dknn.votes({layer: torch.cat([each[layer] for _, each in asked]) for layer in dknn.layers})
     classes = torch.cat([logits.argmax(1) for logits, _ in asked])
@@ -92,7 +95,7 @@ def _gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def neighbours(dknn: DkNN, images: Tensor) -> dict[str, Tensor]:
-    """The `NEIGHBOURS` nearest training images in each layer.
+    """The `_NEIGHBOURS` nearest training images in each layer.
 
     Returns:
         ``rows/<layer>``: bank rows, and ``labels/<layer>``: their labels; int64 ``(n, NEIGHBOURS)`` each.
@@ -100,7 +103,7 @@ def neighbours(dknn: DkNN, images: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for layer, features in dknn.network.features(images).items():
         bank = dknn.banks[layer]
-        rows = bank.search(features, min(NEIGHBOURS, len(bank)))[1]
+        rows = bank.search(features, min(_NEIGHBOURS, len(bank)))[1]
         found |= {f"rows/{layer}": rows, f"labels/{layer}": bank.labels[rows]}
     return found
 

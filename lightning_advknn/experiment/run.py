@@ -13,7 +13,7 @@ from lightning_advknn import __version__
 from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.evaluation import Rows, concatenate, make_rows
 from lightning_advknn.experiment.cache import StageCache
-from lightning_advknn.experiment.checks import check_on_data, check_settings
+from lightning_advknn.experiment.checks import check_data_fits, check_settings
 from lightning_advknn.experiment.device import find_device
 from lightning_advknn.experiment.fill import fill
 from lightning_advknn.experiment.judges import Judges
@@ -58,7 +58,7 @@ class ExperimentRun:
         # Binding tries attacks out, which is last.
         stages = Stages(shards, self.networks, self.judges, self.cache)
         _ = stages.attacks
-        check_on_data(self.networks)
+        check_data_fits(self.networks)
         self.networks.check_functions()
         stages.attacked.bound = {
             name: attack.bind(shape, classes) for name, attack in experiment.attacks.items()

@@ -11,8 +11,8 @@ from lightning_advknn.data.sample import fair_order
 from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.storage import digest
 
-SHARD = 1000  # images of a shard
-PIECE = 100  # images between two saves of what takes long for each image, such as attacks on victims
+_SHARD = 1000  # images of a shard
+_PIECE = 100  # images between two saves of what takes long for each image, such as attacks on victims
 
 
 class Shards:
@@ -46,7 +46,7 @@ class Shards:
     @property
     def size(self) -> int:
         """Images of a shard."""
-        return SHARD
+        return _SHARD
 
     @property
     def pieces(self) -> list[range]:
@@ -55,7 +55,7 @@ class Shards:
 
     def pieces_of(self, rows: range) -> list[range]:
         """Some positions, piece by piece."""
-        return [rows[first : first + PIECE] for first in range(0, len(rows), PIECE)]
+        return [rows[first : first + _PIECE] for first in range(0, len(rows), _PIECE)]
 
     @property
     def starts(self) -> range:
@@ -73,7 +73,7 @@ class Shards:
 
     def file(self, rows: range, piece: bool = False) -> str:
         """Name of a file on a shard or a piece; a sample has files of its own."""
-        return f"{self._sample}{rows.start:06d}-{rows.start + (PIECE if piece else SHARD):06d}"
+        return f"{self._sample}{rows.start:06d}-{rows.start + (_PIECE if piece else _SHARD):06d}"
 
     @property
     def whole_file(self) -> str:

@@ -34,7 +34,7 @@ from lightning_advknn.storage import (
 QUERIES = 100  # images of a split on which recall is measured
 
 
-class Targets(NamedTuple):
+class _Targets(NamedTuple):
     """What the surrogate learns from in one split, in order of image id."""
 
     ids: Tensor
@@ -135,7 +135,7 @@ class SurrogateModule(LightningModule):
             }
         )
         self._bank: MemoryBank | None = None
-        self._targets: dict[str, Targets] = {}
+        self._targets: dict[str, _Targets] = {}
         self._given: dict[str, Tensor] = {}
         self._recall: dict[str, float] = {}
 
@@ -292,7 +292,7 @@ class SurrogateModule(LightningModule):
             votes = (
                 self._given[split].to(self.device) if split in self._given else self._votes(self._bank, own)
             )
-            self._targets[split] = Targets(own.ids, own.features[:], votes)
+            self._targets[split] = _Targets(own.ids, own.features[:], votes)
             if self.backend in APPROXIMATE and own is not self._bank and split not in self._given:
                 self._recall[split] = recall(self._bank, own.features[:QUERIES], self.k).mean().item()
 

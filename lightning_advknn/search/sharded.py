@@ -97,7 +97,7 @@ class Exchange:
             for column, gathered in zip(found, parts, strict=True):
                 dist.all_gather(gathered, column)
             if mine:
-                answer = merge(torch.cat(parts[0], 1), torch.cat(parts[1], 1), k)
+                answer = _merge(torch.cat(parts[0], 1), torch.cat(parts[1], 1), k)
         return answer
 
 
@@ -189,7 +189,7 @@ class ShardedBank(nn.Module):
             distances = distances.masked_fill(self.own.ids[indices] == own_ids[:, None], torch.inf)
         found = self.rows[indices].masked_fill(distances.isposinf(), len(self))
         missing = max(0, k - n)
-        return merge(
+        return _merge(
             F.pad(distances, (0, missing), value=torch.inf), F.pad(found, (0, missing), value=len(self)), k
         )
 
@@ -198,7 +198,7 @@ Bank = MemoryBank | ShardedBank
 """What a kNN asks: both have the same `search`, `votes`, checks and labels."""
 
 
-def merge(distances: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _merge(distances: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of candidates, by (distance, row).
 
     Args:

@@ -66,7 +66,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished grid, in shards of 100 images."""
     grid = write_grid(tmp_path_factory.mktemp("reproduce") / "grid")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 100)
+        patch.setattr(shards, "_SHARD", 100)
         assert reproduce(grid) == 0
     return grid
 
@@ -74,7 +74,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished grid to go on from."""
-    monkeypatch.setattr(shards, "SHARD", 100)
+    monkeypatch.setattr(shards, "_SHARD", 100)
     shutil.copytree(done.parent, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*.yaml"):
         path.write_text(path.read_text().replace(str(done.parent), str(tmp_path / "copy")))

@@ -26,7 +26,7 @@ from lightning_advknn.data.sample import fair_order
 from lightning_advknn.experiment import fill
 from lightning_advknn.ranks import LostRankError, Ranks, join
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.sharded import merge
+from lightning_advknn.search.sharded import _merge
 from lightning_advknn.storage import load_tensors
 from lightning_advknn.training_cli import AdvKNNCLI
 from tests.ranks_worker import CLASSES, METRICS, K, points, questions
@@ -214,7 +214,7 @@ def test_shards_give_the_neighbours_of_the_whole(job: Job, metric: str) -> None:
 def test_ties_between_shards_go_to_the_lower_row() -> None:
     distances = torch.tensor([[1.0, 2.0, 0.5, 1.0, torch.inf]]).double()
     rows = torch.tensor([[7, 1, 9, 2, 10]])
-    near, found = merge(distances, rows, 3)
+    near, found = _merge(distances, rows, 3)
     assert (near.tolist(), found.tolist()) == ([[0.5, 1.0, 1.0]], [[9, 2, 7]])
 
 
@@ -334,7 +334,7 @@ def test_ranks_that_do_not_share_the_cache_are_told(
     def check(number: int, folder: str) -> str:
         stages: Any = SimpleNamespace(networks=None)
         try:
-            fill.Filler(stages, rank(number, 2, 30.0), tmp_path / folder)._check_shared()
+            fill._Filler(stages, rank(number, 2, 30.0), tmp_path / folder)._check_shared()
         except ValueError as error:
             return str(error)
         return ""

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 def keep(folder: Path, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """A stage, made if it is missing, as one process does it."""
     stages: Any = SimpleNamespace(networks=None)
-    fill.Filler(stages, Ranks(), folder).make("files", [Stage(name, "stage", lambda _: make())])
+    fill._Filler(stages, Ranks(), folder).make("files", [Stage(name, "stage", lambda _: make())])
     return StageCache(folder).read(name, "stage")
 
 
@@ -132,7 +132,7 @@ def test_waiting_counts_towards_no_stage(tmp_path: Path) -> None:
     other.start()
     held.wait(60)
     stages: Any = SimpleNamespace(networks=None)
-    filler = fill.Filler(stages, Ranks(), tmp_path)
+    filler = fill._Filler(stages, Ranks(), tmp_path)
     listed = [Stage(name, name, lambda _: quick()) for name in ("slow", "quick")]
     filler.make("files", listed)
     other.join()
@@ -194,7 +194,7 @@ def test_jobs_of_several_ranks_and_one_process_share_a_cache(
     def work(ranks: Ranks) -> None:
         stages: Any = SimpleNamespace(networks=None)
         listed = [Stage(name, "stage", partial(make, name), 5, 2) for name in names]
-        fill.Filler(stages, ranks, tmp_path).make("files", listed[:: 1 if ranks.size > 1 else -1])
+        fill._Filler(stages, ranks, tmp_path).make("files", listed[:: 1 if ranks.size > 1 else -1])
 
     with ThreadPoolExecutor(5) as pool:
         done = [pool.submit(work, Ranks())]

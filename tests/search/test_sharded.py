@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_advknn.search import Exchange, MemoryBank, ShardedBank, recall
-from lightning_advknn.search.sharded import merge
+from lightning_advknn.search.sharded import _merge
 from tests.search.oracle import both_metrics, brute_force, check
 
 
@@ -22,7 +22,7 @@ class Together(Exchange):
 
     def ask(self, bank, request):
         distances, rows = zip(*(each.nearest_here(*request) for each in self.shards), strict=True)
-        return merge(torch.cat(distances, 1), torch.cat(rows, 1), request.k)
+        return _merge(torch.cat(distances, 1), torch.cat(rows, 1), request.k)
 
 
 @both_metrics
