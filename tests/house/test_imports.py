@@ -18,6 +18,8 @@ HOUSE = Package(REPOSITORY, PACKAGE)
 # A module belongs to the longest of these that its name begins with.
 ORDER = (
     "choices",
+    "configurations",
+    "command_line",
     "storage",
     "ranks",
     "functional",
@@ -32,8 +34,7 @@ ORDER = (
     "modules",
     "evaluation",
     "callbacks",
-    "cli",
-    "sweep",
+    "training_cli",
     "experiment",
     "reports.render",
     "reports.records",
@@ -41,6 +42,7 @@ ORDER = (
     "reports.paper",
     "reports",
     "commands",
+    "__main__",
 )
 
 
