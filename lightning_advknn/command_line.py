@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # LightningCLI uses it too
 
 from lightning_advknn.choices import did_you_mean
 from lightning_advknn.configurations import find
@@ -25,7 +25,8 @@ class CommandParser(ArgumentParser):
         """Add an argument; ``action="config"`` is one for configurations."""
         if options.get("action") in ("config", ActionConfigFile):
             options["action"] = _NamedConfig
-        return super().add_argument(*args, **options)
+        action: Action = super().add_argument(*args, **options)
+        return action
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2 and a message, or raise an ArgumentError, as the parser was made to."""
@@ -34,11 +35,10 @@ class CommandParser(ArgumentParser):
 
 
 class _NamedConfig(ActionConfigFile):
-    def __call__(
-        self, parser: ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         written_out = values == "-" or "{" in values or "\n" in values  # standard input, or YAML itself
-        super().__call__(parser, cfg, values if written_out else str(find(values)), option_string)
+        name = values if written_out else str(find(values))
+        super().__call__(parser, cfg, name, option_string)  # type: ignore[no-untyped-call]
 
 
 def program() -> list[str]:

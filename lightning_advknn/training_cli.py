@@ -28,14 +28,14 @@ warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have man
 # The surrogate's backbone is frozen and in evaluation mode on purpose.
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
-WANDB_RUN = "wandb_run"  # key under which a checkpoint names the W&B run that it belongs to
+_WANDB_RUN = "wandb_run"  # key under which a checkpoint names the W&B run that it belongs to
 
 
 class _TrainingParser(CommandParser, LightningArgumentParser):
     """Lightning's, with configurations by name and suggestions for unknown names."""
 
 
-class LoggedConfig(SaveConfigCallback):
+class _LoggedConfig(SaveConfigCallback):
     """Saves the configuration beside the run and gives it to every logger, so dashboards can filter by it.
 
     Checkpoints name their W&B run, so that a training that goes on from one goes on in the same run.
@@ -53,7 +53,7 @@ class LoggedConfig(SaveConfigCallback):
         """Name the W&B run."""
         run = wandb_panels.run_id(trainer)
         if run is not None:
-            checkpoint[WANDB_RUN] = run
+            checkpoint[_WANDB_RUN] = run
 
 
 class AdvKNNCLI(LightningCLI):
@@ -74,7 +74,7 @@ class AdvKNNCLI(LightningCLI):
             ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=LoggedConfig,
+            save_config_callback=_LoggedConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={
@@ -159,7 +159,7 @@ def _go_on(config: Any, wandb_loggers: list[Any]) -> Path | None:
         config["ckpt_path"] = str(last)
     path = Path(config["ckpt_path"])
     if wandb_loggers and path.is_file() and "WANDB_RUN_ID" not in os.environ:
-        run = read_checkpoint(path).get(WANDB_RUN)
+        run = read_checkpoint(path).get(_WANDB_RUN)
         for arguments in wandb_loggers:
             arguments["id"] = arguments["id"] or run
     return last and last.parent

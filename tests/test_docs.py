@@ -3,13 +3,13 @@
 import csv
 import importlib
 import re
-import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lightning_advknn.commands.options import parse
 from lightning_advknn.reports.records import published
 
 ROOT = Path(__file__).parents[1]
@@ -65,8 +65,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     python, script, *arguments = shlex.split(command)
     assert (python, script) == ("python", "attack.py")
     monkeypatch.chdir(ROOT)
-    options = runpy.run_path(str(ROOT / script))["make_parser"]().parse_args(arguments)
-    assert options.subcommand == arguments[0]
+    assert parse(arguments[0], arguments[1:], script)
 
 
 def test_other_commands_are_known() -> None:

@@ -22,7 +22,7 @@ from lightning_advknn.experiment.settings import experiment_of
 from lightning_advknn.ranks import Ranks, is_lost, join
 from lightning_advknn.reports.dashboard import Dashboard
 
-Work = Callable[[], list[str]]
+_Work = Callable[[], list[str]]
 """Long work; gives a line for each check that does not hold."""
 
 
@@ -97,19 +97,19 @@ def _when_terminated(program: str) -> Callable[[int, object], None]:
     return leave
 
 
-def _evaluate(options: Any, ranks: Ranks) -> Work:
+def _evaluate(options: Any, ranks: Ranks) -> _Work:
     run = prepare(experiment_of(options), options.results, ranks=ranks)
     recording = recorded(_dashboard(options), "evaluate", run)
     return _recorded(recording, lambda: evaluate(run, options.results, quiet=options.quiet))
 
 
-def _leaderboard(options: Any, ranks: Ranks) -> Work:
+def _leaderboard(options: Any, ranks: Ranks) -> _Work:
     run = prepare_leaderboard(experiment_of(options), options.results, ranks)
     recording = recorded(_dashboard(options), "leaderboard", run)
     return _recorded(recording, lambda: leaderboard(run, options.results, quiet=options.quiet))
 
 
-def _reproduce(options: Any, ranks: Ranks) -> Work:
+def _reproduce(options: Any, ranks: Ranks) -> _Work:
     grid = Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
     tasks = plan(grid, options.only, ranks)
     dashboard = _dashboard(options)
@@ -132,7 +132,7 @@ def _dashboard(options: Any) -> Dashboard:
     return Dashboard(options.wandb_mode, options.wandb_project)
 
 
-def _recorded(recording: AbstractContextManager[None], work: Work) -> Work:
+def _recorded(recording: AbstractContextManager[None], work: _Work) -> _Work:
     """Start to record now, so that what is wrong with that is found before anything long runs."""
     with ExitStack() as stack:
         stack.enter_context(recording)

@@ -19,7 +19,7 @@ def parse(name: str, args: Sequence[str], program: str) -> Any:
         args: After its name.
         program: Name in messages.
     """
-    parser = make_parser(name, program)
+    parser = _make_parser(name, program)
     try:
         return parser.instantiate(parser.parse_args(list(args)))
     except (TypeError, RecursionError) as error:  # jsonargparse takes some nestings for others
@@ -28,9 +28,9 @@ def parse(name: str, args: Sequence[str], program: str) -> Any:
         parser.error(f"Expected a configuration to be text in UTF-8, but: {error}. Save it in that encoding.")
 
 
-def make_parser(name: str, program: str) -> CommandParser:
+def _make_parser(name: str, program: str) -> CommandParser:
     """The parser of a command's options."""
-    about = {"prog": f"{program} {name}", "description": COMMANDS[name]}
+    about: dict[str, Any] = {"prog": f"{program} {name}", "description": COMMANDS[name]}
     if name == "reproduce":
         parser = CommandParser(**about)
         parser.add_argument(

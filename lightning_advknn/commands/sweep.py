@@ -21,11 +21,11 @@ from lightning_advknn.commands import COMMANDS
 from lightning_advknn.configurations import find
 from lightning_advknn.experiment.settings import combinations
 
-Trial = dict[str, Any]
+_Trial = dict[str, Any]
 """Values by name of parameter."""
 
 
-def read_sweep(path: Path) -> dict[str, Any]:
+def _read_sweep(path: Path) -> dict[str, Any]:
     """A sweep's configuration.
 
     Raises:
@@ -51,10 +51,10 @@ def read_sweep(path: Path) -> dict[str, Any]:
     return dict(sweep)
 
 
-def draw_trials(sweep: Mapping[str, Any], n: int, seed: int = 0) -> list[Trial]:
+def _draw_trials(sweep: Mapping[str, Any], n: int, seed: int = 0) -> list[_Trial]:
     """At most n trials, no two alike: for method ``grid`` the first in order, for ``random`` any.
 
-    >>> draw_trials({"method": "grid", "parameters": {"a": {"values": [1, 2]}, "b": {"value": 3}}}, 2)
+    >>> _draw_trials({"method": "grid", "parameters": {"a": {"values": [1, 2]}, "b": {"value": 3}}}, 2)
     [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
     """
     values = {name: one.get("values", [one.get("value")]) for name, one in sweep["parameters"].items()}
@@ -64,7 +64,7 @@ def draw_trials(sweep: Mapping[str, Any], n: int, seed: int = 0) -> list[Trial]:
     return trials[:n]
 
 
-def command_of(sweep: Mapping[str, Any], trial: Trial) -> list[str]:
+def _command_of(sweep: Mapping[str, Any], trial: _Trial) -> list[str]:
     """The sweep's command with a trial's values, as `wandb agent` makes it."""
     macros = {
         "${env}": ["/usr/bin/env"],
@@ -91,14 +91,14 @@ def main(args: Sequence[str] | None = None, program: str = f"{PROGRAM} sweep") -
     options = parser.parse_args(args)
     try:
         path = find(options.sweep)
-        sweep = read_sweep(path)
+        sweep = _read_sweep(path)
     except (TypeError, ValueError, OSError) as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         return 2
     group = {"WANDB_RUN_GROUP": sweep.get("name", path.stem), "WANDB_MODE": "offline"}
     failed = 0
-    for trial in draw_trials(sweep, options.trials, options.seed):
-        command = command_of(sweep, trial)
+    for trial in _draw_trials(sweep, options.trials, options.seed):
+        command = _command_of(sweep, trial)
         sys.stderr.write(f"{program}: {shlex.join(command)}\n")
         failed += bool(subprocess.run(command, env={**group, **os.environ}, check=False).returncode)
     return int(failed > 0)

@@ -3,7 +3,7 @@
 import torch
 
 from lightning_advknn.experiment.networks import Networks
-from lightning_advknn.experiment.settings import VICTIMS, Experiment, check_names
+from lightning_advknn.experiment.settings import VICTIMS, Experiment, check_experiment_names
 from lightning_advknn.modules.checks import check_data
 from lightning_advknn.search import check_backend
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
@@ -12,7 +12,7 @@ from lightning_advknn.search.scans.quantize import check_int8
 
 def check_settings(experiment: Experiment, device: torch.device) -> None:
     """Raise a ValueError unless names, backend and attacks of an experiment exist and go together."""
-    check_names(experiment)
+    check_experiment_names(experiment)
     victim = experiment.victim
     check_backend(victim.backend)
     if victim.backend == "int8":

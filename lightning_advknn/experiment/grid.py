@@ -91,7 +91,7 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
         ValueError: If a part cannot be read, or a pattern matches nothing.
     """
     found = [
-        _cell(grid, data, name, part, varied, seed)
+        _make_cell(grid, data, name, part, varied, seed)
         for data, parts in grid.parts.items()
         for name, part in parts.items()
         for varied in combinations(part.vary)
@@ -107,7 +107,7 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
     return [cell for cell in found if not only or any(_matches(cell.name, pattern) for pattern in only)]
 
 
-def _cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any], seed: int) -> Cell:
+def _make_cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any], seed: int) -> Cell:
     variation = _variation(varied)
     place = "/".join(filter(None, (data, name, variation)))
     # Tables 1 and 2 of a data set are its main result and lie on top.

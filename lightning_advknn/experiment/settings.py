@@ -154,10 +154,10 @@ def experiment_of(options: Any) -> Experiment:
         ValueError: If they cannot be one.
     """
     experiment = Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
-    return replace(experiment, attacks=expand(experiment.attacks))
+    return replace(experiment, attacks=_expand(experiment.attacks))
 
 
-def check_names(experiment: Experiment) -> None:
+def check_experiment_names(experiment: Experiment) -> None:
     """Raise a ValueError unless names of surrogates, attacks and networks can name files and table cells."""
     if not experiment.attacks:
         raise ValueError("Expected at least one attack in `attacks`, but got none.")
@@ -194,10 +194,10 @@ def combinations(values: Mapping[str, Sequence[T]]) -> list[dict[str, T]]:
     return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
 
 
-def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
+def _expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
     """Each attack once for every combination of its varied settings, named ``<name>@<setting>=<value>``.
 
-    >>> list(expand({"pgd": AttackSettings("bim", vary={"eps": [0.1, 0.2]}), "fgsm": AttackSettings("fgsm")}))
+    >>> list(_expand({"pgd": AttackSettings("bim", vary={"eps": [0.1, 0.2]}), "fgsm": AttackSettings("fgsm")}))
     ['pgd@eps=0.1', 'pgd@eps=0.2', 'fgsm']
     """
     expanded = {}
@@ -209,5 +209,5 @@ def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
 
 
 def family(name: str) -> str:
-    """Name of the attack that `expand` made this one of."""
+    """Name of the attack that `_expand` made this one of."""
     return name.partition("@")[0]

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.test_attack_script import read, write_config
 
 import attack
+from lightning_advknn.commands.options import parse
+from lightning_advknn.commands.reproduce import plan
 from lightning_advknn.experiment import shards
+from lightning_advknn.experiment.grid import Grid
+from tests.commands.test_evaluate import read, write_config
 from tests.wandb_runs import offline_wandb, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,18 +115,17 @@ def test_cells_leave_results_where_the_grid_says(done: Path, capsys: pytest.Capt
 
 
 def test_a_cells_command_gives_the_cells_results(done: Path, copy: Path) -> None:
-    (task,) = attack.plan(attack_grid(copy), ["digits/neighbours/k=5"])
-    command = task.cell.command.removeprefix("python attack.py ").split()
+    (task,) = plan(read_grid(copy), ["digits/neighbours/k=5"])
+    command = task.cell.command.removeprefix("lightning-advknn ").split()
     before = tables(copy)
     shutil.rmtree(task.cell.results)
     assert attack.main(command) == 0
     assert tables(copy) == before
 
 
-def attack_grid(config: Path) -> Any:
-    options = attack.make_parser()
-    parsed = options.instantiate(options.parse_args(["reproduce", f"--config={config}"])).reproduce
-    return attack.Grid(**{name: getattr(parsed, name) for name in attack.Grid.__dataclass_fields__})
+def read_grid(config: Path) -> Grid:
+    options = parse("reproduce", [f"--config={config}"], "")
+    return Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
 
 
 def test_finished_cells_are_not_run_again(

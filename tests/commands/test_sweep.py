@@ -84,7 +84,7 @@ def value_of(config: dict[str, Any], name: str) -> Any:
 def test_two_trials_run_offline(home: Path) -> None:
     assert main(["sweep", "digits/sweep", "--trials", "2"]) == 0  # as its header says
     written = yaml.safe_load((home / "configs" / "digits" / "sweep.yaml").read_text())
-    trials = sweep.draw_trials(written, 2)
+    trials = sweep._draw_trials(written, 2)
     assert trials[0] != trials[1]
     runs = read_runs(home / "runs" / "digits")
     assert len(runs) == 2
@@ -109,14 +109,14 @@ def test_two_trials_run_offline(home: Path) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=str)
 def test_the_command_is_the_one_of_wandbs_agent(path: Path) -> None:
     written = yaml.safe_load((ROOT / path).read_text())
-    for trial in sweep.draw_trials(written, 3):
+    for trial in sweep._draw_trials(written, 3):
         # As `wandb.wandb_agent.Agent` expands it.
         macros = create_sweep_command_args({"args": {name: {"value": v} for name, v in trial.items()}})
         macros |= {"interpreter": ["python"], "program": [written["program"]], "env": ["/usr/bin/env"]}
         theirs: list[str] = []
         for part in create_sweep_command(list(written["command"])):
             theirs += macros[part[2:-1]] if part.startswith("${") else [part]
-        ours = sweep.command_of(written, trial)
+        ours = sweep._command_of(written, trial)
         assert ours[1] == sys.executable
         assert [ours[0], "python", *ours[2:]] == theirs
 
@@ -145,13 +145,13 @@ def test_trials_are_of_the_grid_and_no_two_alike() -> None:
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}, "c": {"value": None}}
     everything = [{"a": a, "b": b, "c": None} for a in (1, 2, 3) for b in ("x", "y")]
     grid = {"method": "grid", "parameters": parameters}
-    assert sweep.draw_trials(grid, 100) == everything
-    assert sweep.draw_trials(grid, 4) == everything[:4]
-    drawn = sweep.draw_trials({**grid, "method": "random"}, 100)
+    assert sweep._draw_trials(grid, 100) == everything
+    assert sweep._draw_trials(grid, 4) == everything[:4]
+    drawn = sweep._draw_trials({**grid, "method": "random"}, 100)
     assert drawn != everything
     assert sorted(map(str, drawn)) == sorted(map(str, everything))
-    assert sweep.draw_trials({**grid, "method": "random"}, 3) == drawn[:3]
-    assert sweep.draw_trials({**grid, "method": "random"}, 100, seed=1) != drawn
+    assert sweep._draw_trials({**grid, "method": "random"}, 3) == drawn[:3]
+    assert sweep._draw_trials({**grid, "method": "random"}, 100, seed=1) != drawn
 
 
 @pytest.mark.parametrize(

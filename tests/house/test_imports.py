@@ -18,6 +18,8 @@ HOUSE = Package(REPOSITORY, PACKAGE)
 # A module belongs to the longest of these that its name begins with.
 ORDER = (
     "choices",
+    "configurations",
+    "command_line",
     "storage",
     "ranks",
     "functional",
@@ -34,8 +36,6 @@ ORDER = (
     "modules",
     "evaluation",
     "callbacks",
-    "configurations",
-    "command_line",
     "training_cli",
     "experiment",
     "reports.render",
