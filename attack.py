@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from lightning_advknn.commands.evaluate import evaluate, prepare
 from lightning_advknn.commands.leaderboard import leaderboard, prepare_leaderboard
 from lightning_advknn.commands.reproduce import plan, report_grid, reproduce, show
-from lightning_advknn.commands.steps import recorded, recorded_grid
+from lightning_advknn.commands.steps import record_experiment, record_grid
 from lightning_advknn.experiment.grid import Grid
 from lightning_advknn.experiment.settings import experiment_of, experiment_parser
 from lightning_advknn.ranks import Ranks, is_lost, join
@@ -145,13 +145,13 @@ def _terminated(signum: int, frame: object) -> None:
 
 def _evaluate(options: Any, ranks: Ranks) -> Work:
     run = prepare(experiment_of(options), options.results, ranks=ranks)
-    recording = recorded(_dashboard(options), "evaluate", run)
+    recording = record_experiment(_dashboard(options), "evaluate", run)
     return _recorded(recording, lambda: evaluate(run, options.results))
 
 
 def _leaderboard(options: Any, ranks: Ranks) -> Work:
     run = prepare_leaderboard(experiment_of(options), options.results, ranks)
-    recording = recorded(_dashboard(options), "leaderboard", run)
+    recording = record_experiment(_dashboard(options), "leaderboard", run)
     return _recorded(recording, lambda: leaderboard(run, options.results))
 
 
@@ -171,7 +171,7 @@ def _reproduce(options: Any, ranks: Ranks) -> Work:
             report_grid(grid, tasks)
         return failed
 
-    return show_plan if options.dry_run else _recorded(recorded_grid(dashboard, grid), go_on)
+    return show_plan if options.dry_run else _recorded(record_grid(dashboard, grid), go_on)
 
 
 def _dashboard(options: Any) -> Dashboard:

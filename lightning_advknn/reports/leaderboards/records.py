@@ -53,7 +53,7 @@ LEADERBOARD = (
 )
 """Columns of ``leaderboard.csv``."""
 
-BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
+_BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
 """Eps of an entry's records, beside those that attacks were run at."""
 
 WORST_CASE, BOUND = "worst case", "lower bound"  # entries that are no attacks, beside `CLEAN`
@@ -79,7 +79,7 @@ def leaderboard_records(
         bounds: By victim, as in `checks.run_checks`.
     """
     radii: dict[Norm, list[float]] = {}
-    for norm, budgets in BUDGETS.items():
+    for norm, budgets in _BUDGETS.items():
         radii[norm] = sorted(
             {run.eps for run in runs if run.norm == norm and run.eps is not None} | set(budgets)
         )

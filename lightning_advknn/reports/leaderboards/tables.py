@@ -9,7 +9,7 @@ from lightning_advknn.reports.records.published import Published, published_of
 from lightning_advknn.reports.render.blocks import Lines, Table
 from lightning_advknn.reports.render.means import Mean
 
-BRIEF = 10  # entries of a brief table
+_BRIEF = 10  # entries of a brief table
 
 _COLUMNS = {
     "fooled": ("fooled", 1),
@@ -29,7 +29,7 @@ def attacks_table(board: Board, victim: str, brief: bool = False) -> Table:
     Args:
         board: What to show.
         victim: Whose numbers.
-        brief: Show only the strongest `BRIEF` entries, and fewer columns.
+        brief: Show only the strongest `_BRIEF` entries, and fewer columns.
     """
     radii = _evenly(board.radii("linf"), 3 if brief else 6)
     budgets = [1.0, 2.0, 3.0] if brief else [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -37,7 +37,7 @@ def attacks_table(board: Board, victim: str, brief: bool = False) -> Table:
     kept = ("min_l2_median", "credibility_success_mean", "detected")
     columns = {name: column for name, column in _COLUMNS.items() if not brief or name in kept}
     names = board.ranked(victim)
-    shown = names[:BRIEF] if brief else names
+    shown = names[:_BRIEF] if brief else names
     bound = [BOUND] if board.places(BOUND, victim) else []
     rows: list[list[Lines]] = []
     for name in [WORST_CASE, *bound, *shown]:

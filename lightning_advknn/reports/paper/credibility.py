@@ -8,7 +8,7 @@ from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.over_seeds import Method, Results
 from lightning_advknn.reports.render.blocks import Lines, Table
 
-THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
+_THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
             (f"{each.l2:.2f}",),
             (str(each.n),),
             (f"{each.mean:.3f}",),
-            *((f"{each.below(threshold):.2f}",) for threshold in THRESHOLDS),
+            *((f"{each.below(threshold):.2f}",) for threshold in _THRESHOLDS),
         ]
         for each in found
     ]
@@ -83,7 +83,7 @@ def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
         f"{results.title}: share of images in % whose credibility is below a threshold, convention"
         f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong; L2 is that"
         " of all images of the attack.",
-        ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in THRESHOLDS)],
+        ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in _THRESHOLDS)],
         [*ours, *(_published() if results.dataset == "MNIST" else [])],
         sources=[results.name],
     )
@@ -120,8 +120,8 @@ def _published() -> list[list[Lines]]:
         ("the paper's adversarials", f"{published.true_l2(far):.2f} ({far:g} in its unit)", f"{mean}", ""),
         ("Sitawarin & Wagner", f"{their_l2:g} (true L2)", f"{theirs}", ""),
     ):
-        shares: list[Lines] = [("",)] * len(THRESHOLDS)
-        shares[THRESHOLDS.index(0.5)] = (at_half,)
+        shares: list[Lines] = [("",)] * len(_THRESHOLDS)
+        shares[_THRESHOLDS.index(0.5)] = (at_half,)
         rows.append([(images,), (distortion,), ("",), (credibility,), *shares])
     return rows
 

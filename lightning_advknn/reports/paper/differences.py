@@ -10,7 +10,7 @@ from lightning_advknn.reports.records.summaries import which_images
 from lightning_advknn.reports.render.blocks import Lines, Table
 from lightning_advknn.reports.render.means import Mean
 
-SHOWN = 15  # rows of the largest differences
+_SHOWN = 15  # rows of the largest differences
 
 # What we read or do differently from the paper or its authors' code, and what that touches.
 _DEVIATIONS = (
@@ -78,13 +78,13 @@ DEVIATIONS = Table(
 
 def differences_table(found: Sequence[Results]) -> Table | None:
     """The cells of Tables 1, 2 and 3 with the largest differences from the paper's; None without comparable cells."""
-    compared = sorted(_compared(found), key=lambda row: -abs(row[1].mean - row[2]))
+    compared = sorted(_comparable(found), key=lambda row: -abs(row[1].mean - row[2]))
     if not compared:
         return None
     mean = sum(abs(ours.mean - theirs) for _, ours, theirs in compared) / len(compared)
     rows: list[list[Lines]] = [
         [(cell,), (str(ours),), (f"{theirs:.2f}",), (f"{ours.mean - theirs:+.2f}",)]
-        for cell, ours, theirs in compared[:SHOWN]
+        for cell, ours, theirs in compared[:_SHOWN]
     ]
     return Table(
         f"The {len(rows)} largest differences of {len(compared)} cells with a number of the paper's; over all of them"
@@ -116,15 +116,15 @@ def _gaps(whole: Results, part: Results) -> list[tuple[Measurement, str, float, 
     seeds = sorted(set(part.runs) & set(whole.runs))
     if not (same and seeds and "images" in part.settings):
         return []
-    of_all = {_cell(each): _at(each, whole, seeds) for each in whole.measurements()}
+    of_all = {_key(each): _at(each, whole, seeds) for each in whole.measurements()}
     return [
-        (each, which_images(part.settings, each.n), _at(each, part, seeds), of_all[_cell(each)])
+        (each, which_images(part.settings, each.n), _at(each, part, seeds), of_all[_key(each)])
         for each in part.attacked()
-        if _cell(each) in of_all
+        if _key(each) in of_all
     ]
 
 
-def _cell(each: Measurement) -> tuple[str, str, str | None, float | None, str, float]:
+def _key(each: Measurement) -> tuple[str, str, str | None, float | None, str, float]:
     return (each.victim, each.method.kind, each.method.layer, each.method.cls_weight, each.function, each.eps)
 
 
@@ -134,7 +134,7 @@ def _at(each: Measurement, results: Results, seeds: Sequence[int]) -> float:
     return sum(values[seed] for seed in seeds) / len(seeds)
 
 
-def _compared(found: Sequence[Results]) -> list[tuple[str, Mean, float]]:
+def _comparable(found: Sequence[Results]) -> list[tuple[str, Mean, float]]:
     """Name, our accuracy and the paper's of each comparable cell."""
     compared: list[tuple[str, Mean, float | None]] = []
     for results in found:

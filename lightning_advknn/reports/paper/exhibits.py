@@ -19,7 +19,7 @@ from lightning_advknn.reports.paper.tables import attacked_table, series_table, 
 from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.names import KIND_TITLES, VICTIM_TITLES
 from lightning_advknn.reports.records.over_seeds import Measurement, Results
-from lightning_advknn.reports.render.blocks import Block, Lines, Picture, Table
+from lightning_advknn.reports.render.blocks import Block, Illustration, Lines, Table
 from lightning_advknn.reports.render.style import save_figure
 from lightning_advknn.storage import atomic_path
 
@@ -141,14 +141,14 @@ class Exhibits:
             blocks.append(series_table(f"Numbers of the sweep, {each.title}", "attack", series, [each]))
         return blocks
 
-    def _picture(self, name: str, figure: Figure, caption: str, sources: Sequence[Results]) -> Picture:
+    def _picture(self, name: str, figure: Figure, caption: str, sources: Sequence[Results]) -> Illustration:
         save_figure(figure, self.output / name)
         axes = [axis for axis in figure.axes if axis.lines]
         lines = dict.fromkeys(label for axis in axes for label in axis.get_legend_handles_labels()[1])
         alt = f"Line chart. {caption} Lines: {'; '.join(lines)}. The table of numbers is below."
         return self._shown(name, caption, alt, sources)
 
-    def _copied(self, results: Results, name: str, caption: str) -> str | Picture:
+    def _copied(self, results: Results, name: str, caption: str) -> str | Illustration:
         if not (results.folder / f"{name}.png").is_file():
             return f"{results.name} has no picture `{name}.png`."
         copy = f"{results.data}-{name}"
@@ -158,8 +158,8 @@ class Exhibits:
         text = f"{results.title}: {caption}."
         return self._shown(copy, text, f"Pictures. {text}", [results])
 
-    def _shown(self, name: str, caption: str, alt: str, sources: Sequence[Results]) -> Picture:
-        return Picture.of_file(self.output / name, caption, alt, [each.name for each in sources])
+    def _shown(self, name: str, caption: str, alt: str, sources: Sequence[Results]) -> Illustration:
+        return Illustration.of_file(self.output / name, caption, alt, [each.name for each in sources])
 
 
 def _published_sentence(results: Results) -> str:

@@ -12,7 +12,7 @@ from lightning_advknn.reports.records.names import KIND_TITLES, NETWORK_TITLES, 
 from lightning_advknn.reports.records.over_seeds import Measurement, Results
 from lightning_advknn.reports.records.published import accuracy_at_any_settings
 
-TOLERANCE = 0.5  # points that Table 1 may differ by
+_TOLERANCE = 0.5  # points that Table 1 may differ by
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Finding:
     detail: str
 
 
-def clean_accuracy(results: Results) -> Finding | None:
-    """Table 1 is within `TOLERANCE` of the paper's. None where the paper has none."""
+def clean_accuracies_agree(results: Results) -> Finding | None:
+    """Table 1 is within `_TOLERANCE` of the paper's. None where the paper has none."""
     differences = {
         {**VICTIM_TITLES, **KIND_TITLES}[name]: ours.mean - theirs
         for name, (ours, theirs) in accuracies(results).items()
@@ -34,8 +34,8 @@ def clean_accuracy(results: Results) -> Finding | None:
     if not differences:
         return None
     return Finding(
-        f"Table 1, {results.title}: clean accuracies within {TOLERANCE} points of the paper's",
-        all(abs(difference) <= TOLERANCE for difference in differences.values()),
+        f"Table 1, {results.title}: clean accuracies within {_TOLERANCE} points of the paper's",
+        all(abs(difference) <= _TOLERANCE for difference in differences.values()),
         "; ".join(f"{name} {difference:+.2f}" for name, difference in differences.items()),
     )
 
@@ -131,7 +131,9 @@ def _order(results: Results, row: Sequence[Measurement]) -> Finding:
 
 def _why_not(results: Results, row: Sequence[Measurement]) -> str:
     parts = [", ".join(f"{KIND_TITLES[each.method.kind]} {each.accuracy.mean:.2f}" for each in row) + " %"]
-    parts += [_gap(left, right) for left, right in pairwise(row) if right.accuracy.mean >= left.accuracy.mean]
+    parts += [
+        _excess(left, right) for left, right in pairwise(row) if right.accuracy.mean >= left.accuracy.mean
+    ]
     theirs = [
         accuracy_at_any_settings(results.dataset, each.victim, each.method.kind, each.function)
         for each in row
@@ -142,7 +144,7 @@ def _why_not(results: Results, row: Sequence[Measurement]) -> str:
     return "; ".join(parts)
 
 
-def _gap(left: Measurement, right: Measurement) -> str:
+def _excess(left: Measurement, right: Measurement) -> str:
     """How far the right one, which should be lower, is above the left one."""
     left_title, right_title = (KIND_TITLES[each.method.kind] for each in (left, right))
     gap = right.accuracy.mean - left.accuracy.mean

@@ -25,7 +25,7 @@ from lightning_advknn.reports.render.blocks import Block, Lines, Section, Table
 from lightning_advknn.reports.render.page import render_html, render_markdown
 from lightning_advknn.storage import atomic_path
 
-ROLES = ("tables", "transfer", "layers", "neighbours", "cls_weight", "eps")
+_ROLES = ("tables", "transfer", "layers", "neighbours", "cls_weight", "eps")
 
 
 def write_report(plan: Plan, results: Path, output: Path) -> None:
@@ -42,7 +42,7 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     """
     found = load(plan, results)
     make = Exhibits(output)
-    others = [part for part in dict.fromkeys(each.part for each in found) if part not in ROLES]
+    others = [part for part in dict.fromkeys(each.part for each in found) if part not in _ROLES]
     tables = [each for each in found if each.part == "tables"]
     section = partial(_section, found)
     sections = [
@@ -103,8 +103,8 @@ def _section(
 
 def _summary(found: Sequence[Results]) -> Section:
     """Which claims hold."""
-    done = {part: [each for each in found if each.part == part and each.runs] for part in ROLES}
-    claims = [finding for each in done["tables"] if (finding := findings.clean_accuracy(each))]
+    done = {part: [each for each in found if each.part == part and each.runs] for part in _ROLES}
+    claims = [finding for each in done["tables"] if (finding := findings.clean_accuracies_agree(each))]
     claims += [finding for each in done["tables"] for finding in findings.ordering(each)]
     for each in done["transfer"]:
         claims += [finding for network in each.networks for finding in findings.transfer(each, network)]

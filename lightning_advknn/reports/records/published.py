@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 # Table 1: data set -> classifier. The paper does not say whether its DkNNB was trained with CL.
-CLEAN: dict[str, dict[str, float]] = {
+CLEAN_ACCURACIES: dict[str, dict[str, float]] = {
     "MNIST": {"dnn": 99.17, "knn": 98.98, "dknn": 98.89, "dknnb": 98.75},
     "SVHN": {"dnn": 89.93, "knn": 88.37, "dknn": 90.35, "dknnb": 88.32},
     "FashionMNIST": {"dnn": 91.22, "knn": 89.87, "dknn": 90.28, "dknnb": 89.23},
@@ -100,7 +100,7 @@ _SITAWARIN_WAGNER_LINF = {
     0.25: (2.10, 0.150),
     0.3: (0.0, 0.181),
 }
-PUBLISHED: tuple[Published, ...] = (
+_PUBLISHED: tuple[Published, ...] = (
     *(
         Published(
             "Sitawarin & Wagner 2019",
@@ -150,7 +150,7 @@ def clean_accuracy(data: str, classifier: str, victim: Mapping[str, Any]) -> flo
     """
     if classifier != "dnn" and not _is_papers(victim):
         return None
-    return CLEAN.get(data, {}).get("dknnb" if classifier == "dknnb_cl" else classifier)
+    return CLEAN_ACCURACIES.get(data, {}).get("dknnb" if classifier == "dknnb_cl" else classifier)
 
 
 def accuracy_under_attack(
@@ -218,7 +218,7 @@ def published_of(data: str, victim: str, victim_settings: Mapping[str, Any]) -> 
     """
     if data != "MNIST" or not _is_papers(victim_settings):
         return []
-    return [each for each in PUBLISHED if each.victim == victim]
+    return [each for each in _PUBLISHED if each.victim == victim]
 
 
 def true_l2(l2: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import Rows, summarize
 
-Distribution = list[tuple[float, int]]
+Histogram = list[tuple[float, int]]
 """Values in ascending order, each with how often it occurs."""
 
 
@@ -18,7 +18,7 @@ def metrics_of(rows: Rows) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in summarize(rows).items()}
 
 
-def credibility_of(rows: Rows) -> dict[str, dict[str, Distribution]]:
+def credibility_of(rows: Rows) -> dict[str, dict[str, Histogram]]:
     """The exact distribution of DkNN's credibility after the attack (Fig. 5).
 
     Returns:
@@ -79,6 +79,6 @@ def neighbours_sentence(approximation: Mapping[str, Any] | None) -> str:
     )
 
 
-def _distribution(values: Tensor) -> Distribution:
+def _distribution(values: Tensor) -> Histogram:
     found, counts = torch.unique(values.round(decimals=6), return_counts=True)
     return list(zip(found.tolist(), counts.tolist(), strict=True))
