@@ -49,16 +49,16 @@ def evaluate(
 ) -> list[str]:
     """Run a prepared experiment and leave rows, tables and pictures in its output folder.
 
-    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, distributions of credibility, checks, classes, wall time by stage, command, settings, versions, device,
-    date), and as PNG and PDF ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer
-    networks also ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``. With several ranks, all call this and
-    the first writes.
+    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``,
+    ``summary.json`` (metrics, distributions of credibility, checks, classes, wall time by stage, command,
+    settings, versions, device, date), and as PNG and PDF ``neighbours`` and, if an attack function has
+    several eps, ``adversarials``. With transfer networks also ``rows/<network>/<method>/<attack>.csv`` and
+    ``table3.csv``. With several ranks, all call this and the first writes.
 
     Args:
         run: From `prepare`.
-        results: Folder of tables over several seeds, which get this seed's lines; also of copies of the summary and
-            the pictures.
+        results: Folder of tables over several seeds, which get this seed's lines; also of copies of the
+            summary and the pictures.
         command: What the summary names as the command; None for this process's own.
         quiet: Print only where the results are.
 

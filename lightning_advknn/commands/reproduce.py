@@ -86,8 +86,8 @@ def reproduce(
 ) -> list[str]:
     """Run what is not done, one cell after another.
 
-    Each cell leaves its results at once, so an interrupted grid continues with the cell, and in it with the stage, where
-    it stopped.
+    Each cell leaves its results at once, so an interrupted grid continues with the cell, and in it with the
+    stage, where it stopped.
 
     Args:
         tasks: From `plan`.

@@ -20,8 +20,8 @@ class Dashboard:
     """Where `attack.py` logs to, beside its files.
 
     Args:
-        wandb_mode: What W&B does. By default nothing: the files have all results. WANDB_MODE, if set, overrides
-            `offline` and `online`.
+        wandb_mode: What W&B does. By default nothing: the files have all results. WANDB_MODE, if set,
+            overrides `offline` and `online`.
         wandb_project: W&B's project, that of the training configurations.
     """
 
@@ -108,8 +108,8 @@ def _evaluation_points(table2: Sequence[Record], experiment: Experiment) -> list
 def _leaderboard_points(board: Sequence[Record], experiment: Experiment) -> list[_Point]:
     """Accuracy of each entry against the eps that it was run at, and against budgets of true L2.
 
-    Names are ``eps/<entry>/<victim>_acc`` over ``eps/eps``, and the same with ``l2``. Victims are the backbone, the
-    kNN under attack and DkNN.
+    Names are ``eps/<entry>/<victim>_acc`` over ``eps/eps``, and the same with ``l2``. Victims are the
+    backbone, the kNN under attack and DkNN.
     """
     victims = {"dnn": "dnn", f"knn/{experiment.victim.layer}": "knn", "dknn": "dknn"}
     points = []

@@ -31,8 +31,8 @@ class Check(NamedTuple):
 def failed(checks: Sequence[Check]) -> list[str]:
     """A line for each check that fails.
 
-    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no attacks")])
-    ['Check failed: b: bim, origin']
+    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no
+    attacks")]) ['Check failed: b: bim, origin']
     """
     return [f"Check failed: {check.check}: {check.detail}" for check in checks if check.holds is False]
 
@@ -40,8 +40,8 @@ def failed(checks: Sequence[Check]) -> list[str]:
 def counted(checks: Sequence[Check]) -> str:
     """How many checks hold.
 
-    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no attacks")])
-    'Checks: 1 hold, 1 do not, 1 had nothing to look at.'
+    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no
+    attacks")]) 'Checks: 1 hold, 1 do not, 1 had nothing to look at.'
     """
     hold = sum(check.holds is True for check in checks)
     empty = sum(check.holds is None for check in checks)
@@ -56,8 +56,8 @@ def run_checks(
     Args:
         runs: Of all entries.
         clean: The images as they are.
-        bounds: By victim, a lower bound of the true L2 of each image's adversarials, ``(n,)``; 0 where the victim
-            misclassifies the image itself.
+        bounds: By victim, a lower bound of the true L2 of each image's adversarials, ``(n,)``; 0 where the
+            victim misclassifies the image itself.
     """
     return [
         _in_balls(runs),
@@ -90,7 +90,8 @@ def _falls_with_eps(runs: Sequence[AttackRun]) -> Check:
             before, after = (_accuracy(run.victims[victim].wrong) for run in (small, large))
             if after > before + MARGIN:
                 rising.append(
-                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at {large.eps:g}"
+                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at"
+                    f" {large.eps:g}"
                 )
     name = f"accuracy falls monotonically with eps, to {MARGIN:g} points"
     return check_of(name, len(pairs), "steps from one eps to the next", rising)

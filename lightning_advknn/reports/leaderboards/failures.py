@@ -1,4 +1,4 @@
-"""Checks that tell failed attacks and broken victims from robustness (Pintor et al., arXiv 2106.09947, and beyond).
+"""Checks that tell failed attacks and broken victims from robustness (Pintor et al., arXiv 2106.09947).
 
 Each check explains why honest experiments stay below its threshold.
 """
@@ -13,12 +13,11 @@ from lightning_advknn.reports.leaderboards.attack_runs import AttackRun
 from lightning_advknn.reports.leaderboards.checks import MARGIN, Check, check_of, series_of
 
 _FEW = 0.05  # share of images that may be odd
-_BEHIND = (
-    0.2  # accuracy by which a kNN may beat its own network; real ones are within a few points of each other
-)
+_BEHIND = 0.2  # accuracy by which a kNN may beat its own network; real ones are within a few points
 _SOME = 5  # least number of images that a finding needs; below it, chance decides
 _LOST = 0.5  # as _BEHIND, for one class, which has fewer images
-_CARRIED = 0.2  # share of images fooling a surrogate that must fool its victim: 86 % on Digits, 29 % on a small folder
+# Share of images fooling a surrogate that must fool its victim: 86 % on Digits, 29 % on a small folder.
+_CARRIED = 0.2
 _ASKED_OTHERWISE = 0.02  # share of images at a tie that rounding decides, and other batches round differently
 
 
@@ -45,9 +44,10 @@ class Classified(NamedTuple):
 def attacks_move_images(runs: Sequence[AttackRun]) -> Check:
     """Attacks must change the images that they fail on, or at least query their target elsewhere.
 
-    An attack that leaves an image as it is has not tried: its gradient is zero or its step too small. Some attacks
-    return the clean image when they fail, but query their target about others first. Up to `_FEW` of the failures,
-    and `MARGIN` points of accuracy, may stay clean: an image that activates no unit has no gradient.
+    An attack that leaves an image as it is has not tried: its gradient is zero or its step too small. Some
+    attacks return the clean image when they fail, but query their target about others first. Up to `_FEW` of
+    the failures, and `MARGIN` points of accuracy, may stay clean: an image that activates no unit has no
+    gradient.
     """
     tried = [run for run in runs if "moved" in run.iterates and run.eps != 0]
     still = []
@@ -60,10 +60,10 @@ def attacks_move_images(runs: Sequence[AttackRun]) -> Check:
 
 
 def gradients_are_there(runs: Sequence[AttackRun], looked: Mapping[str, Looked]) -> Check:
-    """The cross-entropy of an attack's target must have a gradient at the clean images that the attack fails on.
+    """The target's cross-entropy must have a gradient at the clean images that an attack fails on.
 
-    Saturated logits (times 100, say) have none in float32. Attacks with another loss or with random steps do not
-    need it, which is why only failures count. Thresholds are as in `attacks_move_images`.
+    Saturated logits (times 100, say) have none in float32. Attacks with another loss or with random steps do
+    not need it, which is why only failures count. Thresholds are as in `attacks_move_images`.
 
     Args:
         runs: Of all entries.
@@ -91,9 +91,9 @@ def gradients_are_there(runs: Sequence[AttackRun], looked: Mapping[str, Looked])
 def successes_are_kept(runs: Sequence[AttackRun]) -> Check:
     """An image that the attack fails on must not have fooled the target on the way, within eps.
 
-    An attack that keeps its best iterate has no such images. The last iterate of BIM and the like is seldom worse
-    than an earlier one: on none of Digits' 547 images. If more than `_FEW` of all images are lost, the attack is
-    weaker than it could be.
+    An attack that keeps its best iterate has no such images. The last iterate of BIM and the like is seldom
+    worse than an earlier one: on none of Digits' 547 images. If more than `_FEW` of all images are lost, the
+    attack is weaker than it could be.
     """
     tried = [run for run in runs if "reached" in run.iterates]
     lost = []
@@ -108,10 +108,10 @@ def successes_are_kept(runs: Sequence[AttackRun]) -> Check:
 def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
     """At least a share `_CARRIED` of the images that fool a surrogate must fool the victim that it imitates.
 
-    Otherwise the victim's accuracy only says how bad the surrogate is. Only an attack's largest eps counts: the two
-    decision boundaries differ, and small steps end between them. For the same reason minimum-norm attacks, which
-    stop at the surrogate's boundary, do not count, nor does a gap below 10 points of accuracy or `_SOME` images.
-    The backbone imitates nothing: the paper's row Origin is weak by design.
+    Otherwise the victim's accuracy only says how bad the surrogate is. Only an attack's largest eps counts:
+    the two decision boundaries differ, and small steps end between them. For the same reason minimum-norm
+    attacks, which stop at the surrogate's boundary, do not count, nor does a gap below 10 points of accuracy
+    or `_SOME` images. The backbone imitates nothing: the paper's row Origin is weak by design.
     """
     last = {id(series[-1]) for series in series_of(runs, "eps")}
     tried = [run for run in runs if run.imitates and id(run) in last]
@@ -128,15 +128,16 @@ def surrogates_carry_over(runs: Sequence[AttackRun]) -> Check:
 def clean_images_are_classified(
     labels: Tensor, classified: Mapping[str, Classified], names: Sequence[str]
 ) -> Check:
-    """Networks and victims must tell classes apart, and networks about as well as a kNN on their own features.
+    """Networks and victims must tell classes apart, networks about as well as a kNN on their features.
 
     A network with its outputs in another order than the data's labels, or trained on images of another scale,
-    misclassifies clean images while its features still tell classes apart. Victims then look robust against attacks
-    that need the network's outputs.
+    misclassifies clean images while its features still tell classes apart. Victims then look robust against
+    attacks that need the network's outputs.
 
-    An accuracy is near chance if it is at most a tenth of the way from always guessing the most frequent class to no
-    error, or within two standard errors above that guess. A network is behind its kNN by `_BEHIND` in accuracy or by
-    `_LOST` in the accuracy of one class. A finding needs at least `_SOME` images, or 8 of one class.
+    An accuracy is near chance if it is at most a tenth of the way from always guessing the most frequent
+    class to no error, or within two standard errors above that guess. A network is behind its kNN by
+    `_BEHIND` in accuracy or by `_LOST` in the accuracy of one class. A finding needs at least `_SOME` images,
+    or 8 of one class.
 
     Args:
         labels: int64 ``(n,)``.
@@ -165,7 +166,8 @@ def clean_images_are_classified(
 def same_in_other_batches(apart: Mapping[str, Tensor]) -> Check:
     """Images must get the same votes and classes one by one, seven at a time and in another order.
 
-    They do not if the network uses batch statistics or chance. A vote or a class that depends on the last bits may
+    They do not if the network uses batch statistics or chance. A vote or a class that depends on the last
+    bits may
     differ: that of one image, or of a share `_ASKED_OTHERWISE`, of each run.
 
     Args:
@@ -175,7 +177,7 @@ def same_in_other_batches(apart: Mapping[str, Tensor]) -> Check:
 
 
 def same_when_asked_again(again: Mapping[str, Tensor]) -> Check:
-    """Stored images, queried again in their order, must give the votes and classes that the records were made from.
+    """Stored images, queried again in their order, must get the votes and classes of the rows.
 
     Args:
         again: By run, which of its images got another answer, bool ``(n,)``.

@@ -18,10 +18,10 @@ _NAMED = 2 * len(_COLOURS)  # curves that can be told apart
 
 @for_print
 def board_figure(board: Board) -> Figure:
-    """Accuracy of DkNN and of the kNN on the layer under attack, within growing budgets of true L2: a curve an entry.
+    """Accuracy of DkNN and the attacked kNN within growing budgets of true L2, a curve an entry.
 
-    The worst case is black, the lower bound dotted red. The attacks that are strongest against either victim have
-    colours, each for its strongest entry against the victim. Other curves are grey.
+    The worst case is black, the lower bound dotted red. The attacks that are strongest against either victim
+    have colours, each for its strongest entry against the victim. Other curves are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]

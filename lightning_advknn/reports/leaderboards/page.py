@@ -15,12 +15,12 @@ from lightning_advknn.reports.render.terminal import print_table
 from lightning_advknn.storage import atomic_path
 
 _INTRODUCTION = (
-    "An attack is named with what it is on: the backbone (`origin`), a surrogate, or a victim itself (`knn`, `dknn`)."
-    " Each victim judges the same stored adversarials. At an eps of Linf, accuracy is that under the attack at this"
-    " eps. Within a budget of true L2, an image is lost if any of the attack's stored adversarials within it fools the"
-    " victim, or if the victim is wrong without one; `worst case` counts those of all attacks together: what is left"
-    " is robust accuracy. Lower is better for the attacker. A credibility that 5 % of these images are below, while"
-    " they are clean, raises an alarm."
+    "An attack is named with what it is on: the backbone (`origin`), a surrogate, or a victim itself (`knn`,"
+    " `dknn`). Each victim judges the same stored adversarials. At an eps of Linf, accuracy is that under"
+    " the attack at this eps. Within a budget of true L2, an image is lost if any of the attack's stored"
+    " adversarials within it fools the victim, or if the victim is wrong without one; `worst case` counts"
+    " those of all attacks together: what is left is robust accuracy. Lower is better for the attacker. A"
+    " credibility that 5 % of these images are below, while they are clean, raises an alarm."
 )
 
 
@@ -74,9 +74,9 @@ def print_board(board: Board, seed: int) -> None:
 def _picture(board: Board, path: Path) -> Illustration:
     save_figure(board_figure(board), path)
     caption = (
-        f"{board.title}: accuracy within a budget of true L2. Black: all attacks together. Dotted red: below it no"
-        " attack can go, where this is known. In colour, the strongest attacks, each on what it is strongest on"
-        " against the victim; grey, all else."
+        f"{board.title}: accuracy within a budget of true L2. Black: all attacks together. Dotted red: below"
+        " it no attack can go, where this is known. In colour, the strongest attacks, each on what it is"
+        " strongest on against the victim; grey, all else."
     )
     return Illustration.of_file(path, caption, f"Line chart. {caption} The tables have its numbers.")
 

@@ -71,9 +71,9 @@ def published_table(board: Board, victim: str) -> Table | None:
     if not rows:
         return None
     return Table(
-        f"{board.title}, {board.victims[victim]}: published numbers beside the same attack here and all attacks"
-        " together: accuracy in %, mean true L2 of all and mean credibility (`ge`) of successes. Networks, images and,"
-        " of AdvKNN, the label that is left differ; AdvKNN's are on all test images.",
+        f"{board.title}, {board.victims[victim]}: published numbers beside the same attack here and all"
+        " attacks together: accuracy in %, mean true L2 of all and mean credibility (`ge`) of successes."
+        " Networks, images and, of AdvKNN, the label that is left differ; AdvKNN's are on all test images.",
         ["published", "here", "at", "accuracy", "here", "worst case", "L2", "here", "credibility", "here"],
         rows,
         headings=3,
@@ -94,10 +94,10 @@ def _caption(board: Board, victim: str, n: int, shown: int, brief: bool) -> str:
         )
     approximate = "" if victim == "dnn" else board.approximate
     return (
-        f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean images)"
-        f" under {which} attacks, at eps of Linf and within budgets of true L2; over images, {fooled}the least true L2"
-        f" that fools; at an attack's largest eps, mean credibility (`{convention}`) of successes and how many % of"
-        f" them are detected at 5 % false alarms{more}."
+        f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean"
+        f" images) under {which} attacks, at eps of Linf and within budgets of true L2; over images,"
+        f" {fooled}the least true L2 that fools; at an attack's largest eps, mean credibility"
+        f" (`{convention}`) of successes and how many % of them are detected at 5 % false alarms{more}."
     )
 
 

@@ -43,7 +43,7 @@ class Distribution:
 
 
 def attacked_method(results: Results) -> Method | None:
-    """The method of Figure 5: the surrogate with consistency learning on the kNN's layer; None without one."""
+    """Figure 5's surrogate: with consistency learning, on the kNN's layer; None without one."""
     for method in results.methods.values():
         if method.kind == "dknnb_cl" and method.layer == results.victim["layer"]:
             return method
@@ -81,8 +81,8 @@ def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
     ]
     return Table(
         f"{results.title}: share of images in % whose credibility is below a threshold, convention"
-        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong; L2 is that"
-        " of all images of the attack.",
+        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong;"
+        " L2 is that of all images of the attack.",
         ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in _THRESHOLDS)],
         [*ours, *(_published() if results.dataset == "MNIST" else [])],
         sources=[results.name],
@@ -98,11 +98,11 @@ def filter_sentence(results: Results, found: Sequence[Distribution]) -> str:
     true = published.true_l2(l2)
     nearest = min(attacked, key=lambda each: abs(each.l2 - true))
     return (
-        f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of {nearest.l2:.2f} and"
-        f" {found[0].below(0.5):.2f} % of clean images (convention `{results.victim['convention']}`). The paper:"
-        f" {share} % at {l2:g}, which is a true L2 of {true:.2f} if its code's unit is meant, and"
-        f" {published.FILTERED_CLEAN} % of clean images; it does not say which convention, nor whether all adversarials"
-        " or successes alone."
+        f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of"
+        f" {nearest.l2:.2f} and {found[0].below(0.5):.2f} % of clean images (convention"
+        f" `{results.victim['convention']}`). The paper: {share} % at {l2:g}, which is a true L2 of"
+        f" {true:.2f} if its code's unit is meant, and {published.FILTERED_CLEAN} % of clean images; it does"
+        " not say which convention, nor whether all adversarials or successes alone."
     )
 
 

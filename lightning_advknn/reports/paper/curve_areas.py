@@ -69,8 +69,8 @@ def _fits(results: Results) -> dict[str, list[tuple[float, float]]]:
     """Distance of each eps from the paper's row of Table 2, nearest first.
 
     Returns:
-        For each attack, eps and the root mean square of the differences in points over the row's cells (victims x
-        methods). Only eps with all cells that the others have.
+        For each attack, eps and the root mean square of the differences in points over the row's cells
+        (victims x methods). Only eps with all cells that the others have.
     """
     differences = [
         (each.function, each.eps, each.accuracy.mean - theirs)

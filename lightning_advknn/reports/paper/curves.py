@@ -120,7 +120,10 @@ def growing_k_figure(found: Sequence[Results]) -> Figure:
 
 @for_print
 def weights_figure(found: Sequence[Results]) -> Figure:
-    """Accuracy against lambda of Eq. (16), a panel an attack and victim. Origin and L_CLS alone are level lines."""
+    """Accuracy against lambda of Eq. (16), a panel an attack and victim.
+
+    Origin and L_CLS alone are level lines.
+    """
     measured = [each for results in found for each in results.measurements()]
     weights = sorted({each.method.cls_weight or 0.0 for each in measured if each.method.kind == "dknnb_cl"})
     figure, panels = _attacks_and_victims(measured)

@@ -65,8 +65,9 @@ def transfer(results: Results, network: str) -> list[Finding]:
         if pairs:
             found.append(
                 Finding(
-                    f"Table 3, {results.title}, {function.upper()} at eps {eps:g}: DkNNB+CL transfers better to"
-                    f" {NETWORK_TITLES.get(network, network)} than Origin (in the paper all but BIM on the DNN)",
+                    f"Table 3, {results.title}, {function.upper()} at eps {eps:g}: DkNNB+CL transfers better"
+                    f" to {NETWORK_TITLES.get(network, network)} than Origin (in the paper all but BIM on"
+                    " the DNN)",
                     all(origin > ours for origin, ours in pairs.values()),
                     "; ".join(
                         f"{VICTIM_TITLES[victim]} {origin:.2f} to {ours:.2f} %"
@@ -84,7 +85,8 @@ def best_layer(results: Results) -> Finding | None:
         return None
     order = list(dict.fromkeys(rank.method.layer or "" for rank in ranks))
     return Finding(
-        f"Figure 4, {results.title}: surrogates on the kNN's own layer ({results.victim['layer']}) bring kNN lowest",
+        f"Figure 4, {results.title}: surrogates on the kNN's own layer ({results.victim['layer']}) bring kNN"
+        " lowest",
         order[0] == results.victim["layer"],
         "layers by their best surrogate, strongest first: " + ", ".join(order),
     )
@@ -154,6 +156,6 @@ def _excess(left: Measurement, right: Measurement) -> str:
     error = 100 * math.sqrt(2 * share * (1 - share) / left.n)
     size = "less" if gap <= 2 * error else "more"
     return (
-        f"{right_title} is {gap:.2f} points above {left_title}, {size} than twice the standard error ({error:.2f}) of"
-        f" such a difference on {left.n} images"
+        f"{right_title} is {gap:.2f} points above {left_title}, {size} than twice the standard error"
+        f" ({error:.2f}) of such a difference on {left.n} images"
     )

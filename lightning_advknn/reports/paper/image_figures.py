@@ -119,7 +119,7 @@ class _Page:
         self.width, self.height = width, height
 
     def place(self, left: float, top: float, size: float, title: _Line = ("", False)) -> Axes:
-        """Square axes without ticks. A title that names a wrong class gets a mark, and the axes a thick frame."""
+        """Square axes without ticks; a wrong class in the title gets a mark, and the axes a thick frame."""
         box = (left / self.width, 1 - (top + size) / self.height, size / self.width, size / self.height)
         axes = self.figure.add_axes(box, xticks=[], yticks=[])
         wrong = title[1]

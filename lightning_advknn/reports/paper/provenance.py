@@ -92,8 +92,8 @@ def time_table(found: Sequence[Results]) -> Table:
         total = sum(sums[stage] for stage in row)
         rows.append([(part,), *((_duration(sums[stage]),) for stage in stages), (_duration(total),)])
     return Table(
-        "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that an"
-        " earlier experiment made and this one read.",
+        "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that"
+        " an earlier experiment made and this one read.",
         ["part", *stages, "sum"],
         rows,
     )
@@ -139,7 +139,7 @@ def _duration(seconds: float) -> str:
 
 
 def _pieces(run: Mapping[str, Any]) -> Mapping[str, tuple[str, float]]:
-    """Stages by the name of their file. Earlier versions kept no names, so each of their stages is its own."""
+    """Stages by the name of their file; each for itself in summaries of earlier versions, without names."""
     return run.get("pieces") or {
         f"bank/{label}": (label, seconds) for label, seconds in run["seconds"].items()
     }
@@ -175,6 +175,7 @@ def _data(settings: Mapping[str, Any]) -> Lines:
     arguments = settings["trainings"]["origin"]["data"]["init_args"]
     return (
         settings["data"]["name"],
-        f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a class",
+        f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a"
+        " class",
         f"splits of seed {arguments['split_seed']}",
     )

@@ -64,8 +64,8 @@ def _data_set(results: Results) -> str:
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds}"
     victim, labels = results.victim, results.settings["label_source"]
     facts = (
-        f"{which}, {of_seeds}; k = {victim['k']}, credibility convention `{victim['convention']}`, attacks ascend the"
-        f" `{labels}` label. Made by {made}."
+        f"{which}, {of_seeds}; k = {victim['k']}, credibility convention `{victim['convention']}`, attacks"
+        f" ascend the `{labels}` label. Made by {made}."
     )
     tables = [captioned(table) for table in (clean_table([results]), attacked_table(results))]
     return heading + "\n\n".join([*tables, " ".join([facts, *results.notes])]) + "\n"

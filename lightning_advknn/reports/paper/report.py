@@ -1,4 +1,4 @@
-"""The report: every table and figure of the paper from result folders, with differences and what is missing."""
+"""The report: every table and figure of the paper from result folders, differences, what is missing."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -70,8 +70,8 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     done, to_run = sum(len(each.runs) for each in found), sum(len(each.to_run) for each in found)
     introduction = [
         "Tables and figures of Li et al., AdvKNN: Adversarial Attacks on K-Nearest Neighbor Classifiers with"
-        " Approximate Gradients, measured anew by `lightning_advknn`, with the paper's numbers beside. L2 is true L2,"
-        " of pixels in [0, 1], unless said otherwise.",
+        " Approximate Gradients, measured anew by `lightning_advknn`, with the paper's numbers beside. L2 is"
+        " true L2, of pixels in [0, 1], unless said otherwise.",
         f"Finished experiments: {done}; missing of what was planned: {to_run}.",
     ]
     for name, render in (("index.html", render_html), ("report.md", render_markdown)):
@@ -87,7 +87,7 @@ def _section(
     make: Callable[[list[Results]], list[Block]],
     brief: bool = False,
 ) -> Section:
-    """A part's blocks for each data set, and what has not run; `brief` where an earlier section has said it."""
+    """A part by data set, and what has not run; `brief` where an earlier section has said it."""
     groups = _by_data(found, part)
     blocks: list[Block] = [] if groups else ["Not in the grid."]
     for group in groups:

@@ -27,8 +27,8 @@ def clean_table(found: Sequence[Results]) -> Table:
             row = [("not run", *_beside(theirs.get(name))) for name in classifiers]
         rows.append([(results.title,), *row])
     return Table(
-        f"Table 1: accuracy on clean images ({_OURS}). The paper does not say whether its DkNNB was trained with CL;"
-        " both stand beside its number.",
+        f"Table 1: accuracy on clean images ({_OURS}). The paper does not say whether its DkNNB was trained"
+        " with CL; both stand beside its number.",
         ["data", *classifiers.values()],
         rows,
         sources=_sources(found),
@@ -49,8 +49,8 @@ def attacked_table(results: Results) -> Table:
         heading = [(VICTIM_TITLES[victim],), (KIND_TITLES[method.kind],)]
         rows.append([*heading, *(_attacked(row[place][-1]) if place in row else ("-",) for place in attacks)])
     return Table(
-        f"Table 2: {results.title}, accuracy under attack ({_OURS}), mean true L2 and mean credibility of all images."
-        " Lower accuracy is better for the attacker."
+        f"Table 2: {results.title}, accuracy under attack ({_OURS}), mean true L2 and mean credibility of"
+        " all images. Lower accuracy is better for the attacker."
         + (" The paper does not state its eps here." if results.dataset == "FashionMNIST" else ""),
         ["victim", "method", *(_attack(results, *place) for place in attacks)],
         rows,
@@ -79,8 +79,8 @@ def transfer_table(results: Results, network: str) -> Table:
             ]
         )
     return Table(
-        f"Table 3: {results.title}, the same adversarials on {NETWORK_TITLES.get(network, network)} trained on clean"
-        f" images ({_OURS}). Lower accuracy is better for the attacker.",
+        f"Table 3: {results.title}, the same adversarials on {NETWORK_TITLES.get(network, network)} trained"
+        f" on clean images ({_OURS}). Lower accuracy is better for the attacker.",
         ["attack", "method", *VICTIM_TITLES.values(), "mean true L2"],
         rows,
         headings=2,

@@ -97,7 +97,8 @@ def check_seeds(path: Path, digests: Mapping[int, str | None]) -> None:
 
     Args:
         path: Of the file.
-        digests: `_seed_digest` by seed, as the summaries keep it; None for an earlier version's, which kept none.
+        digests: `_seed_digest` by seed, as the summaries keep it; None for an earlier version's, which kept
+            none.
 
     Raises:
         ValueError: If lines have changed, or the file is damaged.

@@ -94,7 +94,7 @@ def attacked_records(
 def transfer_records(
     data: str, experiment: Experiment, network: str, method: str, attack: str | None, rows: Rows
 ) -> list[Record]:
-    """One attack through one method, judged by a transfer network's victims (Table 3): accuracies in %, true L2.
+    """One attack through one method on a transfer network (Table 3): accuracies in %, true L2.
 
     Args:
         data: Name of the data set.

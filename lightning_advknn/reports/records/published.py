@@ -62,11 +62,12 @@ _TABLE3 = {
     },
 }
 
-# Figure 4 and abstract: DkNN accuracy in % and mean L2. The paper's own L2 is in its code's unit (see `true_l2`);
-# that of Sitawarin & Wagner (2019), beside it in the same figure, is true L2.
+# Figure 4 and abstract: DkNN accuracy in % and mean L2. The paper's own L2 is in its code's unit
+# (see `true_l2`); that of Sitawarin & Wagner (2019), beside it in the same figure, is true L2.
 OWN_POINT = (5.71, 1.4909)
 SITAWARIN_WAGNER = (17.44, 3.476)
-# Figure 5: share in % with a credibility below .5, of clean images and of adversarials at a mean L2 in that unit.
+# Figure 5: share in % with a credibility below .5, of clean images and of adversarials at a mean L2 in
+# that unit.
 FILTERED_CLEAN = 47.54
 FILTERED = (71.42, 0.3)
 # Section 4.2: mean credibility of adversarials, and mean L2 in units as above.
@@ -131,8 +132,8 @@ _PUBLISHED: tuple[Published, ...] = (
 )
 
 
-# Settings of the attacks in Tables 2 and 3. The victims have k = 75 and cosine distance; the kNN is on the third
-# layer. The paper does not state Fashion-MNIST's settings: its cells are compared with any.
+# Settings of the attacks in Tables 2 and 3. The victims have k = 75 and cosine distance; the kNN is on
+# the third layer. The paper does not state Fashion-MNIST's settings: its cells are compared with any.
 _ATTACKS: dict[str, dict[str, dict[str, float]]] = {
     "MNIST": {"fgsm": {"eps": 0.25}, "bim": {"eps": 0.25, "step_size": 0.01, "steps": 100}},
     "SVHN": {"fgsm": {"eps": 0.05}, "bim": {"eps": 0.05, "step_size": 0.005, "steps": 20}},
@@ -177,7 +178,10 @@ def accuracy_under_attack(
 
 
 def accuracy_at_any_settings(data: str, victim: str, method: str, attack: str) -> float | None:
-    """A cell of Table 2 in %, whatever its settings; None if there is none. Arguments as in `accuracy_under_attack`."""
+    """A cell of Table 2 in %, whatever its settings; None if there is none.
+
+    Arguments as in `accuracy_under_attack`.
+    """
     cell = _TABLE2.get(data, {}).get(victim, {}).get(method)
     attacks = ("clean", "fgsm", "bim")
     return None if cell is None or attack not in attacks else cell[attacks.index(attack)]

@@ -22,7 +22,8 @@ def credibility_of(rows: Rows) -> dict[str, dict[str, Histogram]]:
     """The exact distribution of DkNN's credibility after the attack (Fig. 5).
 
     Returns:
-        Under ``dknn``: ``all`` over all images, ``success`` over those that DkNN misclassifies. Values have 6 decimals.
+        Under ``dknn``: ``all`` over all images, ``success`` over those that DkNN misclassifies. Values have 6
+        decimals.
     """
     values = rows["dknn_credibility_after"]
     wrong = rows["dknn_after"] != rows["label"]
@@ -74,8 +75,8 @@ def neighbours_sentence(approximation: Mapping[str, Any] | None) -> str:
     settings = [f"{name} {value}" for name, value in approximation.items() if name not in known]
     shares = ", ".join(f"{layer} {share:.4f}" for layer, share in approximation["recall"].items())
     return (
-        f"Approximate neighbours ({', '.join([approximation['backend'], *settings])}): recall@{approximation['k']}"
-        f" on {approximation['images']} validation images is {shares}."
+        f"Approximate neighbours ({', '.join([approximation['backend'], *settings])}):"
+        f" recall@{approximation['k']} on {approximation['images']} validation images is {shares}."
     )
 
 

@@ -30,7 +30,8 @@ def line(
 
 
 def lines(attack: str, seed: int, strength: float, ball: bool) -> list[dict[str, Any]]:
-    """A whole entry, which leaves 100 - strength * budget % against DkNN, 1 point less against the others per seed."""
+    """A whole entry, which leaves 100 - strength * budget % against DkNN, 1 point less against the others per
+    seed."""
     found = []
     for victim in VICTIMS:
         entry: dict[str, Any] = {

@@ -37,7 +37,8 @@ def run_of(
     method: str = "origin",
     **more: Any,
 ) -> AttackRun:
-    """A run that fools what it is on on the first `own` images, DkNN on the first `victim`, and leaves those from `changed` on."""
+    """A run that fools what it is on on the first `own` images, DkNN on the first `victim`, and leaves those
+    from `changed` on."""
     far = first(changed).double() * (0.1 if eps is None else eps)
     settings = {} if eps is None else {"eps": eps}
     attack = {"function": "bim", "settings": settings}
@@ -141,8 +142,8 @@ def test_networks_with_other_labels() -> None:
     assert classify(LABELS).holds is True
     shifted = classify((LABELS + 1) % 4)
     assert shifted.detail == (
-        "origin: 0.00 % of clean images right, near chance (25.00 %); origin: 0.00 % of clean images right, the kNN on its own"
-        " features 100.00 %"
+        "origin: 0.00 % of clean images right, near chance (25.00 %); origin: 0.00 % of clean images right,"
+        " the kNN on its own features 100.00 %"
     )
     # 20 points behind in all, or one class lost.
     wrong = LABELS.clone()
