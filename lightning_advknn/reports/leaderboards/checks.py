@@ -31,8 +31,8 @@ class Check(NamedTuple):
 def failed(checks: Sequence[Check]) -> list[str]:
     """A line for each check that fails.
 
-    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no
-    attacks")]) ['Check failed: b: bim, origin']
+    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "-")])
+    ['Check failed: b: bim, origin']
     """
     return [f"Check failed: {check.check}: {check.detail}" for check in checks if check.holds is False]
 
@@ -40,8 +40,8 @@ def failed(checks: Sequence[Check]) -> list[str]:
 def counted(checks: Sequence[Check]) -> str:
     """How many checks hold.
 
-    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no
-    attacks")]) 'Checks: 1 hold, 1 do not, 1 had nothing to look at.'
+    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "-")])
+    'Checks: 1 hold, 1 do not, 1 had nothing to look at.'
     """
     hold = sum(check.holds is True for check in checks)
     empty = sum(check.holds is None for check in checks)
