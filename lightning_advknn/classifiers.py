@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn import functional
-from lightning_advknn.choices import Backend, Convention, Metric
+from lightning_advknn.choices import Backend, Convention, Metric, whole
 from lightning_advknn.data.given import Images, Labelled, Labels, as_batches, as_images
 from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import OUTPUT, FeatureNetwork, Frozen, Normalize, Surrogate
@@ -75,7 +75,7 @@ class DkNN(Frozen):
             "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
         }  # fmt: skip
         self.network = FeatureNetwork(model, layers or [OUTPUT], _normalization(mean, std))
-        self.k = functional.whole("k", k)
+        self.k = whole("k", k)
         self.metric: Metric = metric
         self.convention: Convention = convention
         self.backend: Backend = backend
@@ -221,10 +221,13 @@ class DkNN(Frozen):
     def forward(self, images: Tensor) -> Tensor:
         """Shares of the votes, float32 ``(B, C)``, of images in [0, 1]: what a black-box attack may ask.
 
+        Images of other floating-point numbers count as they would be stored, in float32.
+
         Raises:
             ValueError: If an image is out of range, unlike the bank's or elsewhere, or a feature is not finite.
         """
         self.check_images(images)
+        images = images.float()
         votes = self.votes(self.network.features(images)).sum(1)
         return votes.float() / (self.k * len(self.layers))
 
@@ -254,7 +257,6 @@ class DkNN(Frozen):
     @float32_arithmetic()
     def credibility(self, images: Images) -> Tensor:
         """Credibility (Eq. 5) of the predicted class, float64 ``(B,)``, against `reference_votes`; errors as in `predict`."""
-        self._check_fitted()
         known = self.reference_votes().sum(1)
 
         def ask(part: Tensor) -> Tensor:
@@ -337,7 +339,11 @@ class DkNN(Frozen):
 
         Those of `calibrate`. Before it, leave-one-out votes on up to 75 training images of each class, evenly spaced in the
         bank.
+
+        Raises:
+            NotFittedError: Before `fit`.
         """
+        self._check_fitted()
         if len(self.calibration_votes):
             return self.calibration_votes
         for layer, bank in self.banks.items():

@@ -25,7 +25,7 @@ import yaml
 from tqdm import tqdm
 
 import attack
-from lightning_advknn.cli import main as train
+from lightning_advknn.commands.train import main as train
 from lightning_advknn.experiment.device import provenance
 from lightning_advknn.reports.records.csv_files import read_csv, write_csv
 from lightning_advknn.storage import write_json

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 import attack
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.experiment.attack_stages import AttackStages
 from lightning_advknn.ranks import join
 from lightning_advknn.search import Exchange, MemoryBank, ShardedBank
+from lightning_advknn.training_cli import AdvKNNCLI
 
 K, ROWS, CLASSES = 6, 40, 3
 SHARDS = (list(range(3, 40)), [0, 1, 2])  # rows by rank: the second has fewer than k, and the first of all

@@ -5,10 +5,16 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_advknn.classifiers import DkNN
+from lightning_advknn.attacks import minimum_norm
+from lightning_advknn.classifiers import KNN, DkNN
 from lightning_advknn.data import Batch
-from lightning_advknn.models import FeatureNetwork, LeNet5
+from lightning_advknn.evaluation import evaluate
+from lightning_advknn.models import FeatureNetwork, LeNet5, Normalize
 from lightning_advknn.search.build import BankSettings, build_banks
 
 # Squared distances from each query to the bank's rows 0 to 5 (see `hand_dknn`); k = 3:
@@ -114,7 +120,7 @@ def test_banks_hold_every_image_with_its_label_and_id(device):
     images = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     labels, ids = torch.arange(11) % 3, torch.arange(100, 111)
     loader = [Batch(images[i : i + 4], labels[i : i + 4], ids[i : i + 4]) for i in (0, 4, 8)]
-    banks = build_banks(network, loader, 3, BankSettings("euclidean", "float32"))
+    banks = build_banks(network, loader, num_classes=3, settings=BankSettings("euclidean", "float32"))
     assert list(banks) == ["relu3", "logits"]
     with torch.no_grad():
         expected = network.features(images.to(device))
@@ -147,3 +153,292 @@ def test_a_layer_without_a_bank(hand_dknn):
 def test_k_defaults_to_the_papers(hand_dknn):
     with pytest.raises(ValueError, match="but got 75"):
         DkNN.on_banks(hand_dknn.network, hand_dknn.banks)
+
+
+# The door: fitted on images, asked about images
+
+
+def digits(n=None):
+    pixels, labels = load_digits(return_X_y=True)
+    return (pixels[:n] / 16).reshape(-1, 1, 8, 8), labels[:n]
+
+
+def encoder():
+    """Without a head: what it gives is no tensor."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.near = nn.Linear(64, 12)
+            self.far = nn.Linear(12, 6)
+
+        def forward(self, images):
+            near = self.near(images.flatten(1))
+            return {"near": near, "far": self.far(near.relu())}
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Encoder()
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    images, labels = digits(900)
+    return DkNN(encoder(), ["near", "far"], k=9, metric="euclidean").fit(images, labels)
+
+
+def by_brute_force(victim, images, stored, labels):
+    """Votes int64 ``(B, L, C)`` in float64."""
+    votes = np.zeros((len(images), len(victim.layers), labels.max() + 1), dtype=int)
+    with torch.no_grad():
+        queries, rows = (victim.network.features(torch.tensor(each).float()) for each in (images, stored))
+    for place, layer in enumerate(victim.layers):
+        distances = torch.cdist(
+            queries[layer].double(), rows[layer].double(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        for query, order in enumerate(distances.numpy().argsort(1, kind="stable")[:, : victim.k]):
+            for row in order:
+                votes[query, place, labels[row]] += 1
+    return votes
+
+
+def test_fit_and_predict_are_brute_force(fitted):
+    images, labels = digits()
+    votes = by_brute_force(fitted, images[900:1000], images[:900], labels[:900]).sum(1)
+    proba = fitted.predict_proba(images[900:1000])
+    assert proba.dtype == torch.float32
+    assert (proba * 18).round().tolist() == votes.tolist()
+    assert fitted.predict(images[900:1000]).tolist() == votes.argmax(1).tolist()  # numpy: first of equals
+    assert fitted.predict(images[900:1000]).dtype == torch.int64
+    assert fitted.score(images[900:1000], labels[900:1000]) == (votes.argmax(1) == labels[900:1000]).mean()
+    assert torch.equal(fitted(torch.tensor(images[900:1000]).float()), proba)
+    assert fitted.num_classes == 10
+
+
+def test_every_kind_of_argument_gives_the_same(fitted):
+    images, labels = digits()
+    expected, some = fitted.predict(images[900:]), slice(900, 1797)
+    tensors = TensorDataset(torch.tensor(images).float(), torch.tensor(labels))
+    for given in (
+        images[some],
+        torch.tensor(images[some]),
+        list(torch.tensor(images[some])),
+        images[some].tolist(),
+    ):
+        assert torch.equal(fitted.predict(given), expected)
+    right = (expected.numpy() == labels[some]).mean()
+    for data in (
+        Subset(tensors, range(900, 1797)),
+        DataLoader(Subset(tensors, range(900, 1797)), batch_size=100),
+    ):
+        assert fitted.score(data) == right
+    other = DkNN(encoder(), ["near", "far"], k=9, metric="euclidean")
+    for data in (Subset(tensors, range(900)), DataLoader(Subset(tensors, range(900)), batch_size=77)):
+        assert torch.equal(other.fit(data).predict(images[some]), expected)
+        assert other.banks["far"].ids.tolist() == list(range(900))
+
+
+def test_nothing_of_an_earlier_fit_is_left(capsys):
+    images, labels = digits(300)
+    victim = KNN(nn.Flatten(), k=5).fit(images, labels).calibrate(images[:50], labels[:50])
+    victim.fit_surrogate(epochs=1)
+    victim.fit(images[:, :, ::2], 0 * labels)
+    assert victim.predict(images[:3, :, ::2]).tolist() == [0, 0, 0]
+    assert victim.num_classes == 1
+    assert len(victim.calibration_votes) == 0
+    assert capsys.readouterr().err == ""
+    assert victim.surrogate().dknnb.in_features == 32
+    assert "Trained a surrogate on output" in capsys.readouterr().err
+
+
+def test_a_model_that_is_no_function_of_the_image_is_refused():
+    class Dropping(nn.Module):
+        def forward(self, images):
+            return nn.functional.dropout(images.flatten(1))
+
+    with pytest.raises(ValueError, match="draws random numbers"):
+        KNN(Dropping(), k=5).fit(*digits(50))
+
+
+def test_always_in_evaluation_mode():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    victim = KNN(model, k=5)
+    assert not model.training
+    model.train()
+    victim.fit(*digits(50)).train()
+    assert not any(module.training for module in victim.modules())
+
+
+def test_a_normalisation_is_part_of_the_victim():
+    images, labels = digits(400)
+    plain, half = nn.Flatten(), nn.Sequential(Normalize([0.3], [0.2]), nn.Flatten())
+    given = KNN(plain, k=5, mean=[0.3], std=[0.2]).fit(images, labels)
+    assert torch.equal(given.predict_proba(images), KNN(half, k=5).fit(images, labels).predict_proba(images))
+    query = torch.tensor(images[:5]).float()
+    dknnb = given.fit_surrogate(epochs=1).dknnb
+    torch.testing.assert_close(given.surrogate()(query), dknnb(((query - 0.3) / 0.2).flatten(1)))
+    again = DkNN.on_banks(given.network, given.banks, 5)
+    assert (again.get_params()["mean"], again.get_params()["std"]) == (
+        pytest.approx([0.3]),
+        pytest.approx([0.2]),
+    )
+
+
+def test_neighbours_are_training_images(fitted):
+    images, _ = digits()
+    found = fitted.neighbours(images[900:904], 3)
+    assert list(found) == ["near", "far"]
+    with torch.no_grad():
+        features = fitted.network.features(torch.tensor(images).float())
+    for layer, (distances, rows) in found.items():
+        true = torch.cdist(features[layer][900:904].double(), features[layer][:900].double())
+        torch.testing.assert_close(distances, true.sort(1).values[:, :3], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(true.gather(1, rows), distances, rtol=1e-6, atol=1e-6)
+    assert fitted.neighbours(images[900:904])["far"][1].shape == (4, 9)
+
+
+def test_credibility_against_given_images(fitted):
+    images, labels = digits()
+    victim = DkNN.on_banks(fitted.network, fitted.banks, 9).calibrate(images[900:1100], labels[900:1100])
+    votes = by_brute_force(fitted, images[900:1200], images[:900], labels[:900]).sum(1)
+    known = votes[np.arange(200), labels[900:1100]]
+    expected = [(known < own).mean() for own in votes[200:].max(1)]
+    found = victim.credibility(images[1100:1200])
+    assert found.tolist() == pytest.approx(expected)
+    assert found.dtype == torch.float64
+    assert torch.equal(victim.reference_votes(), victim.calibration_votes)
+
+
+def test_credibility_without_calibration_is_against_leave_one_out_votes():
+    # 160 images of class 0, 3 of class 1: every other or third one of class 0, all of class 1.
+    images, labels = digits()
+    chosen = np.concatenate([np.flatnonzero(labels == 0)[:160], np.flatnonzero(labels == 1)[:3]])
+    images, labels = images[chosen], labels[chosen]
+    victim = KNN(nn.Flatten(), k=5, metric="euclidean").fit(images, labels)
+    rows = [j * 160 // 75 for j in range(75)] + [160, 161, 162]
+    pixels = images.reshape(len(images), -1)
+    expected = []
+    for row in rows:
+        distances = np.square(pixels - pixels[row]).sum(1)
+        distances[row] = np.inf
+        expected.append((labels[distances.argsort(kind="stable")[:5]] == labels[row]).sum())
+    assert victim.reference_votes().squeeze(1).tolist() == expected
+    assert len(victim.calibration_votes) == 0
+    known = np.array(expected)
+    own = victim.predict_proba(images[:40]).amax(1) * 5
+    assert victim.credibility(images[:40]).tolist() == pytest.approx(
+        [(known < v).mean() for v in own.round().tolist()]
+    )
+    with pytest.raises(ValueError, match="at least one calibration sample"):
+        victim.credibility_of(victim.votes(victim.features(torch.tensor(images[:2]).float())))
+
+
+def test_a_surrogate_is_trained_once_and_said_so(fitted, capsys):
+    fitted._surrogates.clear()
+    first = fitted.surrogate()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Trained a surrogate on far, as none was given: it agrees with the kNN on" in said
+    assert fitted.surrogate() is first
+    assert fitted.surrogate("far") is first
+    assert fitted.only("far").surrogate() is first
+    own = fitted.fit_surrogate("near", epochs=2)
+    assert fitted.surrogate("near") is own
+    assert fitted.only("near").surrogate() is own
+    assert capsys.readouterr().err == ""
+    images, _ = digits()
+    shown = torch.tensor(images[900:]).float()
+    agreement = (first(shown).argmax(1) == fitted.only("far").predict(shown)).double().mean()
+    assert agreement > 0.7
+    with pytest.raises(ValueError, match=r"`layer` to be one of \['near', 'far'\], but got 'middle'"):
+        fitted.surrogate("middle")
+
+
+def test_nothing_is_asked_before_fit():
+    victim = DkNN(encoder(), ["near"])
+    images, labels = digits(3)
+    asked = (
+        lambda: victim.predict(images),
+        lambda: victim.predict_proba(images),
+        lambda: victim(torch.tensor(images).float()),
+        lambda: victim.score(images, labels),
+        lambda: victim.credibility(images),
+        lambda: victim.neighbours(images),
+        lambda: victim.calibrate(images, labels),
+        victim.fit_surrogate,
+        victim.surrogate,
+        lambda: minimum_norm(victim, torch.tensor(images).float(), torch.tensor(labels)),
+        lambda: evaluate(victim, images, labels),
+    )
+    for ask in asked:
+        with pytest.raises(NotFittedError, match=r"Call `fit\(images, labels\)` first"):
+            ask()
+    assert issubclass(NotFittedError, ValueError)
+    assert (victim.banks, victim.num_classes) == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": ["nowhere"]}, "Expected distinct `layers` of the network, but got"),
+        ({"k": 2.5}, "Expected `k` to be a whole number"),
+        ({"metric": "manhattan"}, "Expected `metric` to be one of"),
+        ({"convention": "loose"}, "Expected `convention` to be one of"),
+        ({"mean": [0.5]}, "Expected `mean` and `std` together"),
+    ],
+)
+def test_arguments_of_the_constructor(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DkNN(encoder(), **{"layers": ["near"], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "arguments", "message"),
+    [
+        (
+            digits(20)[0] * 16,
+            digits(20)[1],
+            {},
+            r"in \[0, 1\], but got values in \[0.0, 16.0\]. Divide bytes by 255",
+        ),
+        (digits(20)[0] - 1e-3, digits(20)[1], {}, r"clip rounding with `.clamp\(0, 1\)`"),
+        ((digits(20)[0] * 255).astype(np.uint8), digits(20)[1], {}, "Divide uint8 by 255"),
+        (digits(20)[0] * np.nan, digits(20)[1], {}, "finite images"),
+        (digits(20)[0], digits(20)[1] / 2, {}, "whole numbers"),
+        (*digits(4), {}, r"`k` to be in \[1, 4\]"),
+        (
+            *digits(20),
+            {"device": "abacus"},
+            "Expected `device` to be one that torch can use here, with float64, but",
+        ),
+        (
+            np.zeros((0, 1, 8, 8)),
+            np.zeros(0, dtype=int),
+            {},
+            "Expected training images for the bank, but got none",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted(images, labels, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DkNN(encoder(), ["near"], k=5, **arguments).fit(images, labels)
+
+
+def test_images_of_another_shape_are_refused(fitted):
+    with pytest.raises(
+        ValueError, match=r"Expected images of shape \(B, 1, 8, 8\), as in the bank, but got \(3, 64\)"
+    ):
+        fitted.predict(np.zeros((3, 64)))
+
+
+def test_float64_images_count_as_they_are_stored(fitted):
+    images = torch.tensor(digits()[0][900:950])
+    assert images.dtype == torch.float64
+    assert torch.equal(fitted(images), fitted(images.float()))
+
+
+def test_images_asked_about_are_counted(fitted):
+    before = fitted.queries
+    fitted.predict(digits()[0][:1203])
+    fitted.neighbours(digits()[0][:2])
+    assert fitted.queries == before + 1205

@@ -168,16 +168,13 @@ def test_make_rows_puts_before_and_after_side_by_side(victim, device):
     adversarial = images.flip(0)
     before, after = evaluation.judge(victim, "both", images), evaluation.judge(victim, "both", adversarial)
 
-    def surrogate(images):  # class 0 left of x = .6, else 1
-        x = images[:, 0, 0, 0]
-        return torch.stack([0.6 - x, x - 0.6], 1)
-
     ids, labels = column([7, 8, 9], device), column([0, 2, 1], device)
-    rows = evaluation.make_rows(ids, labels, images, adversarial, before, after, surrogate)
+    classes = column([0, 1, 0], device), column([1, 1, 0], device)
+    rows = evaluation.make_rows(ids, labels, images, adversarial, before, after, classes)
     plain = evaluation.make_rows(ids, labels, images, adversarial, before, after)
     assert set(rows) - set(plain) == {"surrogate_before", "surrogate_after"}
     assert rows["surrogate_before"].tolist() == [0, 1, 0]
-    assert rows["surrogate_after"].tolist() == [0, 1, 0]
+    assert rows["surrogate_after"].tolist() == [1, 1, 0]
     assert rows["id"].tolist() == [7, 8, 9]
     assert rows["label"].tolist() == [0, 2, 1]
     # (0, .1) and (.5, .5) swap, (1, .9) stays.

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lightning_advknn.cli import AdvKNNCLI
+from lightning_advknn.training_cli import AdvKNNCLI
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("eight", "one", "zero")  # in order of name

@@ -84,7 +84,7 @@ class _Logits(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.logits_fn(images)
+        return self.logits_fn(images.to(self.device_of.dtype))  # ART 1.20 asks about float64 where NumPy is 2
 
 
 class _Made(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_advknn import command_line
 from lightning_advknn.commands import steps
 from lightning_advknn.commands.measured import Measured, print_tables
 from lightning_advknn.commands.pictures import draw
@@ -76,7 +77,7 @@ def evaluate(
     for table in tables:
         table.write(output)
     summary = {
-        "command": command or steps.how_called(),
+        "command": command or command_line.command(),
         "settings": run.describe(),
         **steps.about(run),
         "checks": [check._asdict() for check in checks],

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lightning_advknn import command_line
 from lightning_advknn.commands import steps
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import ORIGIN, Experiment
@@ -79,7 +80,7 @@ def leaderboard(run: ExperimentRun, results: str | None = None, quiet: bool = Fa
     note = steps.note_on(run)
     records = leaderboard_records(evidence.runs, evidence.clean, seed, bounds)
     summary = {
-        "command": steps.how_called(),
+        "command": command_line.command(),
         **steps.about(run),
         "seconds": steps.seconds_of(run),
         **steps.approximations_of(run),

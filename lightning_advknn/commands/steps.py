@@ -1,13 +1,13 @@
 """What the commands share: claims on folders, rows and checks, what summaries say, W&B."""
 
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from lightning_advknn.command_line import command
 from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment.device import provenance
@@ -24,11 +24,6 @@ from lightning_advknn.reports.records.rows_files import constants_of, write_rows
 from lightning_advknn.reports.records.summaries import note_of
 
 See = Callable[[str, str | None, Rows], None]
-
-
-def how_called() -> str:
-    """The command line of this process."""
-    return shlex.join(["python", *sys.argv])
 
 
 def say(line: str, quiet: bool = False) -> None:
@@ -122,10 +117,10 @@ def tell_all(ranks: Ranks, lines: Sequence[str] = ()) -> list[str]:
 
 def record_experiment(dashboard: Dashboard, job: str, run: ExperimentRun) -> AbstractContextManager[None]:
     """A W&B run of an experiment, as `Dashboard.experiment`."""
-    config = {"settings": run.describe(), "command": how_called(), **provenance(run.device)}
+    config = {"settings": run.describe(), "command": command(), **provenance(run.device)}
     return dashboard.experiment(job, run.experiment, group=run.data.name, config=config)
 
 
 def record_grid(dashboard: Dashboard, grid: Grid) -> AbstractContextManager[None]:
     """A W&B run of a grid, as `Dashboard.grid`."""
-    return dashboard.grid(Path(grid.results), Path(grid.output), config={"command": how_called()})
+    return dashboard.grid(Path(grid.results), Path(grid.output), config={"command": command()})

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.datasets.utils import check_integrity
 
+from lightning_advknn.choices import at_least, whole
 from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.data.splits import Batch, ImageSplit, TrainingLoader, as_batch
-from lightning_advknn.functional import check_defaults, check_labels, whole
+from lightning_advknn.functional import check_defaults, check_labels
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -63,22 +64,14 @@ class ImageDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.name: str = type(self).__name__  # in checkpoints and results
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("val_size", val_size, 1),
-            ("calibration_per_class", calibration_per_class, 1),
-        ):
-            if whole(name, value) < least:
-                raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
         self.root = Path(root)
         self.download = download
         self.verify_checksums = verify_checksums
-        # Python's own integers, not NumPy's: `share` compares them, and torch's generator needs them.
-        self.batch_size = int(batch_size)
-        self.eval_batch_size = int(eval_batch_size)
-        self.val_size = int(val_size)
-        self.calibration_per_class = int(calibration_per_class)
+        # As Python's own integers, not NumPy's: `share` compares them, and torch's generator needs them.
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.eval_batch_size = at_least("eval_batch_size", eval_batch_size, 1)
+        self.val_size = at_least("val_size", val_size, 1)
+        self.calibration_per_class = at_least("calibration_per_class", calibration_per_class, 1)
         self.split_seed = whole("split_seed", split_seed)
         self._splits: dict[str, ImageSplit] = {}
 

@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from lightning_advknn.choices import whole
 from lightning_advknn.data.base import ImageDataModule, MissingDataError
 from lightning_advknn.data.files import ImageFile, ImageFiles
 from lightning_advknn.data.listing import (
@@ -21,7 +22,6 @@ from lightning_advknn.data.listing import (
     unused_words,
 )
 from lightning_advknn.data.splits import Batch, TrainingLoader
-from lightning_advknn.functional import whole
 
 
 class ImageFolder(ImageDataModule):

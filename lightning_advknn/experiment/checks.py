@@ -4,7 +4,7 @@ import torch
 
 from lightning_advknn.experiment.networks import Networks
 from lightning_advknn.experiment.settings import VICTIMS, Experiment, check_names
-from lightning_advknn.modules.checkpoint import check_data
+from lightning_advknn.modules.checks import check_data
 from lightning_advknn.search import check_backend
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
 from lightning_advknn.search.scans.quantize import check_int8

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from lightning_advknn import __version__
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import ImageDataModule
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.settings import ORIGIN, Experiment, Trained
@@ -20,9 +19,10 @@ from lightning_advknn.experiment.training import (
 )
 from lightning_advknn.models import FeatureNetwork, JointSurrogate, Surrogate, kept_modes
 from lightning_advknn.modules import BackboneModule, SurrogateModule
-from lightning_advknn.modules.checkpoint import check_network, check_on_data
+from lightning_advknn.modules.checks import check_network, check_on_data
 from lightning_advknn.search.index_settings import APPROXIMATE
 from lightning_advknn.storage import digest, file_digest, weights_digest
+from lightning_advknn.training_cli import AdvKNNCLI
 
 
 class Networks:

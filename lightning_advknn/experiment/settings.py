@@ -4,18 +4,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
-from typing import Any
-
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import Path_fr
+from typing import Any, TypeVar
 
 from lightning_advknn.attacks.settings import AttackSettings, Plain
-from lightning_advknn.choices import Backend, Convention, LabelSource, Metric
-from lightning_advknn.functional import whole
+from lightning_advknn.choices import Backend, Convention, LabelSource, Metric, whole
+from lightning_advknn.command_line import CommandParser
+from lightning_advknn.configurations import SHIPPED, ConfigFile
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 VICTIMS = ("knn", "dknn")
 ROUNDING = 1e-6  # by which float32 may leave a ball
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Trained:
         checkpoint: Load this instead of training: a checkpoint of train.py, or for a backbone also a state dict of its network.
     """
 
-    config: Path_fr
+    config: ConfigFile
     overrides: dict[str, Plain] = field(default_factory=dict)
     checkpoint: str | None = None
 
@@ -121,14 +121,18 @@ class Experiment:
             object.__setattr__(self, "images", whole("images", self.images))
 
 
-def experiment_parser(**options: Any) -> ArgumentParser:
+def experiment_parser(**options: Any) -> CommandParser:
     """A command line of an experiment: a configuration and options that differ from it.
 
     Args:
         options: Of the parser.
     """
-    parser = ArgumentParser(**options)
-    parser.add_argument("--config", action="config", help="An experiment, such as configs/mnist/attack.yaml.")
+    parser = CommandParser(**options)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"An experiment: a file, or the name of one in {SHIPPED}, such as digits/attack.",
+    )
     parser.add_class_arguments(Experiment)
     return parser
 
@@ -179,6 +183,17 @@ def check_names(experiment: Experiment) -> None:
                 )
 
 
+def combinations(values: Mapping[str, Sequence[T]]) -> list[dict[str, T]]:
+    """Every combination of values by name; those of the last name change fastest.
+
+    >>> combinations({"a": [1, 2], "b": [3, 4]})
+    [{'a': 1, 'b': 3}, {'a': 1, 'b': 4}, {'a': 2, 'b': 3}, {'a': 2, 'b': 4}]
+    >>> combinations({})
+    [{}]
+    """
+    return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+
+
 def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
     """Each attack once for every combination of its varied settings, named ``<name>@<setting>=<value>``.
 
@@ -187,8 +202,7 @@ def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
     """
     expanded = {}
     for name, attack in attacks.items():
-        for values in product(*attack.vary.values()):
-            varied = dict(zip(attack.vary, values, strict=True))
+        for varied in combinations(attack.vary):
             full = "@".join([name, *(f"{setting}={value}" for setting, value in varied.items())])
             expanded[full] = replace(attack, settings={**attack.settings, **varied}, vary={})
     return expanded

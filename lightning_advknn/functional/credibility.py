@@ -1,11 +1,9 @@
 """Credibility of a DkNN prediction against a calibration set (Eq. 5-6)."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from lightning_advknn.choices import Convention
+from lightning_advknn.choices import Convention, check_choice
 from lightning_advknn.functional.images import check_labels
 from lightning_advknn.functional.voting import dknn_prediction
 
@@ -59,10 +57,7 @@ def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention
     >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "trim_zeros")
     tensor([1.], dtype=torch.float64)
     """
-    if convention not in get_args(Convention):
-        raise ValueError(
-            f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
-        )
+    check_choice("convention", convention, Convention)
     if calibration_votes.ndim != 1:
         raise ValueError(
             f"Expected `calibration_votes` of shape (N,), but got {tuple(calibration_votes.shape)}. Sum them"

@@ -1,6 +1,5 @@
-"""Checks of images, labels and integer arguments."""
+"""Checks of images and labels."""
 
-import operator
 from typing import Any
 
 import torch
@@ -60,25 +59,6 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
         raise ValueError(
             f"Expected `labels` {there}, but got {low.item()} to {high.item()}. Classes count from 0."
         )
-
-
-def whole(name: str, value: Any) -> int:
-    """Convert an argument to `int`; accepts NumPy integers and integer tensors of one element.
-
-    Raises:
-        ValueError: If it is not an integer: bool and 5.0 are not.
-
-    >>> whole("k", torch.tensor(5))
-    5
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(
-            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, such as 5."
-        ) from None
 
 
 def _kind(value: Any) -> str:

@@ -11,22 +11,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_advknn import functional
-from lightning_advknn.choices import Backend, Metric
+from lightning_advknn.choices import Backend, Metric, whole
 from lightning_advknn.data import Batch, ImageDataModule, data_of
-from lightning_advknn.functional import float32_arithmetic, whole
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
-from lightning_advknn.modules.checkpoint import (
-    IDENTITY,
-    Identity,
-    check_data,
-    check_identity,
-    check_loss,
-    check_on_data,
-    check_precision,
-    describe,
-    load_weights,
-)
+from lightning_advknn.modules.checkpoint import IDENTITY, Identity, check_identity, describe
+from lightning_advknn.modules.checks import check_data, check_loss, check_on_data, check_precision
+from lightning_advknn.modules.weights import load_weights
 from lightning_advknn.search import (
     APPROXIMATE,
     MemoryBank,

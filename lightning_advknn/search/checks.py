@@ -5,8 +5,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_advknn.choices import Metric
-from lightning_advknn.functional import check_defaults, check_labels, whole
+from lightning_advknn.choices import Metric, whole
+from lightning_advknn.functional import check_defaults, check_labels
 from lightning_advknn.search.stored_rows import Matrix, StoredRows
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_advknn.modules import BackboneModule
-from lightning_advknn.modules.checkpoint import load_weights
+from lightning_advknn.modules.weights import load_weights
 from reliability.case import Case, Outcome, evaluate, small_experiment
 from reliability.networks import Small
 from reliability.small_victim import digits_network, refused

@@ -21,7 +21,6 @@ import yaml
 from torch.distributed import TCPStore
 
 import attack
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import Digits
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.experiment import fill
@@ -29,6 +28,7 @@ from lightning_advknn.ranks import LostRankError, Ranks, join
 from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.sharded import merge
 from lightning_advknn.storage import load_tensors
+from lightning_advknn.training_cli import AdvKNNCLI
 from tests.ranks_worker import CLASSES, METRICS, K, points, questions
 
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_advknn.choices import whole
 from lightning_advknn.functional import (
     check_images,
     check_labels,
@@ -16,7 +17,6 @@ from lightning_advknn.functional import (
     l2_distortion,
     linf_distortion,
     vote_distribution,
-    whole,
 )
 
 LABELS = torch.tensor([0, 2, 1])

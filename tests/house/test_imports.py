@@ -22,18 +22,21 @@ ORDER = (
     "ranks",
     "functional",
     "convolutions",
+    "search",
     "integrity",
     "models",
     "data",
-    "search",
+    "search.extraction",  # fills a bank with a network's features of a data set
+    "search.build",
     "classifiers",
     "attacks.parts",
     "attacks",
     "modules",
     "evaluation",
     "callbacks",
-    "cli",
-    "sweep",
+    "configurations",
+    "command_line",
+    "training_cli",
     "experiment",
     "reports.render",
     "reports.records",
@@ -41,6 +44,7 @@ ORDER = (
     "reports.paper",
     "reports",
     "commands",
+    "__main__",
 )
 
 

@@ -15,7 +15,6 @@ from lightning_advknn.models import (
     Normalize,
     Surrogate,
 )
-from lightning_advknn.modules.checkpoint import check_network
 
 LAYERS = ("relu1", "relu2", "relu3", "logits")
 
@@ -260,18 +259,3 @@ def test_layers_of_torchscript_are_refused(made):
     network = made(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval())
     with pytest.raises(ValueError, match=r"ordinary modules, but \['1'\] are TorchScript"):
         FeatureNetwork(network, ["1"])
-
-
-def test_logits_beside_other_things_are_refused():
-    class Gives(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.flat = nn.Flatten()
-
-        def forward(self, images):
-            return {"logits": self.flat(images)}
-
-    with pytest.raises(
-        ValueError, match=r"logits of shape \(B, 4\), but got a dict\. Let its `forward` return"
-    ):
-        check_network(FeatureNetwork(Gives(), ["flat"]), (1, 2, 2), 4)

@@ -1,24 +1,23 @@
 """`AdvKNNCLI`: LightningCLI with this project's defaults."""
 
 import os
-import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import yaml
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_advknn.callbacks import wandb_panels
 from lightning_advknn.choices import WandbMode
+from lightning_advknn.command_line import CommandParser
 from lightning_advknn.data import ImageDataModule
-from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, check_precision, read_checkpoint
+from lightning_advknn.modules.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lightning_advknn.modules.checks import check_precision
 from lightning_advknn.storage import versions
 
 # Users can do nothing about these: Lightning 2.6 itself calls what jsonargparse 5 and torch 2.15 give up.
@@ -30,6 +29,10 @@ warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have man
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 WANDB_RUN = "wandb_run"  # key under which a checkpoint names the W&B run that it belongs to
+
+
+class _TrainingParser(CommandParser, LightningArgumentParser):
+    """Lightning's, with configurations by name and suggestions for unknown names."""
 
 
 class LoggedConfig(SaveConfigCallback):
@@ -84,6 +87,7 @@ class AdvKNNCLI(LightningCLI):
             args=args,
             run=run,
             parser_kwargs=parser_kwargs,
+            parser_class=_TrainingParser,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -94,6 +98,10 @@ class AdvKNNCLI(LightningCLI):
             default="offline",
             help="What W&B does, unless WANDB_MODE is set. Offline runs are sent later by `wandb sync`.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse a list, a dict or the process's own arguments; Lightning would warn that the first two hide the last."""
+        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Tell W&B its mode and place, and let a fit go on from a checkpoint in the run that wrote it.
@@ -132,20 +140,6 @@ class AdvKNNCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyper-parameters overrule the command line and the config."""
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run train.py's command line and return its exit code: 0 done, 2 something in it, or in a file that it names, is wrong.
-
-    Args:
-        args: Arguments instead of the command line's.
-    """
-    try:
-        AdvKNNCLI(None if args is None else list(args))
-    except (ValueError, OSError, ImportError, MisconfigurationException, RecursionError) as error:
-        sys.stderr.write(f"train.py: error: {error}\n")
-        return 2
-    return 0
 
 
 def _go_on(config: Any, wandb_loggers: list[Any]) -> Path | None:

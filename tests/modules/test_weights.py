@@ -137,5 +137,5 @@ def test_a_surrogates_own_weights_are_refused(small_net: type, tmp_path: Path) -
     surrogate = SurrogateModule(small_net(), "none.ckpt", "relu")
     path = tmp_path / "own.pt"
     torch.save(surrogate.state_dict(), path)
-    with pytest.raises(ValueError, match=r"says nothing of itself\. Only a backbone"):
+    with pytest.raises(ValueError, match=r"states no identity\. Only a backbone"):
         load_weights(surrogate, path, surrogate.identity("Digits"))

@@ -1,7 +1,7 @@
-"""Trials of a W&B sweep offline: python -m lightning_advknn.sweep configs/digits/sweep.yaml --trials 2.
+"""Trials of a W&B sweep offline: ``lightning-advknn sweep digits/sweep --trials 2``.
 
-W&B draws trials on its server, for its local controller too. This draws them here from the same file, runs the file's own
-command with each, and leaves offline runs in one group, which `wandb sync` sends like any others.
+W&B draws trials on its server, even for its local controller. This command draws them here from the same file and runs the
+file's own command with each. It leaves offline runs in one group, which `wandb sync` sends like any others.
 """
 
 import argparse
@@ -10,12 +10,16 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lightning_advknn.command_line import PROGRAM
+from lightning_advknn.commands import COMMANDS
+from lightning_advknn.configurations import find
+from lightning_advknn.experiment.settings import combinations
 
 Trial = dict[str, Any]
 """Values by name of parameter."""
@@ -54,7 +58,7 @@ def draw_trials(sweep: Mapping[str, Any], n: int, seed: int = 0) -> list[Trial]:
     [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
     """
     values = {name: one.get("values", [one.get("value")]) for name, one in sweep["parameters"].items()}
-    trials = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+    trials = combinations(values)
     if sweep["method"] == "random":
         random.Random(seed).shuffle(trials)  # noqa: S311 -- draws settings, no secrets
     return trials[:n]
@@ -71,26 +75,30 @@ def command_of(sweep: Mapping[str, Any], trial: Trial) -> list[str]:
     return [word for part in sweep["command"] for word in macros.get(part, [str(part)])]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 if all trials went well, 1 if one failed, 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sweep", type=Path, help="A W&B sweep, such as configs/digits/sweep.yaml.")
-    parser.add_argument("--trials", type=int, default=2, help="How many to run.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the trials that are drawn.")
+def main(args: Sequence[str] | None = None, program: str = f"{PROGRAM} sweep") -> int:
+    """Run the command line and return its exit code: 0 if all trials went well, 1 if one failed, 2 for bad input.
+
+    Args:
+        args: Arguments instead of the process's own.
+        program: Its name in messages.
+    """
+    parser = argparse.ArgumentParser(program, description=COMMANDS["sweep"])
+    parser.add_argument("sweep", help="A W&B sweep: a file, or one that ships, such as digits/sweep.")
+    parser.add_argument("--trials", type=int, default=2, help="How many to run (default: %(default)s).")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Of the trials that are drawn (default: %(default)s)."
+    )
     options = parser.parse_args(args)
     try:
-        sweep = read_sweep(options.sweep)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"sweep: error: {error}\n")
+        path = find(options.sweep)
+        sweep = read_sweep(path)
+    except (TypeError, ValueError, OSError) as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
         return 2
-    group = {"WANDB_RUN_GROUP": sweep.get("name", options.sweep.stem), "WANDB_MODE": "offline"}
+    group = {"WANDB_RUN_GROUP": sweep.get("name", path.stem), "WANDB_MODE": "offline"}
     failed = 0
     for trial in draw_trials(sweep, options.trials, options.seed):
         command = command_of(sweep, trial)
-        sys.stderr.write(f"sweep: {shlex.join(command)}\n")
+        sys.stderr.write(f"{program}: {shlex.join(command)}\n")
         failed += bool(subprocess.run(command, env={**group, **os.environ}, check=False).returncode)
     return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
