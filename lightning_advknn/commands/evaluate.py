@@ -7,24 +7,15 @@ from typing import Any
 
 from lightning_advknn import command_line
 from lightning_advknn.commands import steps
+from lightning_advknn.commands.measured import Measured, print_tables
 from lightning_advknn.commands.pictures import draw
-from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment.run import ExperimentRun
-from lightning_advknn.experiment.settings import ORIGIN, Experiment
+from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.reports.leaderboards.checks import counted, failed
 from lightning_advknn.reports.records.classes import classes_line, names_of
-from lightning_advknn.reports.records.csv_files import CsvTable, Record, with_note
+from lightning_advknn.reports.records.csv_files import CsvTable
 from lightning_advknn.reports.records.folders import Claim, take, without_seed
-from lightning_advknn.reports.records.paper_records import (
-    COLUMNS,
-    attacked_records,
-    clean_records,
-    shown,
-    transfer_records,
-)
-from lightning_advknn.reports.records.summaries import credibility_of, metrics_of, which_images
-from lightning_advknn.reports.render.terminal import print_table
 from lightning_advknn.storage import atomic_path, locked, write_json
 
 
@@ -59,16 +50,16 @@ def evaluate(
 ) -> list[str]:
     """Run a prepared experiment and leave rows, tables and pictures in its output folder.
 
-    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``, ``summary.json``
-    (metrics, distributions of credibility, checks, classes, wall time by stage, command, settings, versions, device,
-    date), and as PNG and PDF ``neighbours`` and, if an attack function has several eps, ``adversarials``. With transfer
-    networks also ``rows/<network>/<method>/<attack>.csv`` and ``table3.csv``. With several ranks, all call this and
-    the first writes.
+    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``table1.csv``, ``table2.csv``,
+    ``summary.json`` (metrics, distributions of credibility, checks, classes, wall time by stage, command,
+    settings, versions, device, date), and as PNG and PDF ``neighbours`` and, if an attack function has
+    several eps, ``adversarials``. With transfer networks also ``rows/<network>/<method>/<attack>.csv`` and
+    ``table3.csv``. With several ranks, all call this and the first writes.
 
     Args:
         run: From `prepare`.
-        results: Folder of tables over several seeds, which get this seed's lines; also of copies of the summary and
-            the pictures.
+        results: Folder of tables over several seeds, which get this seed's lines; also of copies of the
+            summary and the pictures.
         command: What the summary names as the command; None for this process's own.
         quiet: Print only where the results are.
 
@@ -78,7 +69,7 @@ def evaluate(
     if not run.fill():
         return steps.tell_all(run.ranks)
     steps.say(classes_line(run.data), quiet)
-    output, measured = Path(run.experiment.output), _Measured(run)
+    output, measured = Path(run.experiment.output), Measured(run)
     evidence = steps.gather(run, run.attacks, measured.add)
     pictures = draw(run, measured.pictured, measured.pictured_rows, output)
     checks = evidence.checks(names_of(run.data))
@@ -100,56 +91,10 @@ def evaluate(
     if results is not None:
         _publish(Path(results), run.experiment.seed, tables, summary, pictures)
     if not quiet:
-        _print(run, tables, summary["settings"])
+        print_tables(run, tables)
     steps.say(counted(checks), quiet)
     steps.say(f"Rows, tables and pictures are in {output}")
     return steps.tell_all(run.ranks, failed(checks))
-
-
-class _Measured:
-    """Tables, metrics and rows for pictures, gathered attack by attack."""
-
-    def __init__(self, run: ExperimentRun) -> None:
-        self.run = run
-        self.metrics: dict[str, Any] = {}
-        self.credibility: dict[str, Any] = {}
-        self.pictured = [method for method, attack in run.attacks if attack][-1]
-        self.pictured_rows: dict[str, Rows] = {}
-        self._clean: dict[str, Rows] = {}
-        self._attacked: list[Record] = []
-
-    def add(self, method: str, attack: str | None, rows: Rows) -> None:
-        """Add an attack through a method, or a method's clean images."""
-        data, experiment = self.run.data.name, self.run.experiment
-        self._attacked += attacked_records(data, experiment, method, attack, rows)
-        name = f"{method}/{attack or 'clean'}"
-        self.metrics[name], self.credibility[name] = metrics_of(rows), credibility_of(rows)
-        if attack is None:
-            self._clean[method] = rows
-        if attack is None or method == self.pictured:
-            self.pictured_rows[attack or "clean"] = rows
-
-    def tables(self) -> list[CsvTable]:
-        """Tables 1 and 2, and with transfer networks Table 3."""
-        note = steps.note_on(self.run)
-        clean = clean_records(self.run.data.name, self.run.experiment, self._clean)
-        found = {
-            "table1": with_note(clean, note),
-            "table2": with_note(self._attacked, note),
-            "table3": _transferred(self.run),
-        }
-        return [CsvTable(name, COLUMNS[name], records) for name, records in found.items() if records]
-
-
-def _transferred(run: ExperimentRun) -> list[Record]:
-    """Table 3: the transfer networks on the adversarials made for the attacked one."""
-    records = []
-    for network in run.transfers:
-        for method, attack in ((ORIGIN, None), *(pair for pair in run.attacks if pair[1])):
-            rows = steps.saved_rows(run, method, attack, network)
-            own = transfer_records(run.data.name, run.experiment, network, method, attack, rows)
-            records += with_note(own, steps.note_on(run, network))
-    return records
 
 
 def _publish(
@@ -162,13 +107,3 @@ def _publish(
     with locked(results / "tables", f"tables in {results}"):  # which other seeds have lines in
         digests = {table.name: table.merge(results, seed) for table in tables}
     write_json(results / f"seed{seed}.json", {**summary, "tables": digests})
-
-
-def _print(run: ExperimentRun, tables: Sequence[CsvTable], settings: dict[str, Any]) -> None:
-    which = f"\n{which_images(settings, len(run.test))}" if "images" in settings else ""
-    note = steps.note_on(run)
-    for table in tables:
-        title = f"Table {table.name[-1]}, {run.data.name}, seed {run.experiment.seed}: accuracy % (paper's)"
-        more = "; mean true L2 and mean credibility over all images" if table.name == "table2" else ""
-        own = f"\n{note}" if note and table.name != "table3" else ""
-        print_table(shown(table.name, table.records, f"{title}{more}{which}{own}"))

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from lightning_advknn.commands.evaluate import evaluate, prepare
 from lightning_advknn.commands.leaderboard import leaderboard, prepare_leaderboard
 from lightning_advknn.commands.reproduce import plan, report_grid, reproduce, show
-from lightning_advknn.commands.steps import recorded, recorded_grid
+from lightning_advknn.commands.steps import record_experiment, record_grid
 from lightning_advknn.experiment.grid import Grid
 from lightning_advknn.experiment.settings import experiment_of
 from lightning_advknn.ranks import Ranks, is_lost, join
@@ -99,13 +99,13 @@ def _when_terminated(program: str) -> Callable[[int, object], None]:
 
 def _evaluate(options: Any, ranks: Ranks) -> _Work:
     run = prepare(experiment_of(options), options.results, ranks=ranks)
-    recording = recorded(_dashboard(options), "evaluate", run)
+    recording = record_experiment(_dashboard(options), "evaluate", run)
     return _recorded(recording, lambda: evaluate(run, options.results, quiet=options.quiet))
 
 
 def _leaderboard(options: Any, ranks: Ranks) -> _Work:
     run = prepare_leaderboard(experiment_of(options), options.results, ranks)
-    recording = recorded(_dashboard(options), "leaderboard", run)
+    recording = record_experiment(_dashboard(options), "leaderboard", run)
     return _recorded(recording, lambda: leaderboard(run, options.results, quiet=options.quiet))
 
 
@@ -125,7 +125,7 @@ def _reproduce(options: Any, ranks: Ranks) -> _Work:
             report_grid(grid, tasks)
         return failed
 
-    return show_plan if options.dry_run else _recorded(recorded_grid(dashboard, grid), go_on)
+    return show_plan if options.dry_run else _recorded(record_grid(dashboard, grid), go_on)
 
 
 def _dashboard(options: Any) -> Dashboard:

@@ -36,15 +36,15 @@ def prepare_leaderboard(
     """
     if experiment.transfer:
         raise ValueError(
-            f"Expected no `transfer` in a leaderboard, but got {list(experiment.transfer)}. `attack.py evaluate` has"
-            " other networks judge."
+            f"Expected no `transfer` in a leaderboard, but got {list(experiment.transfer)}. `attack.py"
+            " evaluate` has other networks judge."
         )
     for attack in experiment.attacks.values():
         _ = attack.measure
     if experiment.victim.shard and experiment.victim.metric == "euclidean":
         raise ValueError(
-            "Expected no `victim.shard` in a leaderboard of a Euclidean kNN, whose lower bounds read the whole bank."
-            " Switch it off, and lower `memory_gib` if the bank does not fit."
+            "Expected no `victim.shard` in a leaderboard of a Euclidean kNN, whose lower bounds read the"
+            " whole bank. Switch it off, and lower `memory_gib` if the bank does not fit."
         )
     run = ExperimentRun(experiment, ranks)
     if run.ranks.rank == 0:
@@ -58,10 +58,10 @@ def prepare_leaderboard(
 def leaderboard(run: ExperimentRun, results: str | None = None, quiet: bool = False) -> list[str]:
     """Run a prepared experiment and leave a leaderboard in its output folder.
 
-    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``leaderboard.csv`` (columns `LEADERBOARD`),
-    ``leaderboard.json`` (settings; by seed: checks, thresholds of credibility, wall time by stage, command, versions,
-    device, date), the same for reading as ``leaderboard.md``, and as PNG and PDF curves of accuracy against true L2.
-    With several ranks, all call this and the first writes.
+    Files: ``rows/<method>/<attack>.csv`` (one line a test image), ``leaderboard.csv`` (columns
+    `LEADERBOARD`), ``leaderboard.json`` (settings; by seed: checks, thresholds of credibility, wall time by
+    stage, command, versions, device, date), the same for reading as ``leaderboard.md``, and as PNG and PDF
+    curves of accuracy against true L2. With several ranks, all call this and the first writes.
 
     Args:
         run: From `prepare_leaderboard`.

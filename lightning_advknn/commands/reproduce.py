@@ -11,7 +11,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from lightning_advknn.commands.evaluate import evaluate, prepare
-from lightning_advknn.commands.steps import recorded, say, settings_of
+from lightning_advknn.commands.steps import record_experiment, say, settings_of
 from lightning_advknn.data import MissingDataError
 from lightning_advknn.experiment.grid import Cell, Grid, cells
 from lightning_advknn.experiment.run import ExperimentRun
@@ -86,8 +86,8 @@ def reproduce(
 ) -> list[str]:
     """Run what is not done, one cell after another.
 
-    Each cell leaves its results at once, so an interrupted grid continues with the cell, and in it with the stage, where
-    it stopped.
+    Each cell leaves its results at once, so an interrupted grid continues with the cell, and in it with the
+    stage, where it stopped.
 
     Args:
         tasks: From `plan`.
@@ -117,7 +117,7 @@ def reproduce(
         share = f"{100 * done / total:.0f} % of the work done"
         _log(f"{task.cell.name}: {number} of {len(todo)}, {share}{left}", quiet)
         run = prepare(task.cell.experiment, str(task.cell.results), replace=True, ranks=ranks)
-        with recorded(dashboard, "evaluate", run):
+        with record_experiment(dashboard, "evaluate", run):
             found = evaluate(run, str(task.cell.results), task.cell.command, quiet)
         lines += [f"{task.cell.name}: {line}" for line in found]
         done += task.work

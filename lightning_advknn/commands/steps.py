@@ -115,12 +115,12 @@ def tell_all(ranks: Ranks, lines: Sequence[str] = ()) -> list[str]:
     return ranks.agree("which checks hold", lambda: list(lines))
 
 
-def recorded(dashboard: Dashboard, job: str, run: ExperimentRun) -> AbstractContextManager[None]:
+def record_experiment(dashboard: Dashboard, job: str, run: ExperimentRun) -> AbstractContextManager[None]:
     """A W&B run of an experiment, as `Dashboard.experiment`."""
     config = {"settings": run.describe(), "command": command(), **provenance(run.device)}
     return dashboard.experiment(job, run.experiment, group=run.data.name, config=config)
 
 
-def recorded_grid(dashboard: Dashboard, grid: Grid) -> AbstractContextManager[None]:
+def record_grid(dashboard: Dashboard, grid: Grid) -> AbstractContextManager[None]:
     """A W&B run of a grid, as `Dashboard.grid`."""
     return dashboard.grid(Path(grid.results), Path(grid.output), config={"command": command()})

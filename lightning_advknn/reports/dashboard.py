@@ -11,7 +11,7 @@ from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.reports.records.csv_files import Record, number, read_csv
 from lightning_advknn.reports.records.grouping import grouped
 
-Point = tuple[str, float, str, float]
+_Point = tuple[str, float, str, float]
 """Axis, place on it, name, value."""
 
 
@@ -20,8 +20,8 @@ class Dashboard:
     """Where `attack.py` logs to, beside its files.
 
     Args:
-        wandb_mode: What W&B does. By default nothing: the files have all results. WANDB_MODE, if set, overrides
-            `offline` and `online`.
+        wandb_mode: What W&B does. By default nothing: the files have all results. WANDB_MODE, if set,
+            overrides `offline` and `online`.
         wandb_project: W&B's project, that of the training configurations.
     """
 
@@ -47,11 +47,11 @@ class Dashboard:
         about = {"name": str(output), "job_type": job, **about}
         with recorded(self.wandb_mode, self.wandb_project, output, **about) as log:
             yield
-            log(files(output))
+            log(_files(output))
             table2, board = read_csv(output / "table2.csv"), read_csv(output / "leaderboard.csv")
-            log(cell_values(table2))
-            points = [*evaluation_points(table2, experiment), *leaderboard_points(board, experiment)]
-            for axis, place, values in along(points):
+            log(_cell_values(table2))
+            points = [*_evaluation_points(table2, experiment), *_leaderboard_points(board, experiment)]
+            for axis, place, values in _along(points):
                 log({axis: place, **values}, axis)
 
     @contextmanager
@@ -72,16 +72,16 @@ class Dashboard:
         about = {"name": results.name, "job_type": "reproduce", **about}
         with recorded(self.wandb_mode, self.wandb_project, output, **about) as log:
             yield
-            log(files(results / "report"))
+            log(_files(results / "report"))
 
 
-def files(folder: Path) -> dict[str, Any]:
+def _files(folder: Path) -> dict[str, Any]:
     """Tables and pictures of a folder: records by ``tables/<name>``, paths by ``figures/<name>``."""
     tables = {f"tables/{path.stem}": _typed(read_csv(path)) for path in sorted(folder.glob("*.csv"))}
     return tables | {f"figures/{path.stem}": path for path in sorted(folder.glob("*.png"))}
 
 
-def cell_values(table2: Sequence[Record]) -> dict[str, float]:
+def _cell_values(table2: Sequence[Record]) -> dict[str, float]:
     """Cells of Table 2 in [0, 1], to compare experiments by: ``accuracy/<method>/<attack>/<victim>``."""
     return {
         f"accuracy/{_name(record['method'])}/{_name(record['attack'])}/{record['victim']}": _share(record)
@@ -89,7 +89,7 @@ def cell_values(table2: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def evaluation_points(table2: Sequence[Record], experiment: Experiment) -> list[Point]:
+def _evaluation_points(table2: Sequence[Record], experiment: Experiment) -> list[_Point]:
     """Accuracy against eps and against mean true L2, by attack function and method. Clean images are at 0.
 
     Names are ``eps/<method>/<function>/<victim>_acc`` over ``eps/eps``, and the same with ``l2``.
@@ -105,11 +105,11 @@ def evaluation_points(table2: Sequence[Record], experiment: Experiment) -> list[
     return points
 
 
-def leaderboard_points(board: Sequence[Record], experiment: Experiment) -> list[Point]:
+def _leaderboard_points(board: Sequence[Record], experiment: Experiment) -> list[_Point]:
     """Accuracy of each entry against the eps that it was run at, and against budgets of true L2.
 
-    Names are ``eps/<entry>/<victim>_acc`` over ``eps/eps``, and the same with ``l2``. Victims are the backbone, the
-    kNN under attack and DkNN.
+    Names are ``eps/<entry>/<victim>_acc`` over ``eps/eps``, and the same with ``l2``. Victims are the
+    backbone, the kNN under attack and DkNN.
     """
     victims = {"dnn": "dnn", f"knn/{experiment.victim.layer}": "knn", "dknn": "dknn"}
     points = []
@@ -124,7 +124,7 @@ def leaderboard_points(board: Sequence[Record], experiment: Experiment) -> list[
     return points
 
 
-def along(points: Sequence[Point]) -> Iterator[tuple[str, float, Mapping[str, float]]]:
+def _along(points: Sequence[_Point]) -> Iterator[tuple[str, float, Mapping[str, float]]]:
     """Values at each place on each axis, in ascending order."""
     for (axis, place), found in sorted(grouped(points, lambda point: point[:2]).items()):
         yield axis, place, {name: value for *_, name, value in found}

@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).parents[2]
 # Names that several modules may define, each with the reason.
 REPEATED = {
     "main": "what a module that is run by `python -m` does",
+    "evaluate": "of a victim in memory, and the command of that name, of an experiment",
 }
 
 # Public names that nothing uses, exports or documents, each with the reason.

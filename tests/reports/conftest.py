@@ -78,8 +78,8 @@ def write_results(
     Args:
         folder: Results folder.
         settings: Of the experiment.
-        accuracy: Of victim, method, attack (``clean`` is one) and seed, in %; the DNN's and surrogates' have their own
-            name as victim.
+        accuracy: Of victim, method, attack (``clean`` is one) and seed, in %; the DNN's and surrogates' have
+            their own name as victim.
         seeds: Of training.
         l2: Of method and attack.
         more: Further content of the summaries.

@@ -23,7 +23,8 @@ class AttackRun:
         entry: The attack and its target.
         method: The target: ``origin``, a surrogate, ``knn`` or ``dknn``; "" of clean images.
         attack: Function and settings, as `AttackSettings.describe`; empty of clean images.
-        norm: The norm of eps, or the one that the attack minimizes; None of clean images, or if it is unknown.
+        norm: The norm of eps, or the one that the attack minimizes; None of clean images, or if it is
+        unknown.
         eps: Radius of the attack's ball; None of a minimum-norm attack.
         l2: True L2 of the adversarials, float64 ``(n,)``.
         linf: Largest change of a pixel, float64 ``(n,)``.
@@ -58,7 +59,7 @@ class AttackRun:
 
     @property
     def left(self) -> Tensor:
-        """Images on which the attack failed: it should have changed the target's true class, bool ``(n,)``."""
+        """Images on which the attack failed: the target still says the true class, bool ``(n,)``."""
         return self.meant & ~self.own
 
     def distance(self, norm: Norm | None) -> Tensor:
@@ -131,8 +132,8 @@ def nearest(runs: Sequence[AttackRun], victim: str, norm: Norm | None) -> tuple[
     """Each image's nearest adversarial that fools a victim.
 
     Returns:
-        Its distance, float64 ``(n,)``, infinite if there is none; and the index of its run, the first of equals,
-        int64 ``(n,)``.
+        Its distance, float64 ``(n,)``, infinite if there is none; and the index of its run, the first of
+        equals, int64 ``(n,)``.
     """
     distances = torch.stack([run.distance(norm) for run in runs])
     wrong = torch.stack([run.victims[victim].wrong for run in runs])

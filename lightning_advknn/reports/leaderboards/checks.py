@@ -31,7 +31,7 @@ class Check(NamedTuple):
 def failed(checks: Sequence[Check]) -> list[str]:
     """A line for each check that fails.
 
-    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no attacks")])
+    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "-")])
     ['Check failed: b: bim, origin']
     """
     return [f"Check failed: {check.check}: {check.detail}" for check in checks if check.holds is False]
@@ -40,7 +40,7 @@ def failed(checks: Sequence[Check]) -> list[str]:
 def counted(checks: Sequence[Check]) -> str:
     """How many checks hold.
 
-    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "no attacks")])
+    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "-")])
     'Checks: 1 hold, 1 do not, 1 had nothing to look at.'
     """
     hold = sum(check.holds is True for check in checks)
@@ -56,19 +56,19 @@ def run_checks(
     Args:
         runs: Of all entries.
         clean: The images as they are.
-        bounds: By victim, a lower bound of the true L2 of each image's adversarials, ``(n,)``; 0 where the victim
-            misclassifies the image itself.
+        bounds: By victim, a lower bound of the true L2 of each image's adversarials, ``(n,)``; 0 where the
+            victim misclassifies the image itself.
     """
     return [
-        in_balls(runs),
-        falls_with_eps(runs),
-        unbounded_reach_zero(runs),
-        more_steps_never_hurt(runs),
-        never_below_bounds(runs, clean, bounds or {}),
+        _in_balls(runs),
+        _falls_with_eps(runs),
+        _unbounded_reach_zero(runs),
+        _more_steps_never_hurt(runs),
+        _never_below_bounds(runs, clean, bounds or {}),
     ]
 
 
-def in_balls(runs: Sequence[AttackRun]) -> Check:
+def _in_balls(runs: Sequence[AttackRun]) -> Check:
     """Adversarials of an attack with an eps must be within it, in the norm that eps is taken for."""
     bounded = [(run, run.eps) for run in runs if run.eps is not None and run.norm]
     beyond = []
@@ -81,7 +81,7 @@ def in_balls(runs: Sequence[AttackRun]) -> Check:
     return check_of("adversarials stay within eps", len(bounded), "attacks with eps", beyond)
 
 
-def falls_with_eps(runs: Sequence[AttackRun]) -> Check:
+def _falls_with_eps(runs: Sequence[AttackRun]) -> Check:
     """Each victim's accuracy must fall as an attack's eps grows and nothing else changes."""
     pairs = _steps(runs, "eps")
     rising = []
@@ -90,13 +90,14 @@ def falls_with_eps(runs: Sequence[AttackRun]) -> Check:
             before, after = (_accuracy(run.victims[victim].wrong) for run in (small, large))
             if after > before + MARGIN:
                 rising.append(
-                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at {large.eps:g}"
+                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at"
+                    f" {large.eps:g}"
                 )
     name = f"accuracy falls monotonically with eps, to {MARGIN:g} points"
     return check_of(name, len(pairs), "steps from one eps to the next", rising)
 
 
-def unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
+def _unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
     """Unbounded attacks must fool their target on every image attacked with its true label."""
     # All images in [0, 1] are within an Linf ball of 1.
     free = [run for run in runs if run.eps is None or (run.norm == "linf" and run.eps >= 1)]
@@ -105,7 +106,7 @@ def unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
     return check_of("unbounded attacks reach 0 % on what they attack", len(free), "such attacks", some)
 
 
-def more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
+def _more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
     """More steps must not weaken an attack on its target: no higher accuracy, no larger median distance."""
     pairs = _steps(runs, "steps")
     worse = []
@@ -119,7 +120,7 @@ def more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
     return check_of(name, len(pairs), "steps from fewer to more", worse)
 
 
-def never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor]) -> Check:
+def _never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor]) -> Check:
     """No adversarial may be nearer than the lower bound of its victim."""
     below = []
     for victim, bound in bounds.items():

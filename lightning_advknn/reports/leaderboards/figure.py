@@ -11,21 +11,21 @@ from lightning_advknn.reports.leaderboards.records import BOUND, WORST_CASE
 from lightning_advknn.reports.render.means import Mean
 from lightning_advknn.reports.render.style import WIDTH, draw_means, for_print, legend_below
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("s", "^", "D", "v", "P", "X")
-NAMED = 2 * len(COLOURS)  # curves that can be told apart
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("s", "^", "D", "v", "P", "X")
+_NAMED = 2 * len(_COLOURS)  # curves that can be told apart
 
 
 @for_print
 def board_figure(board: Board) -> Figure:
-    """Accuracy of DkNN and of the kNN on the layer under attack, within growing budgets of true L2: a curve an entry.
+    """Accuracy of DkNN and the attacked kNN within growing budgets of true L2, a curve an entry.
 
-    The worst case is black, the lower bound dotted red. The attacks that are strongest against either victim have
-    colours, each for its strongest entry against the victim. Other curves are grey.
+    The worst case is black, the lower bound dotted red. The attacks that are strongest against either victim
+    have colours, each for its strongest entry against the victim. Other curves are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]
-    named = _strongest_of_all(board, victims)[:NAMED]
+    named = _strongest_of_all(board, victims)[:_NAMED]
     grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
     # Drawn below the best attack, whose curve is often the same.
     black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
@@ -75,11 +75,11 @@ def _curve(board: Board, name: str, victim: str) -> list[tuple[float, Mean]]:
 
 
 def _style(position: int) -> dict[str, Any]:
-    second, place = divmod(position, len(COLOURS))
+    second, place = divmod(position, len(_COLOURS))
     return {
-        "color": COLOURS[place],
-        "marker": MARKERS[place],
+        "color": _COLOURS[place],
+        "marker": _MARKERS[place],
         "linestyle": "--" if second else "-",
-        "markerfacecolor": "white" if second else COLOURS[place],
-        "zorder": 4 - position / NAMED,  # the strongest on top
+        "markerfacecolor": "white" if second else _COLOURS[place],
+        "zorder": 4 - position / _NAMED,  # the strongest on top
     }

@@ -8,19 +8,19 @@ from lightning_advknn.reports.leaderboards.board import NAME, Board, read_board
 from lightning_advknn.reports.leaderboards.figure import board_figure
 from lightning_advknn.reports.leaderboards.tables import attacks_table, published_table
 from lightning_advknn.reports.records.summaries import neighbours_sentence, which_images
-from lightning_advknn.reports.render.blocks import Block, Lines, Picture, Section, Table
+from lightning_advknn.reports.render.blocks import Block, Illustration, Lines, Section, Table
 from lightning_advknn.reports.render.page import render_markdown
 from lightning_advknn.reports.render.style import save_figure
 from lightning_advknn.reports.render.terminal import print_table
 from lightning_advknn.storage import atomic_path
 
-INTRODUCTION = (
-    "An attack is named with what it is on: the backbone (`origin`), a surrogate, or a victim itself (`knn`, `dknn`)."
-    " Each victim judges the same stored adversarials. At an eps of Linf, accuracy is that under the attack at this"
-    " eps. Within a budget of true L2, an image is lost if any of the attack's stored adversarials within it fools the"
-    " victim, or if the victim is wrong without one; `worst case` counts those of all attacks together: what is left"
-    " is robust accuracy. Lower is better for the attacker. A credibility that 5 % of these images are below, while"
-    " they are clean, raises an alarm."
+_INTRODUCTION = (
+    "An attack is named with what it is on: the backbone (`origin`), a surrogate, or a victim itself (`knn`,"
+    " `dknn`). Each victim judges the same stored adversarials. At an eps of Linf, accuracy is that under"
+    " the attack at this eps. Within a budget of true L2, an image is lost if any of the attack's stored"
+    " adversarials within it fools the victim, or if the victim is wrong without one; `worst case` counts"
+    " those of all attacks together: what is left is robust accuracy. Lower is better for the attacker. A"
+    " credibility that 5 % of these images are below, while they are clean, raises an alarm."
 )
 
 
@@ -32,7 +32,7 @@ def write_page(board: Board, folder: Path) -> None:
         sections.append(Section(victim, title, [attacks_table(board, victim), *filter(None, [beside])]))
     for seed, run in board.content["runs"].items():
         sections.append(Section(f"seed{seed}", f"Checks, seed {seed}", [_checks(run), _made(board, run)]))
-    text = render_markdown(f"Leaderboard, {board.title}", [INTRODUCTION], sections)
+    text = render_markdown(f"Leaderboard, {board.title}", [_INTRODUCTION], sections)
     with atomic_path(folder / f"{NAME}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -61,7 +61,7 @@ def leaderboards_section(results: Path, output: Path) -> Section:
             figure = output / "-".join([*place.parts, NAME])
             blocks += [whole, *brief_tables(board), _picture(board, figure), *made]
     if blocks:
-        blocks.insert(0, INTRODUCTION)
+        blocks.insert(0, _INTRODUCTION)
     return Section("leaderboards", "Leaderboards: all attacks side by side", blocks or ["None has run."])
 
 
@@ -71,14 +71,14 @@ def print_board(board: Board, seed: int) -> None:
     print_table(_checks(board.content["runs"][str(seed)]))
 
 
-def _picture(board: Board, path: Path) -> Picture:
+def _picture(board: Board, path: Path) -> Illustration:
     save_figure(board_figure(board), path)
     caption = (
-        f"{board.title}: accuracy within a budget of true L2. Black: all attacks together. Dotted red: below it no"
-        " attack can go, where this is known. In colour, the strongest attacks, each on what it is strongest on"
-        " against the victim; grey, all else."
+        f"{board.title}: accuracy within a budget of true L2. Black: all attacks together. Dotted red: below"
+        " it no attack can go, where this is known. In colour, the strongest attacks, each on what it is"
+        " strongest on against the victim; grey, all else."
     )
-    return Picture.of_file(path, caption, f"Line chart. {caption} The tables have its numbers.")
+    return Illustration.of_file(path, caption, f"Line chart. {caption} The tables have its numbers.")
 
 
 def _made(board: Board, run: Mapping[str, Any]) -> str:

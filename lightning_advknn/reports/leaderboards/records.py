@@ -1,19 +1,20 @@
 """Records of a leaderboard: what attacks do to every victim.
 
-An *entry* is an attack on one target, such as ``bim, dknnb_cl``: all its runs, one for each combination of what it
-varies. A victim is the backbone (``dnn``), the kNN on a layer (``knn/<layer>``) or ``dknn``. An adversarial *fools* a
-victim that misclassifies it as stored. So a clean image that a victim misclassifies fools it at distance 0. The
-column ``counted`` says which adversarial of each image a record counts:
+An *entry* is an attack on one target, such as ``bim, dknnb_cl``: all its runs, one for each combination of
+what it varies. A victim is the backbone (``dnn``), the kNN on a layer (``knn/<layer>``) or ``dknn``. An
+adversarial *fools* a victim that misclassifies it as stored. So a clean image that a victim misclassifies
+fools it at distance 0. The column ``counted`` says which adversarial of each image a record counts:
 
-- ``run``: the one of the run at this eps, success or not. The accuracy is the one under this attack. Of several runs
-  at one eps, which vary something else, the nearest that fools counts, else the first run's. A minimum-norm attack has
-  no eps. Clean images are an attack with eps 0.
-- ``nearest``: the nearest in the record's norm that fools, of all the entry's runs and the clean image, if it is within
-  eps. The accuracy is the share of images without one: what is left within a budget of eps. The entry ``worst case``
-  has such records of all entries together.
-- ``bound``: none. The entry ``lower bound`` has, for a victim where it is known, a lower bound of the distance of every
-  adversarial that can exist; 0 for an image that the victim misclassifies. Its accuracy at an eps of L2 is the share
-  of images whose bound exceeds it: no attack leaves less. Its least true L2 are the bounds.
+- ``run``: the one of the run at this eps, success or not. The accuracy is the one under this attack. Of
+  several runs at one eps, which vary something else, the nearest that fools counts, else the first run's. A
+  minimum-norm attack has no eps. Clean images are an attack with eps 0.
+- ``nearest``: the nearest in the record's norm that fools, of all the entry's runs and the clean image, if it
+  is within eps. The accuracy is the share of images without one: what is left within a budget of eps. The
+  entry ``worst case`` has such records of all entries together.
+- ``bound``: none. The entry ``lower bound`` has, for a victim where it is known, a lower bound of the
+  distance of every adversarial that can exist; 0 for an image that the victim misclassifies. Its accuracy at
+  an eps of L2 is the share of images whose bound exceeds it: no attack leaves less. Its least true L2 are the
+  bounds.
 """
 
 import math
@@ -53,7 +54,7 @@ LEADERBOARD = (
 )
 """Columns of ``leaderboard.csv``."""
 
-BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
+_BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
 """Eps of an entry's records, beside those that attacks were run at."""
 
 WORST_CASE, BOUND = "worst case", "lower bound"  # entries that are no attacks, beside `CLEAN`
@@ -64,13 +65,13 @@ def leaderboard_records(
 ) -> list[Record]:
     """All records: clean images first, then entries in order, the worst case, the lower bound.
 
-    ``accuracy``, ``fooled`` and ``detected`` are in %. Over the images with an adversarial that counts: ``l2_mean`` is
-    mean true L2, ``linf`` the largest change of a pixel, ``credibility_mean`` mean credibility. Over those of them that
-    fool the victim: ``credibility_success_mean``, and ``detected``, the share with a credibility below
-    `alarm_threshold`. Over the whole entry: ``fooled``, the share of images with an adversarial that fools at any
-    distance; ``min_l2_mean`` and ``min_l2_median`` of the least true L2 that fools (the mean only if all images are
-    fooled, the median unless it is infinite). ``seconds_per_image`` and ``queries`` are sums over the runs that the
-    record uses.
+    ``accuracy``, ``fooled`` and ``detected`` are in %. Over the images with an adversarial that counts:
+    ``l2_mean`` is mean true L2, ``linf`` the largest change of a pixel, ``credibility_mean`` mean
+    credibility. Over those of them that fool the victim: ``credibility_success_mean``, and ``detected``, the
+    share with a credibility below `alarm_threshold`. Over the whole entry: ``fooled``, the share of images
+    with an adversarial that fools at any distance; ``min_l2_mean`` and ``min_l2_median`` of the least true L2
+    that fools (the mean only if all images are fooled, the median unless it is infinite).
+    ``seconds_per_image`` and ``queries`` are sums over the runs that the record uses.
 
     Args:
         runs: Of all entries, on the same images.
@@ -79,7 +80,7 @@ def leaderboard_records(
         bounds: By victim, as in `checks.run_checks`.
     """
     radii: dict[Norm, list[float]] = {}
-    for norm, budgets in BUDGETS.items():
+    for norm, budgets in _BUDGETS.items():
         radii[norm] = sorted(
             {run.eps for run in runs if run.norm == norm and run.eps is not None} | set(budgets)
         )

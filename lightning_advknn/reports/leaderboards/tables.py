@@ -9,7 +9,7 @@ from lightning_advknn.reports.records.published import Published, published_of
 from lightning_advknn.reports.render.blocks import Lines, Table
 from lightning_advknn.reports.render.means import Mean
 
-BRIEF = 10  # entries of a brief table
+_BRIEF = 10  # entries of a brief table
 
 _COLUMNS = {
     "fooled": ("fooled", 1),
@@ -29,7 +29,7 @@ def attacks_table(board: Board, victim: str, brief: bool = False) -> Table:
     Args:
         board: What to show.
         victim: Whose numbers.
-        brief: Show only the strongest `BRIEF` entries, and fewer columns.
+        brief: Show only the strongest `_BRIEF` entries, and fewer columns.
     """
     radii = _evenly(board.radii("linf"), 3 if brief else 6)
     budgets = [1.0, 2.0, 3.0] if brief else [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -37,7 +37,7 @@ def attacks_table(board: Board, victim: str, brief: bool = False) -> Table:
     kept = ("min_l2_median", "credibility_success_mean", "detected")
     columns = {name: column for name, column in _COLUMNS.items() if not brief or name in kept}
     names = board.ranked(victim)
-    shown = names[:BRIEF] if brief else names
+    shown = names[:_BRIEF] if brief else names
     bound = [BOUND] if board.places(BOUND, victim) else []
     rows: list[list[Lines]] = []
     for name in [WORST_CASE, *bound, *shown]:
@@ -71,9 +71,9 @@ def published_table(board: Board, victim: str) -> Table | None:
     if not rows:
         return None
     return Table(
-        f"{board.title}, {board.victims[victim]}: published numbers beside the same attack here and all attacks"
-        " together: accuracy in %, mean true L2 of all and mean credibility (`ge`) of successes. Networks, images and,"
-        " of AdvKNN, the label that is left differ; AdvKNN's are on all test images.",
+        f"{board.title}, {board.victims[victim]}: published numbers beside the same attack here and all"
+        " attacks together: accuracy in %, mean true L2 of all and mean credibility (`ge`) of successes."
+        " Networks, images and, of AdvKNN, the label that is left differ; AdvKNN's are on all test images.",
         ["published", "here", "at", "accuracy", "here", "worst case", "L2", "here", "credibility", "here"],
         rows,
         headings=3,
@@ -94,10 +94,10 @@ def _caption(board: Board, victim: str, n: int, shown: int, brief: bool) -> str:
         )
     approximate = "" if victim == "dnn" else board.approximate
     return (
-        f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean images)"
-        f" under {which} attacks, at eps of Linf and within budgets of true L2; over images, {fooled}the least true L2"
-        f" that fools; at an attack's largest eps, mean credibility (`{convention}`) of successes and how many % of"
-        f" them are detected at 5 % false alarms{more}."
+        f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean"
+        f" images) under {which} attacks, at eps of Linf and within budgets of true L2; over images,"
+        f" {fooled}the least true L2 that fools; at an attack's largest eps, mean credibility"
+        f" (`{convention}`) of successes and how many % of them are detected at 5 % false alarms{more}."
     )
 
 

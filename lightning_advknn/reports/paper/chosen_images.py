@@ -5,13 +5,13 @@ from collections.abc import Collection, Sequence
 from lightning_advknn.evaluation import Rows
 from lightning_advknn.experiment.settings import Experiment
 
-IMAGES, COLUMNS = 5, 8  # rows and attacked columns of Figure 6
+IMAGES, _COLUMNS = 5, 8  # rows and attacked columns of Figure 6
 
 
 def growing_attacks(experiment: Experiment, among: Collection[str]) -> list[str]:
     """Attacks by one function with growing eps, the last function with several; none if there is none.
 
-    Of more than `COLUMNS`, as many, evenly spaced.
+    Of more than `_COLUMNS`, as many, evenly spaced.
     """
     by_function: dict[str, dict[float, str]] = {}
     for name, attack in experiment.attacks.items():
@@ -21,7 +21,7 @@ def growing_attacks(experiment: Experiment, among: Collection[str]) -> list[str]
     if not growing:
         return []
     names = [growing[-1][eps] for eps in sorted(growing[-1])]
-    shown = min(len(names), COLUMNS)
+    shown = min(len(names), _COLUMNS)
     return [names[round(place * (len(names) - 1) / (shown - 1))] for place in range(shown)]
 
 

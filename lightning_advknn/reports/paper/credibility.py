@@ -8,7 +8,7 @@ from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.over_seeds import Method, Results
 from lightning_advknn.reports.render.blocks import Lines, Table
 
-THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
+_THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Distribution:
 
 
 def attacked_method(results: Results) -> Method | None:
-    """The method of Figure 5: the surrogate with consistency learning on the kNN's layer; None without one."""
+    """Figure 5's surrogate: with consistency learning, on the kNN's layer; None without one."""
     for method in results.methods.values():
         if method.kind == "dknnb_cl" and method.layer == results.victim["layer"]:
             return method
@@ -75,15 +75,15 @@ def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
             (f"{each.l2:.2f}",),
             (str(each.n),),
             (f"{each.mean:.3f}",),
-            *((f"{each.below(threshold):.2f}",) for threshold in THRESHOLDS),
+            *((f"{each.below(threshold):.2f}",) for threshold in _THRESHOLDS),
         ]
         for each in found
     ]
     return Table(
         f"{results.title}: share of images in % whose credibility is below a threshold, convention"
-        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong; L2 is that"
-        " of all images of the attack.",
-        ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in THRESHOLDS)],
+        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong;"
+        " L2 is that of all images of the attack.",
+        ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in _THRESHOLDS)],
         [*ours, *(_published() if results.dataset == "MNIST" else [])],
         sources=[results.name],
     )
@@ -98,11 +98,11 @@ def filter_sentence(results: Results, found: Sequence[Distribution]) -> str:
     true = published.true_l2(l2)
     nearest = min(attacked, key=lambda each: abs(each.l2 - true))
     return (
-        f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of {nearest.l2:.2f} and"
-        f" {found[0].below(0.5):.2f} % of clean images (convention `{results.victim['convention']}`). The paper:"
-        f" {share} % at {l2:g}, which is a true L2 of {true:.2f} if its code's unit is meant, and"
-        f" {published.FILTERED_CLEAN} % of clean images; it does not say which convention, nor whether all adversarials"
-        " or successes alone."
+        f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of"
+        f" {nearest.l2:.2f} and {found[0].below(0.5):.2f} % of clean images (convention"
+        f" `{results.victim['convention']}`). The paper: {share} % at {l2:g}, which is a true L2 of"
+        f" {true:.2f} if its code's unit is meant, and {published.FILTERED_CLEAN} % of clean images; it does"
+        " not say which convention, nor whether all adversarials or successes alone."
     )
 
 
@@ -120,8 +120,8 @@ def _published() -> list[list[Lines]]:
         ("the paper's adversarials", f"{published.true_l2(far):.2f} ({far:g} in its unit)", f"{mean}", ""),
         ("Sitawarin & Wagner", f"{their_l2:g} (true L2)", f"{theirs}", ""),
     ):
-        shares: list[Lines] = [("",)] * len(THRESHOLDS)
-        shares[THRESHOLDS.index(0.5)] = (at_half,)
+        shares: list[Lines] = [("",)] * len(_THRESHOLDS)
+        shares[_THRESHOLDS.index(0.5)] = (at_half,)
         rows.append([(images,), (distortion,), ("",), (credibility,), *shares])
     return rows
 

@@ -10,7 +10,7 @@ from lightning_advknn.reports.records.names import VICTIM_TITLES
 from lightning_advknn.reports.records.over_seeds import Measurement, Method, Results
 from lightning_advknn.reports.records.published import accuracy_at_any_settings
 
-Curve = list[tuple[float, float]]
+_Curve = list[tuple[float, float]]
 """Points of growing true L2 and accuracy in %."""
 
 
@@ -36,14 +36,14 @@ def ranking(results: Results, victim: str) -> tuple[list[Rank], float]:
         results: BIM at several eps through each method.
         victim: ``knn`` or ``dknn``.
     """
-    curves = {method: curve(results, victim, method) for method in results.methods.values()}
+    curves = {method: _curve(results, victim, method) for method in results.methods.values()}
     curves = {method: points for method, points in curves.items() if points and points[-1][0] > 0}
     end = min((points[-1][0] for points in curves.values()), default=0.0)
     ranks = [Rank(method, _area(points, end) / end, _half(points)) for method, points in curves.items()]
     return sorted(ranks, key=lambda rank: rank.area), end
 
 
-def curve(results: Results, victim: str, method: Method) -> Curve:
+def _curve(results: Results, victim: str, method: Method) -> _Curve:
     """Accuracy in % over mean true L2 under BIM at growing eps, from clean images on."""
     return sorted(
         (each.l2.mean, each.accuracy.mean)
@@ -59,18 +59,18 @@ def strongest_at(results: Results, victim: str, l2: float) -> tuple[Method, floa
     """
     found = []
     for method in results.methods.values():
-        for (x0, y0), (x1, y1) in pairwise(curve(results, victim, method)):
+        for (x0, y0), (x1, y1) in pairwise(_curve(results, victim, method)):
             if x0 <= l2 <= x1 and x0 < x1:
                 found.append((method, y0 + (y1 - y0) * (l2 - x0) / (x1 - x0)))
     return min(found, key=_second, default=None)
 
 
-def fits(results: Results) -> dict[str, list[tuple[float, float]]]:
+def _fits(results: Results) -> dict[str, list[tuple[float, float]]]:
     """Distance of each eps from the paper's row of Table 2, nearest first.
 
     Returns:
-        For each attack, eps and the root mean square of the differences in points over the row's cells (victims x
-        methods). Only eps with all cells that the others have.
+        For each attack, eps and the root mean square of the differences in points over the row's cells
+        (victims x methods). Only eps with all cells that the others have.
     """
     differences = [
         (each.function, each.eps, each.accuracy.mean - theirs)
@@ -91,7 +91,7 @@ def fits(results: Results) -> dict[str, list[tuple[float, float]]]:
 
 def fit_sentence(results: Results) -> str:
     """The eps that fits the paper's row best, for each attack and for both; "" if the paper has no row."""
-    found = fits(results)
+    found = _fits(results)
     if not found:
         return ""
     parts = [f"{function.upper()} eps {ranks[0][0]:g}{_named(ranks)}" for function, ranks in found.items()]
@@ -137,7 +137,7 @@ def _named(ranks: Sequence[tuple[float, float]]) -> str:
     )
 
 
-def _area(points: Curve, end: float) -> float:
+def _area(points: _Curve, end: float) -> float:
     """Area under a piecewise linear curve from 0 to `end`."""
     area = 0.0
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -147,7 +147,7 @@ def _area(points: Curve, end: float) -> float:
     return area
 
 
-def _half(points: Curve) -> float | None:
+def _half(points: _Curve) -> float | None:
     for (x0, y0), (x1, y1) in pairwise(points):
         if y0 > 50 >= y1:
             return x0 + (x1 - x0) * (y0 - 50) / (y0 - y1)

@@ -19,7 +19,7 @@ from lightning_advknn.reports.paper.tables import attacked_table, series_table, 
 from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.names import KIND_TITLES, VICTIM_TITLES
 from lightning_advknn.reports.records.over_seeds import Measurement, Results
-from lightning_advknn.reports.render.blocks import Block, Lines, Picture, Table
+from lightning_advknn.reports.render.blocks import Block, Illustration, Lines, Table
 from lightning_advknn.reports.render.style import save_figure
 from lightning_advknn.storage import atomic_path
 
@@ -48,7 +48,10 @@ class Exhibits:
 
     def neighbours(self, found: list[Results]) -> list[Block]:
         """Figure 3, which each experiment left."""
-        caption = "Clean images and their adversarials with the five nearest training images and the victims' verdicts"
+        caption = (
+            "Clean images and their adversarials with the five nearest training images and the victims'"
+            " verdicts"
+        )
         return [self._copied(each, "neighbours", caption) for each in found]
 
     def layers(self, found: list[Results]) -> list[Block]:
@@ -56,8 +59,8 @@ class Exhibits:
         blocks: list[Block] = []
         for each in found:
             caption = (
-                f"Figure 4, {each.title}: accuracy of kNN and DkNN against mean true L2 of all images under BIM at"
-                " growing eps, through the backbone (Origin) and through surrogates on each layer."
+                f"Figure 4, {each.title}: accuracy of kNN and DkNN against mean true L2 of all images under"
+                " BIM at growing eps, through the backbone (Origin) and through surrogates on each layer."
             )
             blocks.append(self._picture(f"{each.data}-layers", curves.layers_figure(each), caption, [each]))
             blocks += filter(None, [_published_sentence(each)])
@@ -74,13 +77,14 @@ class Exhibits:
             distributed, method = distributions(each), attacked_method(each)
             if not distributed or method is None:
                 blocks.append(
-                    f"{each.name} has no credibility of a surrogate with consistency learning on the kNN's layer."
+                    f"{each.name} has no credibility of a surrogate with consistency learning on the kNN's"
+                    " layer."
                 )
                 continue
             figure = curves.credibility_figure(distributed, each.victim["convention"])
             caption = (
-                f"Figure 5, {each.title}: share of images whose DkNN credibility is below a threshold, clean and under"
-                f" attacks through {method.label}; seeds together."
+                f"Figure 5, {each.title}: share of images whose DkNN credibility is below a threshold, clean"
+                f" and under attacks through {method.label}; seeds together."
             )
             blocks.append(self._picture(f"{each.data}-credibility", figure, caption, [each]))
             blocks += filter(None, [filter_sentence(each, distributed)])
@@ -113,7 +117,10 @@ class Exhibits:
     def weights(self, found: list[Results]) -> list[Block]:
         """The sweep of lambda: curves and numbers."""
         title = found[0].title
-        caption = f"{title}: accuracy under attack against lambda, the weight of L_CLS in Eq. (16); .3 in the paper."
+        caption = (
+            f"{title}: accuracy under attack against lambda, the weight of L_CLS in Eq. (16); .3 in the"
+            " paper."
+        )
         measured = sorted(
             (one for each in found for one in each.attacked()),
             key=lambda one: (
@@ -141,14 +148,14 @@ class Exhibits:
             blocks.append(series_table(f"Numbers of the sweep, {each.title}", "attack", series, [each]))
         return blocks
 
-    def _picture(self, name: str, figure: Figure, caption: str, sources: Sequence[Results]) -> Picture:
+    def _picture(self, name: str, figure: Figure, caption: str, sources: Sequence[Results]) -> Illustration:
         save_figure(figure, self.output / name)
         axes = [axis for axis in figure.axes if axis.lines]
         lines = dict.fromkeys(label for axis in axes for label in axis.get_legend_handles_labels()[1])
         alt = f"Line chart. {caption} Lines: {'; '.join(lines)}. The table of numbers is below."
         return self._shown(name, caption, alt, sources)
 
-    def _copied(self, results: Results, name: str, caption: str) -> str | Picture:
+    def _copied(self, results: Results, name: str, caption: str) -> str | Illustration:
         if not (results.folder / f"{name}.png").is_file():
             return f"{results.name} has no picture `{name}.png`."
         copy = f"{results.data}-{name}"
@@ -158,27 +165,27 @@ class Exhibits:
         text = f"{results.title}: {caption}."
         return self._shown(copy, text, f"Pictures. {text}", [results])
 
-    def _shown(self, name: str, caption: str, alt: str, sources: Sequence[Results]) -> Picture:
-        return Picture.of_file(self.output / name, caption, alt, [each.name for each in sources])
+    def _shown(self, name: str, caption: str, alt: str, sources: Sequence[Results]) -> Illustration:
+        return Illustration.of_file(self.output / name, caption, alt, [each.name for each in sources])
 
 
 def _published_sentence(results: Results) -> str:
-    """The published points of Figure 4 in one unit, and our accuracy at the distortion of Sitawarin & Wagner."""
+    """The published points of Figure 4 in one unit, and our accuracy at Sitawarin & Wagner's L2."""
     if results.dataset != "MNIST":
         return ""
     (their_accuracy, their_l2), (_, own_l2) = published.SITAWARIN_WAGNER, published.OWN_POINT
     text = (
-        "Published points stand at their true L2. The paper draws its own curves in its code's unit (L2 x 255 / 784) but the"
-        f" point of Sitawarin & Wagner, a true L2, on the same axis as it is: {own_l2} beside {their_l2}. In one unit it is"
-        f" {published.true_l2(own_l2):.2f} beside {their_l2}."
+        "Published points stand at their true L2. The paper draws its own curves in its code's unit (L2 x"
+        f" 255 / 784) but the point of Sitawarin & Wagner, a true L2, on the same axis as it is: {own_l2}"
+        f" beside {their_l2}. In one unit it is {published.true_l2(own_l2):.2f} beside {their_l2}."
     )
     strongest = strongest_at(results, "dknn", their_l2)
     if strongest is None:
         return f"{text} No curve here reaches that far."
     method, accuracy = strongest
     return (
-        f"{text} Here DkNN is at {accuracy:.2f} % at {their_l2}, through {method.label}, the strongest there; it is at"
-        f" {their_accuracy} % in theirs."
+        f"{text} Here DkNN is at {accuracy:.2f} % at {their_l2}, through {method.label}, the strongest"
+        f" there; it is at {their_accuracy} % in theirs."
     )
 
 
@@ -198,8 +205,8 @@ def _ranking_table(results: Results) -> Table:
                 ]
             )
     return Table(
-        f"{results.title}: methods from the strongest to the weakest, by their mean accuracy over true L2 from 0 to {end:.2f}"
-        " (area under the curve over its width), which all of them reach.",
+        f"{results.title}: methods from the strongest to the weakest, by their mean accuracy over true L2"
+        f" from 0 to {end:.2f} (area under the curve over its width), which all of them reach.",
         ["victim", "rank", "method", "mean accuracy, %", "true L2 at 50 % accuracy"],
         rows,
         headings=3,

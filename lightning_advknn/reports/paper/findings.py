@@ -12,7 +12,7 @@ from lightning_advknn.reports.records.names import KIND_TITLES, NETWORK_TITLES, 
 from lightning_advknn.reports.records.over_seeds import Measurement, Results
 from lightning_advknn.reports.records.published import accuracy_at_any_settings
 
-TOLERANCE = 0.5  # points that Table 1 may differ by
+_TOLERANCE = 0.5  # points that Table 1 may differ by
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Finding:
     detail: str
 
 
-def clean_accuracy(results: Results) -> Finding | None:
-    """Table 1 is within `TOLERANCE` of the paper's. None where the paper has none."""
+def clean_accuracies_agree(results: Results) -> Finding | None:
+    """Table 1 is within `_TOLERANCE` of the paper's. None where the paper has none."""
     differences = {
         {**VICTIM_TITLES, **KIND_TITLES}[name]: ours.mean - theirs
         for name, (ours, theirs) in accuracies(results).items()
@@ -34,8 +34,8 @@ def clean_accuracy(results: Results) -> Finding | None:
     if not differences:
         return None
     return Finding(
-        f"Table 1, {results.title}: clean accuracies within {TOLERANCE} points of the paper's",
-        all(abs(difference) <= TOLERANCE for difference in differences.values()),
+        f"Table 1, {results.title}: clean accuracies within {_TOLERANCE} points of the paper's",
+        all(abs(difference) <= _TOLERANCE for difference in differences.values()),
         "; ".join(f"{name} {difference:+.2f}" for name, difference in differences.items()),
     )
 
@@ -65,8 +65,9 @@ def transfer(results: Results, network: str) -> list[Finding]:
         if pairs:
             found.append(
                 Finding(
-                    f"Table 3, {results.title}, {function.upper()} at eps {eps:g}: DkNNB+CL transfers better to"
-                    f" {NETWORK_TITLES.get(network, network)} than Origin (in the paper all but BIM on the DNN)",
+                    f"Table 3, {results.title}, {function.upper()} at eps {eps:g}: DkNNB+CL transfers better"
+                    f" to {NETWORK_TITLES.get(network, network)} than Origin (in the paper all but BIM on"
+                    " the DNN)",
                     all(origin > ours for origin, ours in pairs.values()),
                     "; ".join(
                         f"{VICTIM_TITLES[victim]} {origin:.2f} to {ours:.2f} %"
@@ -84,7 +85,8 @@ def best_layer(results: Results) -> Finding | None:
         return None
     order = list(dict.fromkeys(rank.method.layer or "" for rank in ranks))
     return Finding(
-        f"Figure 4, {results.title}: surrogates on the kNN's own layer ({results.victim['layer']}) bring kNN lowest",
+        f"Figure 4, {results.title}: surrogates on the kNN's own layer ({results.victim['layer']}) bring kNN"
+        " lowest",
         order[0] == results.victim["layer"],
         "layers by their best surrogate, strongest first: " + ", ".join(order),
     )
@@ -131,7 +133,9 @@ def _order(results: Results, row: Sequence[Measurement]) -> Finding:
 
 def _why_not(results: Results, row: Sequence[Measurement]) -> str:
     parts = [", ".join(f"{KIND_TITLES[each.method.kind]} {each.accuracy.mean:.2f}" for each in row) + " %"]
-    parts += [_gap(left, right) for left, right in pairwise(row) if right.accuracy.mean >= left.accuracy.mean]
+    parts += [
+        _excess(left, right) for left, right in pairwise(row) if right.accuracy.mean >= left.accuracy.mean
+    ]
     theirs = [
         accuracy_at_any_settings(results.dataset, each.victim, each.method.kind, each.function)
         for each in row
@@ -142,7 +146,7 @@ def _why_not(results: Results, row: Sequence[Measurement]) -> str:
     return "; ".join(parts)
 
 
-def _gap(left: Measurement, right: Measurement) -> str:
+def _excess(left: Measurement, right: Measurement) -> str:
     """How far the right one, which should be lower, is above the left one."""
     left_title, right_title = (KIND_TITLES[each.method.kind] for each in (left, right))
     gap = right.accuracy.mean - left.accuracy.mean
@@ -152,6 +156,6 @@ def _gap(left: Measurement, right: Measurement) -> str:
     error = 100 * math.sqrt(2 * share * (1 - share) / left.n)
     size = "less" if gap <= 2 * error else "more"
     return (
-        f"{right_title} is {gap:.2f} points above {left_title}, {size} than twice the standard error ({error:.2f}) of"
-        f" such a difference on {left.n} images"
+        f"{right_title} is {gap:.2f} points above {left_title}, {size} than twice the standard error"
+        f" ({error:.2f}) of such a difference on {left.n} images"
     )

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import Rows
 
-SMALL, MIDDLE = 7, 9  # points
-LINE = 0.135  # inches from one line of small text to the next
-WRONG, MARK = "#b2182b", "\N{BALLOT X}"
-LEGEND = f"{MARK}: not the image's class"
+_SMALL, _MIDDLE = 7, 9  # points
+_LINE = 0.135  # inches from one line of small text to the next
+_WRONG, _MARK = "#b2182b", "\N{BALLOT X}"
+_LEGEND = f"{_MARK}: not the image's class"
 
-Line = tuple[str, bool]
+_Line = tuple[str, bool]
 """Text, and whether it names a wrong class."""
 
 
-class Images(Protocol):
+class TrainingImages(Protocol):
     """Images by position, such as a tensor of them."""
 
     def __getitem__(self, position: int, /) -> Tensor:
@@ -39,7 +39,7 @@ class Column(NamedTuple):
 def neighbours_figure(
     neighbours: Mapping[str, tuple[Tensor, Tensor]],
     layer: str,
-    training: Images,
+    training: TrainingImages,
     pairs: tuple[Tensor, Tensor],
     rows: Rows,
     title: str,
@@ -61,8 +61,8 @@ def neighbours_figure(
     height = large + 0.3 + 0.69 * len(neighbours) + 0.2
     left = (0.75, 0.75 + few * pitch + 0.3)
     page = _Page(left[1] + few * pitch + 0.1, 0.55 + height * len(images))
-    page.write([(f"{title}; {few} nearest training images at each layer", False)], 0.1, 0.1, MIDDLE)
-    page.write([(LEGEND, False)], 0.1, 0.3)
+    page.write([(f"{title}; {few} nearest training images at each layer", False)], 0.1, 0.1, _MIDDLE)
+    page.write([(_LEGEND, False)], 0.1, 0.3)
     for index in range(len(images)):
         top = 0.7 + height * index
         label = int(rows["label"][index])
@@ -94,10 +94,10 @@ def adversarials_figure(columns: Sequence[Column], title: str) -> Figure:
     """
     size, pitch = 0.64, 0.76
     labels = columns[0].rows["label"]
-    height = size + 3 * LINE + 0.12
+    height = size + 3 * _LINE + 0.12
     page = _Page(max(0.75 + pitch * len(columns), 4.5), 0.85 + height * len(labels))
-    page.write([(title, False)], 0.1, 0.1, MIDDLE)
-    page.write([(f"{LEGEND}; on top: mean true L2 of all test images", False)], 0.1, 0.3)
+    page.write([(title, False)], 0.1, 0.1, _MIDDLE)
+    page.write([(f"{_LEGEND}; on top: mean true L2 of all test images", False)], 0.1, 0.3)
     for place, (heading, images, rows) in enumerate(columns):
         left = 0.7 + pitch * place
         page.write([(line, False) for line in heading.splitlines()], left, 0.5)
@@ -106,7 +106,7 @@ def adversarials_figure(columns: Sequence[Column], title: str) -> Figure:
             if not place:
                 page.write([(f"label {labels[index]}", False)], 0.1, top + 0.25)
             page.show(image, left, top, size)
-            told = _victims(rows, "after", index)
+            told = _verdicts(rows, "after", index)
             page.write([*told, (f"L2 {rows['l2'][index]:.2f}", False)], left, top + size + 0.04)
     return page.figure
 
@@ -118,45 +118,45 @@ class _Page:
         self.figure = Figure(figsize=(width, height))
         self.width, self.height = width, height
 
-    def place(self, left: float, top: float, size: float, title: Line = ("", False)) -> Axes:
-        """Square axes without ticks. A title that names a wrong class gets a mark, and the axes a thick frame."""
+    def place(self, left: float, top: float, size: float, title: _Line = ("", False)) -> Axes:
+        """Square axes without ticks; a wrong class in the title gets a mark, and the axes a thick frame."""
         box = (left / self.width, 1 - (top + size) / self.height, size / self.width, size / self.height)
         axes = self.figure.add_axes(box, xticks=[], yticks=[])
         wrong = title[1]
-        axes.set_title(_marked(title), fontsize=SMALL, pad=2, color=WRONG if wrong else "black")
+        axes.set_title(_marked(title), fontsize=_SMALL, pad=2, color=_WRONG if wrong else "black")
         for spine in axes.spines.values():
-            spine.set(linewidth=2 if wrong else 0.5, color=WRONG if wrong else "gray")
+            spine.set(linewidth=2 if wrong else 0.5, color=_WRONG if wrong else "gray")
         return axes
 
-    def show(self, image: Tensor, left: float, top: float, size: float, title: Line = ("", False)) -> None:
+    def show(self, image: Tensor, left: float, top: float, size: float, title: _Line = ("", False)) -> None:
         """Show an image ``(channels, H, W)`` of uint8 or in [0, 1]."""
         pixels = image.permute(1, 2, 0).cpu().numpy()
         limit = 255 if image.dtype == torch.uint8 else 1
         self.place(left, top, size, title).imshow(pixels, cmap="gray", vmin=0, vmax=limit)
 
-    def write(self, lines: Sequence[Line], left: float, top: float, size: int = SMALL) -> None:
+    def write(self, lines: Sequence[_Line], left: float, top: float, size: int = _SMALL) -> None:
         """Write lines of text."""
         for number, line in enumerate(lines):
-            x, y = left / self.width, 1 - (top + LINE * number) / self.height
-            color = WRONG if line[1] else "black"
+            x, y = left / self.width, 1 - (top + _LINE * number) / self.height
+            color = _WRONG if line[1] else "black"
             self.figure.text(x, y, _marked(line), fontsize=size, color=color, va="top")
 
 
-def _marked(line: Line) -> str:
+def _marked(line: _Line) -> str:
     text, wrong = line
-    return f"{text} {MARK}" if wrong else text
+    return f"{text} {_MARK}" if wrong else text
 
 
-def _victims(rows: Rows, when: str, index: int) -> list[Line]:
+def _verdicts(rows: Rows, when: str, index: int) -> list[_Line]:
     label = int(rows["label"][index])
     told = {name: int(rows[f"{victim}_{when}"][index]) for victim, name in (("knn", "kNN"), ("dknn", "DkNN"))}
     return [(f"{name} {predicted}", predicted != label) for name, predicted in told.items()]
 
 
-def _told(rows: Rows, when: str, index: int) -> list[Line]:
+def _told(rows: Rows, when: str, index: int) -> list[_Line]:
     return [
         (f"label {rows['label'][index]}", False),
-        *_victims(rows, when, index),
+        *_verdicts(rows, when, index),
         (f"credibility {rows[f'dknn_credibility_{when}'][index]:.2f}", False),
         *([(f"true L2 {rows['l2'][index]:.2f}", False)] if when == "after" else []),
     ]

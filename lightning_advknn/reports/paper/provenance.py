@@ -46,7 +46,7 @@ def settings_table(found: Sequence[Results]) -> Table:
             rows.append(
                 [
                     (results.name,),
-                    _victims(results),
+                    _who(results),
                     tuple(_training(results, name) for name in settings["trainings"]),
                     (*attacks, f"they ascend the {settings['label_source']} label"),
                     _data(settings),
@@ -90,10 +90,10 @@ def time_table(found: Sequence[Results]) -> Table:
     for part, row in table.items():
         sums = {stage: sum(seconds for *_, seconds in row.get(stage, [])) for stage in stages}
         total = sum(sums[stage] for stage in row)
-        rows.append([(part,), *((duration(sums[stage]),) for stage in stages), (duration(total),)])
+        rows.append([(part,), *((_duration(sums[stage]),) for stage in stages), (_duration(total),)])
     return Table(
-        "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that an"
-        " earlier experiment made and this one read.",
+        "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that"
+        " an earlier experiment made and this one read.",
         ["part", *stages, "sum"],
         rows,
     )
@@ -102,14 +102,14 @@ def time_table(found: Sequence[Results]) -> Table:
 def missing_table(found: Sequence[Results]) -> Table:
     """One row an experiment that has not run."""
     rows: list[list[Lines]] = [
-        [(results.name,), (str(planned.seed),), (reason(results, planned),), (f"`{planned.command}`",)]
+        [(results.name,), (str(planned.seed),), (_reason(results, planned),), (f"`{planned.command}`",)]
         for results in found
         for planned in results.to_run
     ]
     return Table("Not run.", ["experiment", "seed", "why", "command"], rows, headings=2)
 
 
-def reason(results: Results, planned: Planned) -> str:
+def _reason(results: Results, planned: Planned) -> str:
     """Why an experiment has not run, and how to get its data if they are missing."""
     if not planned.missing:
         return "not run"
@@ -122,16 +122,16 @@ def reason(results: Results, planned: Planned) -> str:
 def not_run(found: Sequence[Results]) -> list[str]:
     """A sentence for each missing experiment of some results."""
     return [
-        f"{results.name}, seed {planned.seed}: {reason(results, planned)}. Its command: `{planned.command}`"
+        f"{results.name}, seed {planned.seed}: {_reason(results, planned)}. Its command: `{planned.command}`"
         for results in found
         for planned in results.to_run
     ]
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Seconds as h:mm:ss.
 
-    >>> duration(3725.4)
+    >>> _duration(3725.4)
     '1:02:05'
     """
     whole = round(seconds)
@@ -139,13 +139,13 @@ def duration(seconds: float) -> str:
 
 
 def _pieces(run: Mapping[str, Any]) -> Mapping[str, tuple[str, float]]:
-    """Stages by the name of their file. Earlier versions kept no names, so each of their stages is its own."""
+    """Stages by the name of their file; each for itself in summaries of earlier versions, without names."""
     return run.get("pieces") or {
         f"bank/{label}": (label, seconds) for label, seconds in run["seconds"].items()
     }
 
 
-def _victims(results: Results) -> Lines:
+def _who(results: Results) -> Lines:
     victim = results.victim
     layers = ", ".join(victim.get("layers", results.layers))
     return (
@@ -175,6 +175,7 @@ def _data(settings: Mapping[str, Any]) -> Lines:
     arguments = settings["trainings"]["origin"]["data"]["init_args"]
     return (
         settings["data"]["name"],
-        f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a class",
+        f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a"
+        " class",
         f"splits of seed {arguments['split_seed']}",
     )

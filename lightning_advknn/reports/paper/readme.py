@@ -11,19 +11,19 @@ from lightning_advknn.reports.records.summaries import which_images
 from lightning_advknn.reports.render.page import captioned
 from lightning_advknn.storage import atomic_path
 
-DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
-REPORT = "report/report.md"
+_DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
+_REPORT = "report/report.md"
 
 
 def main(repository: Path = Path()) -> None:
     """Rewrite the README's part between the result markers."""
     path = repository / "README.md"
     with atomic_path(path) as temporary:
-        text = render(path.read_text(encoding="utf-8"), repository / "results")
+        text = _with_tables(path.read_text(encoding="utf-8"), repository / "results")
         temporary.write_text(text, encoding="utf-8")
 
 
-def render(readme: str, results: Path) -> str:
+def _with_tables(readme: str, results: Path) -> str:
     """The README with its tables as `results` has them.
 
     Args:
@@ -33,10 +33,10 @@ def render(readme: str, results: Path) -> str:
     Raises:
         ValueError: If a marker is missing.
     """
-    plan = {data: {"tables": [Planned(0, _command(data))]} for data in DATA}
-    tables = "\n".join(_section(found) + _leaderboard(found.folder) for found in load(plan, results))
-    if (results / REPORT).is_file():
-        tables = f"All tables and figures: [report]({results.name}/{REPORT}).\n\n{tables}"
+    plan = {data: {"tables": [Planned(0, _command(data))]} for data in _DATA}
+    tables = "\n".join(_data_set(found) + _leaderboard(found.folder) for found in load(plan, results))
+    if (results / _REPORT).is_file():
+        tables = f"All tables and figures: [report]({results.name}/{_REPORT}).\n\n{tables}"
     text, replaced = re.subn(
         "<!-- results -->.*<!-- /results -->",
         lambda _: f"<!-- results -->\n{tables}<!-- /results -->",
@@ -54,7 +54,7 @@ def _command(data: str) -> str:
     return f"python attack.py evaluate --config configs/{data}/attack.yaml --results results/{data}"
 
 
-def _section(results: Results) -> str:
+def _data_set(results: Results) -> str:
     heading = f"### {results.title}\n\n"
     if not results.runs:
         return f"{heading}Not run yet: `{results.to_run[0].command}`.\n"
@@ -64,8 +64,8 @@ def _section(results: Results) -> str:
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds}"
     victim, labels = results.victim, results.settings["label_source"]
     facts = (
-        f"{which}, {of_seeds}; k = {victim['k']}, credibility convention `{victim['convention']}`, attacks ascend the"
-        f" `{labels}` label. Made by {made}."
+        f"{which}, {of_seeds}; k = {victim['k']}, credibility convention `{victim['convention']}`, attacks"
+        f" ascend the `{labels}` label. Made by {made}."
     )
     tables = [captioned(table) for table in (clean_table([results]), attacked_table(results))]
     return heading + "\n\n".join([*tables, " ".join([facts, *results.notes])]) + "\n"

@@ -1,4 +1,4 @@
-"""The report: every table and figure of the paper from result folders, with differences and what is missing."""
+"""The report: every table and figure of the paper from result folders, differences, what is missing."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +25,7 @@ from lightning_advknn.reports.render.blocks import Block, Lines, Section, Table
 from lightning_advknn.reports.render.page import render_html, render_markdown
 from lightning_advknn.storage import atomic_path
 
-ROLES = ("tables", "transfer", "layers", "neighbours", "cls_weight", "eps")
+_ROLES = ("tables", "transfer", "layers", "neighbours", "cls_weight", "eps")
 
 
 def write_report(plan: Plan, results: Path, output: Path) -> None:
@@ -42,7 +42,7 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     """
     found = load(plan, results)
     make = Exhibits(output)
-    others = [part for part in dict.fromkeys(each.part for each in found) if part not in ROLES]
+    others = [part for part in dict.fromkeys(each.part for each in found) if part not in _ROLES]
     tables = [each for each in found if each.part == "tables"]
     section = partial(_section, found)
     sections = [
@@ -70,8 +70,8 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     done, to_run = sum(len(each.runs) for each in found), sum(len(each.to_run) for each in found)
     introduction = [
         "Tables and figures of Li et al., AdvKNN: Adversarial Attacks on K-Nearest Neighbor Classifiers with"
-        " Approximate Gradients, measured anew by `lightning_advknn`, with the paper's numbers beside. L2 is true L2,"
-        " of pixels in [0, 1], unless said otherwise.",
+        " Approximate Gradients, measured anew by `lightning_advknn`, with the paper's numbers beside. L2 is"
+        " true L2, of pixels in [0, 1], unless said otherwise.",
         f"Finished experiments: {done}; missing of what was planned: {to_run}.",
     ]
     for name, render in (("index.html", render_html), ("report.md", render_markdown)):
@@ -87,7 +87,7 @@ def _section(
     make: Callable[[list[Results]], list[Block]],
     brief: bool = False,
 ) -> Section:
-    """A part's blocks for each data set, and what has not run; `brief` where an earlier section has said it."""
+    """A part by data set, and what has not run; `brief` where an earlier section has said it."""
     groups = _by_data(found, part)
     blocks: list[Block] = [] if groups else ["Not in the grid."]
     for group in groups:
@@ -103,8 +103,8 @@ def _section(
 
 def _summary(found: Sequence[Results]) -> Section:
     """Which claims hold."""
-    done = {part: [each for each in found if each.part == part and each.runs] for part in ROLES}
-    claims = [finding for each in done["tables"] if (finding := findings.clean_accuracy(each))]
+    done = {part: [each for each in found if each.part == part and each.runs] for part in _ROLES}
+    claims = [finding for each in done["tables"] if (finding := findings.clean_accuracies_agree(each))]
     claims += [finding for each in done["tables"] for finding in findings.ordering(each)]
     for each in done["transfer"]:
         claims += [finding for network in each.networks for finding in findings.transfer(each, network)]

@@ -7,11 +7,11 @@ from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.csv_files import mean_of
 from lightning_advknn.reports.records.grouping import columns_of, pivoted
 from lightning_advknn.reports.records.names import KIND_TITLES, NETWORK_TITLES, VICTIM_TITLES
-from lightning_advknn.reports.records.over_seeds import Measurement, Results, cells, paper_of
+from lightning_advknn.reports.records.over_seeds import Measurement, Results, lines_by_cell, paper_of
 from lightning_advknn.reports.render.blocks import Lines, Table
 from lightning_advknn.reports.render.means import Mean
 
-OURS = "ours: mean ± standard deviation over seeds (number of seeds), accuracy in %"
+_OURS = "ours: mean ± standard deviation over seeds (number of seeds), accuracy in %"
 
 
 def clean_table(found: Sequence[Results]) -> Table:
@@ -21,14 +21,14 @@ def clean_table(found: Sequence[Results]) -> Table:
     for results in found:
         if results.runs:
             measured = accuracies(results)
-            row = [compared(*measured[name]) if name in measured else ("-",) for name in classifiers]
+            row = [_compared(*measured[name]) if name in measured else ("-",) for name in classifiers]
         else:
-            theirs = published.CLEAN.get(results.dataset, {})
+            theirs = published.CLEAN_ACCURACIES.get(results.dataset, {})
             row = [("not run", *_beside(theirs.get(name))) for name in classifiers]
         rows.append([(results.title,), *row])
     return Table(
-        f"Table 1: accuracy on clean images ({OURS}). The paper does not say whether its DkNNB was trained with CL;"
-        " both stand beside its number.",
+        f"Table 1: accuracy on clean images ({_OURS}). The paper does not say whether its DkNNB was trained"
+        " with CL; both stand beside its number.",
         ["data", *classifiers.values()],
         rows,
         sources=_sources(found),
@@ -49,8 +49,8 @@ def attacked_table(results: Results) -> Table:
         heading = [(VICTIM_TITLES[victim],), (KIND_TITLES[method.kind],)]
         rows.append([*heading, *(_attacked(row[place][-1]) if place in row else ("-",) for place in attacks)])
     return Table(
-        f"Table 2: {results.title}, accuracy under attack ({OURS}), mean true L2 and mean credibility of all images."
-        " Lower accuracy is better for the attacker."
+        f"Table 2: {results.title}, accuracy under attack ({_OURS}), mean true L2 and mean credibility of"
+        " all images. Lower accuracy is better for the attacker."
         + (" The paper does not state its eps here." if results.dataset == "FashionMNIST" else ""),
         ["victim", "method", *(_attack(results, *place) for place in attacks)],
         rows,
@@ -74,13 +74,13 @@ def transfer_table(results: Results, network: str) -> Table:
             [
                 (_attack(results, attack, eps),),
                 (KIND_TITLES[method.kind],),
-                *(compared(row[v].accuracy, row[v].paper) if v in row else ("-",) for v in VICTIM_TITLES),
+                *(_compared(row[v].accuracy, row[v].paper) if v in row else ("-",) for v in VICTIM_TITLES),
                 (f"{next(iter(row.values())).l2.mean:.2f}",),
             ]
         )
     return Table(
-        f"Table 3: {results.title}, the same adversarials on {NETWORK_TITLES.get(network, network)} trained on clean"
-        f" images ({OURS}). Lower accuracy is better for the attacker.",
+        f"Table 3: {results.title}, the same adversarials on {NETWORK_TITLES.get(network, network)} trained"
+        f" on clean images ({_OURS}). Lower accuracy is better for the attacker.",
         ["attack", "method", *VICTIM_TITLES.values(), "mean true L2"],
         rows,
         headings=2,
@@ -116,13 +116,13 @@ def series_table(
 def accuracies(results: Results) -> Mapping[str, tuple[Mean, float | None]]:
     """Clean accuracies over seeds and the paper's, of victims and of the first surrogate of each kind."""
     found: dict[str, tuple[Mean, float | None]] = {}
-    for (name,), lines in cells(results.table("table1"), "victim"):
+    for (name,), lines in lines_by_cell(results.table("table1"), "victim"):
         key = name if name in VICTIM_TITLES else results.methods[name].kind
         found.setdefault(key, (mean_of(lines, "accuracy"), paper_of(lines)))
     return found
 
 
-def compared(ours: Mean, theirs: float | None) -> Lines:
+def _compared(ours: Mean, theirs: float | None) -> Lines:
     """Our accuracy; below it the paper's and the difference."""
     return (str(ours), *_beside(theirs, ours))
 
@@ -134,7 +134,7 @@ def attack_text(attack: Mapping[str, Any]) -> str:
 
 
 def _attacked(each: Measurement) -> Lines:
-    lines = compared(each.accuracy, each.paper)
+    lines = _compared(each.accuracy, each.paper)
     credibility = "" if each.credibility is None else f", cred. {each.credibility.mean:.2f}"
     return lines if each.attack == "clean" else (*lines, f"L2 {each.l2.mean:.2f}{credibility}")
 

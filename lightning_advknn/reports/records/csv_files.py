@@ -34,12 +34,12 @@ class CsvTable(NamedTuple):
         write_csv(folder / f"{self.name}.csv", self._columns, self.records)
 
     def merge(self, folder: Path, seed: int) -> str:
-        """Replace a seed's lines in a folder's file over seeds, and return their `seed_digest`."""
+        """Replace a seed's lines in a folder's file over seeds, and return their `_seed_digest`."""
         path = folder / f"{self.name}.csv"
         others = [record for record in read_csv(path) if record.get("seed") != str(seed)]
         records = sorted([*others, *self.records], key=lambda record: int(number(record, "seed")))
         write_csv(path, self._columns, records)
-        return seed_digest(path, seed)
+        return _seed_digest(path, seed)
 
     @property
     def _columns(self) -> Sequence[str]:
@@ -87,7 +87,7 @@ def read_csv(path: Path) -> list[Record]:
     return [{name: cell or None for name, cell in line.items()} for line in lines]
 
 
-def seed_digest(path: Path, seed: int) -> str:
+def _seed_digest(path: Path, seed: int) -> str:
     """Hash of a seed's lines in a file over seeds. The seed's summary keeps it."""
     return digest([line for line in read_csv(path) if line.get("seed") == str(seed)])
 
@@ -97,13 +97,14 @@ def check_seeds(path: Path, digests: Mapping[int, str | None]) -> None:
 
     Args:
         path: Of the file.
-        digests: `seed_digest` by seed, as the summaries keep it; None for an earlier version's, which kept none.
+        digests: `_seed_digest` by seed, as the summaries keep it; None for an earlier version's, which kept
+            none.
 
     Raises:
         ValueError: If lines have changed, or the file is damaged.
     """
     for seed, known in digests.items():
-        if known is not None and seed_digest(path, seed) != known:
+        if known is not None and _seed_digest(path, seed) != known:
             raise ValueError(
                 f"Expected {path} to hold what the run of seed {seed} found, but it has changed since."
                 " Delete its summary beside the table and run it again."

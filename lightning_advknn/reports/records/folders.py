@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_advknn.storage import check_writable, read_json, write_json
 
-EXPERIMENT_FILE = "experiment.json"
+_EXPERIMENT_FILE = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Claim:
         if owner != self.settings and any((self.folder / result).is_file() for result in self.results):
             raise ValueError(
                 f"Expected {self.folder} to be empty or to hold this experiment's results, but its"
-                f" {EXPERIMENT_FILE} is of another experiment. Choose another folder, or delete this one."
+                f" {_EXPERIMENT_FILE} is of another experiment. Choose another folder, or delete this one."
             )
         # Hidden files are the system's, or those of a run that is starting right now.
         there = any(not path.name.startswith(".") for path in self.folder.iterdir())
-        if self.own and there and not (self.folder / EXPERIMENT_FILE).is_file():
+        if self.own and there and not (self.folder / _EXPERIMENT_FILE).is_file():
             raise ValueError(
                 f"Expected {self.folder} to be empty or to hold this experiment's results, but it holds other"
                 " files. Choose another folder."
@@ -50,7 +50,7 @@ class Claim:
     def owner(self) -> Any:
         """Settings of the experiment that the folder belongs to; None if it belongs to none."""
         try:
-            return read_json(self.folder / EXPERIMENT_FILE)
+            return read_json(self.folder / _EXPERIMENT_FILE)
         except (FileNotFoundError, ValueError):
             return None
 
@@ -58,7 +58,7 @@ class Claim:
         """Delete the files of an experiment, and nothing else."""
         shutil.rmtree(self.folder / "rows", ignore_errors=True)
         for pattern in (
-            EXPERIMENT_FILE,
+            _EXPERIMENT_FILE,
             "table?.csv",
             "seed*.json",
             "summary.json",
@@ -89,7 +89,7 @@ def take(claims: Sequence[Claim], replace: bool = False) -> None:
     for claim in claims:
         if claim.owner() != claim.settings:
             claim.clear()  # files of a run that did not finish
-            write_json(claim.folder / EXPERIMENT_FILE, claim.settings)
+            write_json(claim.folder / _EXPERIMENT_FILE, claim.settings)
 
 
 def without_seed(settings: dict[str, Any]) -> dict[str, Any]:

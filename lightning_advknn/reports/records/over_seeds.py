@@ -188,7 +188,7 @@ class Results:
         records = self.table("table3" if network else "table2")
         own = [record for record in records if network in (None, record.get("network"))]
         found = []
-        for (victim, method, attack, eps), lines in cells(own, "victim", "method", "attack", "eps"):
+        for (victim, method, attack, eps), lines in lines_by_cell(own, "victim", "method", "attack", "eps"):
             found.append(
                 Measurement(
                     victim,
@@ -230,7 +230,7 @@ def load(plan: Plan, results: Path) -> list[Results]:
     return found
 
 
-def cells(records: Sequence[Record], *names: str) -> list[tuple[tuple[str, ...], list[Record]]]:
+def lines_by_cell(records: Sequence[Record], *names: str) -> list[tuple[tuple[str, ...], list[Record]]]:
     """Records of each cell over seeds, in order of first appearance."""
     return list(grouped(records, lambda record: tuple(str(record[name]) for name in names)).items())
 

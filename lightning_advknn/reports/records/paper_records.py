@@ -83,7 +83,7 @@ def attacked_records(
         record = _record(experiment, victim, method, attack, metrics)
         success = metrics[f"{victim}_l2_success"]
         more: Record = {
-            "paper": published.accuracy_under_attack(data, *_cell(experiment, victim, method, attack)),
+            "paper": published.accuracy_under_attack(data, *_papers_cell(experiment, victim, method, attack)),
             "l2_mean_success": None if math.isnan(success) else round(success, 4),
             "credibility_mean": round(metrics[f"{victim}_credibility"], 4),
         }
@@ -94,7 +94,7 @@ def attacked_records(
 def transfer_records(
     data: str, experiment: Experiment, network: str, method: str, attack: str | None, rows: Rows
 ) -> list[Record]:
-    """One attack through one method, judged by a transfer network's victims (Table 3): accuracies in %, true L2.
+    """One attack through one method on a transfer network (Table 3): accuracies in %, true L2.
 
     Args:
         data: Name of the data set.
@@ -107,7 +107,7 @@ def transfer_records(
     metrics = summarize(rows)
     records = []
     for victim in ("dnn", "knn", "dknn"):
-        cell = _cell(experiment, victim, method, attack)
+        cell = _papers_cell(experiment, victim, method, attack)
         paper = published.accuracy_on_transfer(data, network, *cell)
         records.append(
             _record(experiment, victim, method, attack, metrics) | {"network": network, "paper": paper}
@@ -157,7 +157,7 @@ def _record(
     }
 
 
-def _cell(
+def _papers_cell(
     experiment: Experiment, victim: str, method: str, attack: str | None
 ) -> tuple[str, str, str, Mapping[str, float], Mapping[str, object]]:
     """Which cell of the paper's tables a record belongs to, as in `published`."""

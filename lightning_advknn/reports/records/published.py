@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 # Table 1: data set -> classifier. The paper does not say whether its DkNNB was trained with CL.
-CLEAN: dict[str, dict[str, float]] = {
+CLEAN_ACCURACIES: dict[str, dict[str, float]] = {
     "MNIST": {"dnn": 99.17, "knn": 98.98, "dknn": 98.89, "dknnb": 98.75},
     "SVHN": {"dnn": 89.93, "knn": 88.37, "dknn": 90.35, "dknnb": 88.32},
     "FashionMNIST": {"dnn": 91.22, "knn": 89.87, "dknn": 90.28, "dknnb": 89.23},
@@ -62,11 +62,12 @@ _TABLE3 = {
     },
 }
 
-# Figure 4 and abstract: DkNN accuracy in % and mean L2. The paper's own L2 is in its code's unit (see `true_l2`);
-# that of Sitawarin & Wagner (2019), beside it in the same figure, is true L2.
+# Figure 4 and abstract: DkNN accuracy in % and mean L2. The paper's own L2 is in its code's unit
+# (see `true_l2`); that of Sitawarin & Wagner (2019), beside it in the same figure, is true L2.
 OWN_POINT = (5.71, 1.4909)
 SITAWARIN_WAGNER = (17.44, 3.476)
-# Figure 5: share in % with a credibility below .5, of clean images and of adversarials at a mean L2 in that unit.
+# Figure 5: share in % with a credibility below .5, of clean images and of adversarials at a mean L2 in
+# that unit.
 FILTERED_CLEAN = 47.54
 FILTERED = (71.42, 0.3)
 # Section 4.2: mean credibility of adversarials, and mean L2 in units as above.
@@ -100,7 +101,7 @@ _SITAWARIN_WAGNER_LINF = {
     0.25: (2.10, 0.150),
     0.3: (0.0, 0.181),
 }
-PUBLISHED: tuple[Published, ...] = (
+_PUBLISHED: tuple[Published, ...] = (
     *(
         Published(
             "Sitawarin & Wagner 2019",
@@ -131,8 +132,8 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-# Settings of the attacks in Tables 2 and 3. The victims have k = 75 and cosine distance; the kNN is on the third
-# layer. The paper does not state Fashion-MNIST's settings: its cells are compared with any.
+# Settings of the attacks in Tables 2 and 3. The victims have k = 75 and cosine distance; the kNN is on
+# the third layer. The paper does not state Fashion-MNIST's settings: its cells are compared with any.
 _ATTACKS: dict[str, dict[str, dict[str, float]]] = {
     "MNIST": {"fgsm": {"eps": 0.25}, "bim": {"eps": 0.25, "step_size": 0.01, "steps": 100}},
     "SVHN": {"fgsm": {"eps": 0.05}, "bim": {"eps": 0.05, "step_size": 0.005, "steps": 20}},
@@ -150,7 +151,7 @@ def clean_accuracy(data: str, classifier: str, victim: Mapping[str, Any]) -> flo
     """
     if classifier != "dnn" and not _is_papers(victim):
         return None
-    return CLEAN.get(data, {}).get("dknnb" if classifier == "dknnb_cl" else classifier)
+    return CLEAN_ACCURACIES.get(data, {}).get("dknnb" if classifier == "dknnb_cl" else classifier)
 
 
 def accuracy_under_attack(
@@ -177,7 +178,10 @@ def accuracy_under_attack(
 
 
 def accuracy_at_any_settings(data: str, victim: str, method: str, attack: str) -> float | None:
-    """A cell of Table 2 in %, whatever its settings; None if there is none. Arguments as in `accuracy_under_attack`."""
+    """A cell of Table 2 in %, whatever its settings; None if there is none.
+
+    Arguments as in `accuracy_under_attack`.
+    """
     cell = _TABLE2.get(data, {}).get(victim, {}).get(method)
     attacks = ("clean", "fgsm", "bim")
     return None if cell is None or attack not in attacks else cell[attacks.index(attack)]
@@ -218,7 +222,7 @@ def published_of(data: str, victim: str, victim_settings: Mapping[str, Any]) -> 
     """
     if data != "MNIST" or not _is_papers(victim_settings):
         return []
-    return [each for each in PUBLISHED if each.victim == victim]
+    return [each for each in _PUBLISHED if each.victim == victim]
 
 
 def true_l2(l2: float) -> float:

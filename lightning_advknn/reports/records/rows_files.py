@@ -49,7 +49,7 @@ def constants_of(
     network: str | None = None,
     approximation: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
-    """What all rows of an attack share: method, attack, its settings and precision, label source, convention, seed.
+    """Columns that all rows of an attack share: what was attacked, and the settings.
 
     Args:
         experiment: Its settings.

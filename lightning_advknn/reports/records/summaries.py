@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_advknn.evaluation import Rows, summarize
 
-Distribution = list[tuple[float, int]]
+Histogram = list[tuple[float, int]]
 """Values in ascending order, each with how often it occurs."""
 
 
@@ -18,11 +18,12 @@ def metrics_of(rows: Rows) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in summarize(rows).items()}
 
 
-def credibility_of(rows: Rows) -> dict[str, dict[str, Distribution]]:
+def credibility_of(rows: Rows) -> dict[str, dict[str, Histogram]]:
     """The exact distribution of DkNN's credibility after the attack (Fig. 5).
 
     Returns:
-        Under ``dknn``: ``all`` over all images, ``success`` over those that DkNN misclassifies. Values have 6 decimals.
+        Under ``dknn``: ``all`` over all images, ``success`` over those that DkNN misclassifies. Values have 6
+        decimals.
     """
     values = rows["dknn_credibility_after"]
     wrong = rows["dknn_after"] != rows["label"]
@@ -74,11 +75,11 @@ def neighbours_sentence(approximation: Mapping[str, Any] | None) -> str:
     settings = [f"{name} {value}" for name, value in approximation.items() if name not in known]
     shares = ", ".join(f"{layer} {share:.4f}" for layer, share in approximation["recall"].items())
     return (
-        f"Approximate neighbours ({', '.join([approximation['backend'], *settings])}): recall@{approximation['k']}"
-        f" on {approximation['images']} validation images is {shares}."
+        f"Approximate neighbours ({', '.join([approximation['backend'], *settings])}):"
+        f" recall@{approximation['k']} on {approximation['images']} validation images is {shares}."
     )
 
 
-def _distribution(values: Tensor) -> Distribution:
+def _distribution(values: Tensor) -> Histogram:
     found, counts = torch.unique(values.round(decimals=6), return_counts=True)
     return list(zip(found.tolist(), counts.tolist(), strict=True))

@@ -35,7 +35,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Illustration:
     """A figure. Its files ``<name>.png`` and ``<name>.pdf`` lie beside the page.
 
     Args:
@@ -55,13 +55,13 @@ class Picture:
     kind = "picture"
 
     @classmethod
-    def of_file(cls, path: Path, caption: str, alt: str, sources: Sequence[str] = ()) -> "Picture":
+    def of_file(cls, path: Path, caption: str, alt: str, sources: Sequence[str] = ()) -> "Illustration":
         """The figure in ``<path>.png``."""
         png = path.with_name(f"{path.name}.png").read_bytes()
         return cls(path.name, caption, alt, base64.b64encode(png).decode("ascii"), sources)
 
 
-Block = str | Table | Picture
+Block = str | Table | Illustration
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def render_markdown(title: str, introduction: Sequence[str], sections: Sequence[
     return _render("report.md", title, introduction, sections)
 
 
-def markdown_table(table: Table) -> str:
+def _markdown_table(table: Table) -> str:
     """A table in GitHub's Markdown, without its caption."""
     header = [_cell((name,)) for name in table.header]
     lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in table.rows)]
@@ -26,7 +26,7 @@ def markdown_table(table: Table) -> str:
 
 def captioned(table: Table) -> str:
     """A table in Markdown below its caption."""
-    return f"{table.caption}\n\n{markdown_table(table)}"
+    return f"{table.caption}\n\n{_markdown_table(table)}"
 
 
 def anchor(name: str) -> str:
@@ -44,7 +44,7 @@ def _render(template: str, title: str, introduction: Sequence[str], sections: Se
     environment.filters |= {
         "anchor": anchor,
         "markdown": _markdown,
-        "markdown_table": markdown_table,
+        "markdown_table": _markdown_table,
         "plain": lambda text: text.replace("`", ""),
     }
     page = environment.get_template(template)
