@@ -1,4 +1,4 @@
-"""Convolutions that are faster than `torch.nn.Conv2d`, mostly on CPUs, and for constant weights in attacks."""
+"""Convolutions that are faster than `torch.nn.Conv2d`, mostly on CPUs and for constant weights."""
 
 import math
 from collections.abc import Callable
