@@ -81,8 +81,8 @@ def _check(network: FeatureNetwork, images: Tensor, snapshot: Snapshot) -> None:
     if difference:
         raise ValueError(
             "Expected a network that gives the same outputs for the same images, but asked twice"
-            f" {difference}. It uses a random generator of its own, or its output depends on what it was asked"
-            " before: switch that off in evaluation mode."
+            f" {difference}. It uses a random generator of its own, or its output depends on what it was"
+            " asked before: switch that off in evaluation mode."
         )
     _check_batches(network, images, first, tolerance)
 

@@ -206,7 +206,7 @@ def test_a_target_by_chance_is_no_fault_of_the_attack() -> None:
 
 
 def test_pruned_weights_are_put_back() -> None:
-    """Pruning sets an attribute where the parameter was."""
+    """Pruning replaces a parameter by an attribute."""
     target = network()
     before = target.eval()(IMAGES)
     with pytest.raises(ValueError, match=r"changed `4.weight` for another"):
@@ -231,7 +231,7 @@ def test_large_tensors_are_summed_once_an_attack(monkeypatch: pytest.MonkeyPatch
         attacked(lambda f, x, y: x, victim)
         assert summed.count(features.data_ptr()) == times
     with torch.no_grad():
-        features += 0  # as far as anyone knows, it is another now
+        features += 0  # counts as a change
     attacked(lambda f, x, y: x, victim)
     assert summed.count(features.data_ptr()) == 6
     with pytest.raises(
