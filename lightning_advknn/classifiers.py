@@ -156,6 +156,9 @@ class DkNN(Frozen):
             OSError: If banks beyond `memory_gib` do not fit the disk.
         """
         batches = as_batches(images, labels)
+        n = sum(batches.sizes)
+        if n and not 1 <= self.k <= n:
+            raise ValueError(f"Expected `k` to be in [1, {n}] (the training images), but got {self.k}.")
         self._forget()
         self.eval().to(_find_device(self.device))
         settings = BankSettings(self.metric, self.backend, self.index, self.memory_gib)

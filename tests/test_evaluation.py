@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from statistics import fmean
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 
 from lightning_advknn import evaluation
 from lightning_advknn.attacks import bim
+from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import _AttackMetrics, summarize
-from lightning_advknn.models import ConvNet
+from lightning_advknn.models import ConvNet, FeatureNetwork
 
 # Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
 # k = 3, L = 2, C = 3; calibration votes (2, 2), (1, 1), (1, 1).
@@ -335,3 +337,112 @@ def test_an_attack_cannot_end_the_program_or_return_nothing_but_a_shape() -> Non
         evaluation.perturb(leave, network, images, labels)
     with pytest.raises(ValueError, match="device meta"):
         evaluation.perturb(lambda _, images, labels: images.to("meta"), network, images, labels)
+
+
+# evaluate, for users
+
+
+def attacked(device):
+    """Of the points, (.5, .5) goes where class 2 is, (1, .9) moves a little and stays what it is."""
+    moved = points(device).clone()
+    moved[2, 0, 0], moved[1, 0, 0, 0] = torch.tensor([1.0, 0.9]), 0.97
+    return moved
+
+
+def test_evaluate_is_judge_and_make_rows(victim, device):
+    images, labels, adversarial = points(device), column([0, 2, 0], device), attacked(device)
+    found = evaluation.evaluate(victim, images, labels, adversarial, surrogate=victim.network)
+    before, after = (evaluation.judge(victim, "height", each) for each in (images, adversarial))
+    ids = column([0, 1, 2], device)
+    classes = evaluation.predict(victim.network, images), evaluation.predict(victim.network, adversarial)
+    expected = evaluation.make_rows(ids, labels, images, adversarial, before, after, classes)
+    assert found.rows.keys() == expected.keys()
+    assert all(torch.equal(found.rows[name], each.cpu()) for name, each in expected.items())
+    assert found.metrics["after"] == pytest.approx(summarize(expected), nan_ok=True)
+    clean = evaluation.make_rows(ids, labels, images, images, before, before, (classes[0], classes[0]))
+    assert found.metrics["before"] == pytest.approx(summarize(clean), nan_ok=True)
+    again = evaluation.evaluate(
+        victim, images.cpu().numpy(), labels.tolist(), adversarial.double(), batch_size=1
+    )
+    assert again.metrics["after"]["dknn_acc"] == found.metrics["after"]["dknn_acc"]
+
+
+def test_a_printed_evaluation(victim, device):
+    # Right before: 0, 2, 0 by all votes and on height. After, (.5, .5) is 2; its L2 is |(.5, .4)|, the other's .03.
+    found = evaluation.evaluate(victim, points(device), column([0, 2, 0], device), attacked(device))
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["3", "images", "before", "after"]
+    printed = {line[:22].strip(): line[22:].split() for line in lines[1:]}
+    for name in ("kNN on height", "DkNN"):
+        assert printed[name] == ["100.00%", "66.67%"]
+    assert printed["mean credibility"] == ["0.667", "0.667"]
+    size, mean = math.sqrt(0.25 + 0.16), (math.sqrt(0.25 + 0.16) + 0.03) / 3
+    assert f"true L2: mean {mean:.3f}, median 0.030 over all images;" in lines
+    assert f"  mean {size:.3f}, median {size:.3f} over the 1 that DkNN gets wrong after the attack" in lines
+    assert "largest Linf: 0.500" in lines
+    assert lines[-1] == "Credibility against the votes of 3 calibration images."
+
+
+def test_a_printed_evaluation_without_an_attack_or_calibration(hand_dknn, device):
+    found = str(evaluation.evaluate(hand_dknn.only("both"), points(device), column([0, 2, 1], device)))
+    assert found.splitlines()[0].split() == ["3", "images", "before"]
+    assert re.search(r"^kNN on both +66\.67%$", found, re.MULTILINE)
+    assert "L2" not in found
+    assert "DkNN" not in found
+    assert found.endswith(
+        "Credibility against leave-one-out votes of 6 training images; `calibrate` takes held-out ones."
+    )
+
+
+def test_no_success_is_said_so(victim, device):
+    found = str(evaluation.evaluate(victim, points(device), column([0, 2, 0], device), points(device)))
+    assert "true L2: mean 0.000, median 0.000 over all images;" in found
+    assert "mean -, median - over the 0 that DkNN gets wrong after the attack" in found
+
+
+class Headless(torch.nn.Module):
+    """Its layer gives pixels, but what it gives itself is no logits of three classes."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.pixels = torch.nn.Flatten()
+        self.output_of = output
+
+    def forward(self, images):
+        return self.output_of(self.pixels(images))
+
+
+@pytest.mark.parametrize(
+    "output", [lambda rows: {"rows": rows}, lambda rows: rows, lambda rows: rows[:, None], lambda rows: None]
+)
+def test_a_network_without_a_head_has_no_prediction(hand_dknn, device, output):
+    images, labels = points(device), column([0, 2, 0], device)
+    network = FeatureNetwork(Headless(output), ["pixels"])
+    knn = DkNN.on_banks(network, {"pixels": hand_dknn.banks["both"]}, k=3)
+    dnn, votes = evaluation.observe(knn, images, batch_size=2)
+    assert dnn is None
+    assert votes[:, 0].tolist() == [sample[0] for sample in VOTES]
+    adversarial = evaluation.perturb(lambda _, images, labels: 1 - images, knn, images, labels)
+    found = evaluation.evaluate(knn, images, labels, adversarial)
+    assert not [name for name in found.rows if name.startswith("dnn")]
+    assert "dnn_acc" not in found.metrics["after"]
+    assert "network" not in str(found)
+    judged = evaluation.judge_rows(found.rows, ["pixels"], column([[2], [1]], "cpu"), "strict")
+    assert set(judged) == {"knn/pixels", "dknn"}
+
+
+def test_a_headless_victim_is_watched_too(hand_dknn, device):
+    images, labels = points(device), column([0, 2, 0], device)
+    network = FeatureNetwork(Headless(lambda rows: None), ["pixels"])
+    knn = DkNN.on_banks(network, {"pixels": hand_dknn.banks["both"]}, k=3)
+
+    def patch(victim, images, labels):
+        victim.network.network.pixels.__class__.forward = lambda self, images: images.flatten(1) / 2
+        return images
+
+    class Own(torch.nn.Flatten):
+        pass
+
+    knn.network.network.pixels = Own()
+    with pytest.raises(ValueError, match="after it the same images get other answers"):
+        evaluation.perturb(patch, knn, images, labels)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -329,7 +330,7 @@ def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, A
         raise ValueError(_UNTARGETED)
 
     def run(images: Tensor, labels: Tensor) -> Any:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), patch.object(np.random, "RandomState", _SeededState):
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # ART 1.20 makes arrays of tensors as NumPy 1 did
@@ -337,6 +338,13 @@ def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, A
         return torch.from_numpy(generated) if isinstance(generated, np.ndarray) else generated
 
     return _Made(run, _art_norm(kind, attack))
+
+
+class _SeededState(np.random.RandomState):
+    """A generator that NumPy's global seed decides, where ART makes one from the clock: HopSkipJump and BoundaryAttack do."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002
 
 
 def _art_norm(kind: type, attack: Any) -> object:

@@ -1,95 +1,142 @@
-"""The norm of an attack, as it says itself or has to be told."""
+"""What configurations may say an attack is run on, before anything runs."""
 
-import math
-from typing import Any
+import subprocess
+import sys
 
-import numpy as np
 import pytest
+import torch
 
-from lightning_advknn import attacks
+import lightning_advknn as advknn
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.choices import Norm
+from lightning_advknn.evaluation import perturb
+
+METHODS, VICTIMS = ("origin", "dknnb"), ("knn", "dknn")
+HERE = __name__
+BLACK_BOX = {"function": "foolbox.attacks.BoundaryAttack", "settings": {"steps": 5}}
+
+
+def undeclared(victim, images, labels):
+    """Says nothing of what it is on, but the name of its first argument."""
+    return (1 - images) if hasattr(victim, "banks") else images
+
+
+def plain(target, images, labels):
+    """Inverts images where it is given a victim."""
+    return (1 - images) if hasattr(target, "banks") else images
+
+
+@advknn.attack(on="victim", norm="l2")
+def on_victims(target, images, labels):
+    return 1 - images
+
+
+@advknn.attack(on="logits", norm="linf")
+def without_gradients(logits_fn, images, labels, *, eps):
+    """The better of two changes by the logits of the labels."""
+    tries = torch.stack([(images + eps).clamp(max=1), (images - eps).clamp(min=0)])
+    own = torch.stack([logits_fn(each).gather(1, labels[:, None])[:, 0] for each in tries])
+    return tries[own.argmin(0), torch.arange(len(images))]
 
 
 @pytest.mark.parametrize(
-    ("function", "settings", "norm"),
+    ("settings", "expected"),
     [
-        ("fgsm", {"eps": 0.1}, "linf"),
-        ("bim", {"eps": 0.1}, "linf"),
-        ("lightning_advknn.attacks.bim", {"eps": 0.1}, "linf"),
-        ("ask", {"eps": 0.1}, "linf"),
-        ("sitawarin_wagner_linf", {"eps": 0.1}, "linf"),
-        ("sitawarin_wagner_l2", {"eps": 1.0}, "l2"),
-        ("sitawarin_wagner_baseline", {"eps": 1.0}, "l2"),
-        ("sitawarin_wagner_knn", {}, "l2"),
-        ("sitawarin_wagner_mean", {}, "l2"),
-        ("sitawarin_wagner_minimum_norm", {}, "l2"),
-        ("kernel_knn", {}, "l2"),
-        ("soft_nearest", {}, "l2"),
-        ("soft_nearest", {"eps": 1.0}, "l2"),  # the radius of an L2 ball
-        ("qp", {}, "l2"),
-        ("minimum_norm", {}, "l2"),
-        ("minimum_norm", {"norm": "linf"}, "linf"),
-        ("credible", {"eps": 1.0}, "l2"),
-        ("credible", {"eps": 0.1, "norm": "linf"}, "linf"),
-        (f"{__name__}.by_default_linf", {}, "linf"),
-        (f"{__name__}.by_default_linf", {"norm": "l2"}, "l2"),
-        (f"{__name__}.by_default_linf", {"norm": "L2"}, "l2"),
-        (f"{__name__}.by_default_linf", {"norm": 2}, "l2"),
-        (f"{__name__}.by_default_linf", {"norm": math.inf}, "linf"),
+        ({"function": "fgsm", "settings": {"eps": 0.1}}, METHODS),
+        ({"function": "qp"}, VICTIMS),
+        (BLACK_BOX, METHODS),
+        ({"function": f"{HERE}.plain"}, METHODS),
+        ({"function": f"{HERE}.on_victims"}, VICTIMS),
+        ({"function": "fgsm", "targets": ["dknnb"]}, ["dknnb"]),
+        ({"function": "qp", "targets": ["dknn"]}, ["dknn"]),
+        ({**BLACK_BOX, "targets": ["knn", "dknn"]}, ["knn", "dknn"]),
+        ({**BLACK_BOX, "targets": ["origin", "dknn"]}, ["origin", "dknn"]),
+        ({"function": f"{HERE}.plain", "targets": ["dknn"]}, ["dknn"]),
+        ({"function": "qp", "targets": ["origin"]}, r"among \['knn', 'dknn'\], but got 'origin'"),
+        ({"function": "fgsm", "targets": ["nobody"]}, r"among \['origin', 'dknnb', 'knn', 'dknn'\], but got 'nobody'"),
+        ({"function": "minimum_norm", "through": "nobody"}, r"among \['origin', 'dknnb'\], but got 'nobody'"),
+    ],
+)  # fmt: skip
+def test_what_it_is_run_on(settings, expected):
+    settings = AttackSettings(**settings)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            settings.targets_among(METHODS, VICTIMS)
+    else:
+        assert settings.targets_among(METHODS, VICTIMS) == expected
+
+
+def test_what_it_is_on_by_default():
+    assert AttackSettings("minimum_norm").on_victim
+    assert AttackSettings(f"{HERE}.on_victims").on_victim
+    assert not AttackSettings("fgsm").on_victim
+    assert not AttackSettings(f"{HERE}.plain", targets=["dknn"]).on_victim
+    assert not AttackSettings(BLACK_BOX["function"], targets=["dknn"]).on_victim
+
+
+@pytest.mark.parametrize("targets", [None, ["origin"], ["origin", "dknn"], []])
+def test_a_function_that_calls_its_target_a_victim_has_to_say_so(targets):
+    path = f"{HERE}.undeclared"
+    for refused in (AttackSettings.check, AttackSettings.bind):
+        with pytest.raises(
+            ValueError, match=rf'{path}, whose .*@lightning_advknn.attack\(on="victim"\).*`targets: \[knn'
+        ):
+            refused(AttackSettings(path, targets=targets))
+
+
+@pytest.mark.parametrize("name", ["undeclared", "plain"])
+def test_a_function_that_is_not_declared_gets_the_victim_that_targets_name(name, hand_dknn, device):
+    images = torch.tensor([[0.0, 0.1], [1.0, 0.9]], device=device)[:, None, None]
+    labels = torch.tensor([0, 2], device=device)
+    bound = AttackSettings(f"{HERE}.{name}", targets=["knn", "dknn"]).bind()
+    assert torch.equal(perturb(bound, hand_dknn, images, labels), 1 - images)
+
+
+def test_a_declared_attack_on_logits_gets_votes(hand_dknn, device, capsys):
+    # By votes of DkNN (see test_classifiers.py): at (.6, .6) class 2 has 4 of 6, at (.1, .1) none.
+    images, labels = torch.full((1, 1, 1, 2), 0.35, device=device), torch.tensor([2], device=device)
+    bound = AttackSettings(f"{HERE}.without_gradients", {"eps": 0.25}, targets=["dknn"]).bind()
+    adversarial = perturb(bound, hand_dknn, images, labels)
+    torch.testing.assert_close(adversarial, torch.full_like(images, 0.1))
+    assert capsys.readouterr().err == ""  # no surrogate was trained
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        ("bim", {"eps": 0.1, "step_size": 0.1, "steps": 1}),
+        ("torchattacks.PGD", {}),
+        ("art.attacks.evasion.FastGradientMethod", {"eps": 0.1}),
     ],
 )
-def test_the_norm_of_an_attack(function: str, settings: dict[str, Any], norm: Norm) -> None:
-    assert AttackSettings(function, settings).measure == norm
-    assert AttackSettings(function, settings, norm=norm.upper()).measure == norm
-    other = "linf" if norm == "l2" else "l2"
-    with pytest.raises(ValueError, match=f"to be '{norm}', as it says itself, but got '{other}'"):
-        _ = AttackSettings(function, settings, norm=other).measure
-
-
-def test_every_attack_of_the_package_says_its_norm() -> None:
-    for name in attacks.__all__:
-        if name.islower():
-            assert AttackSettings(name).measure in ("l2", "linf")
-
-
-@pytest.mark.parametrize("function", ["in_l2", "without_a_norm", "of_something_else"])
-def test_a_function_that_does_not_say_its_norm_has_to_be_told(function: str) -> None:
-    path = f"{__name__}.{function}"
-    with pytest.raises(ValueError, match=rf"say what {path} keeps small.* Add `norm: l2` or `norm: linf`"):
-        _ = AttackSettings(path).measure
-    for given, norm in (
-        ("l2", "l2"),
-        ("LINF", "linf"),
-        (2, "l2"),
-        (np.inf, "linf"),
-        ("2", "l2"),
-        ("inf", "linf"),
+def test_gradients_of_votes_are_refused_before_anything_runs(function, settings):
+    AttackSettings(function, settings, targets=["origin"]).bind()
+    with pytest.raises(
+        ValueError, match=rf"{function}.*It is to attack votes \(\['dknn'\] among `targets`\)"
     ):
-        assert AttackSettings(path, norm=given).measure == norm
-    # It is no setting of the attack, so adversarials that are there stay what they are.
-    assert AttackSettings(path, norm="l2").describe() == AttackSettings(path).describe()
+        AttackSettings(function, settings, targets=["origin", "dknn"]).bind()
 
 
-def by_default_linf(logits_fn: Any, images: Any, labels: Any, *, norm: str = "linf") -> Any: ...
+@pytest.mark.parametrize("precision", ["winograd", "bfloat16"])
+def test_precisions(precision):
+    AttackSettings("fgsm", {"eps": 0.1}, precision, targets=["origin"]).check()
+    with pytest.raises(
+        ValueError, match=rf"`precision` 'float32' for .* with \['knn'\] .* but got '{precision}'"
+    ):
+        AttackSettings(**BLACK_BOX, precision=precision, targets=["knn"]).check()
+    victims = AttackSettings("minimum_norm", precision=precision)
+    if precision == "bfloat16":
+        with pytest.raises(ValueError, match="a victim decides in float32"):
+            victims.check()
+    else:
+        victims.check()  # it differentiates the victim's network
 
 
-def in_l2(logits_fn: Any, images: Any, labels: Any, *, eps: float) -> Any: ...
-
-
-def without_a_norm(logits_fn: Any, images: Any, labels: Any) -> Any: ...
-
-
-def of_something_else(logits_fn: Any, images: Any, labels: Any, *, norm: str = "batch") -> Any: ...
-
-
-@pytest.mark.parametrize("norm", ["l1", "L1", 1, 1.0, "L0", "wasserstein", 3])
-def test_other_norms_are_refused(norm: Any) -> None:
-    with pytest.raises(ValueError, match=f"the norm of {__name__}.in_l2 to be L2 or Linf, .* but got"):
-        AttackSettings(f"{__name__}.in_l2", {"eps": 1.0}, norm=norm).check()
-
-
-def test_other_norms_of_a_functions_own_are_refused() -> None:
-    for settings in ({"norm": "L1"}, {"norm": 0}):
-        with pytest.raises(ValueError, match=r"to be L2 or Linf, .* but got 'l[01]'. Take an attack in L2"):
-            _ = AttackSettings(f"{__name__}.by_default_linf", settings).measure
+def test_settings_import_nothing_heavy():
+    code = (
+        "import sys; from lightning_advknn.attacks.settings import AttackSettings; from jsonargparse import ArgumentParser\n"
+        "parser = ArgumentParser(); parser.add_class_arguments(AttackSettings, 'attack')\n"
+        "parser.parse_args(['--attack.function=fgsm', '--attack.targets=[dknn]'])\n"
+        "print([name for name in ('torch', 'numpy', 'pytorch_lightning', 'sklearn') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
