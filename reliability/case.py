@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import attack as attack_script
-from lightning_advknn.commands import train
+from lightning_advknn.commands.train import main as train_script
 
 CLASSES = ("c0", "c1", "c2", "c3")
 TRAIN, TEST = 60, 30  # images of each class
@@ -157,7 +157,7 @@ def evaluate(folder: Path, *arguments: str) -> Ran:
 
 def train(folder: Path, *arguments: str) -> Ran:
     """Run ``train.py`` in a folder, in this process."""
-    return _run(folder, lambda: train.main(list(arguments)))
+    return _run(folder, lambda: train_script(list(arguments)))
 
 
 def _training(monitor: str, mode: str, epochs: int) -> dict[str, Any]:
