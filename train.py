@@ -2,7 +2,7 @@
 
 import sys
 
-from lightning_advknn.cli import main
+from lightning_advknn.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

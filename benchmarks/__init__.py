@@ -1,1 +1,1 @@
-"""Speed, memory and exactness beside other libraries, measured in one run: python -m benchmarks.search --quick."""
+"""Speed, memory and exactness, compared with other libraries: python -m benchmarks.search --quick."""

@@ -1,15 +1,16 @@
-"""FGSM and BIM on real test images: python -m benchmarks.attacks [--quick] [--root DIR] [--surrogate CHECKPOINT].
+"""FGSM and BIM on real test images: python -m benchmarks.attacks [--quick] [--surrogate CHECKPOINT].
 
-Each attack of the experiment goes through the backbone and, if its checkpoint is given, a surrogate, ascending true
-labels. Methods: `evaluation.perturb` at each precision, torchattacks and foolbox. The peers get batches of
-the same size, and frozen weights, which they would not freeze themselves.
+Each attack of the experiment ascends true labels through the backbone and, if a checkpoint is given, through
+a surrogate. Methods: `evaluation.perturb` at each precision, torchattacks and foolbox. The libraries get
+batches of the same size, and weights without gradients, which they would not set themselves.
 
-A method is ``exact`` if its adversarials equal torchattacks' to 1e-5 in every pixel; ``differing`` counts the images
-in which they do not and ``largest`` is the largest difference. Where a gradient is zero up to rounding its sign is
-chance, and BIM carries that on: ``attacked_acc`` and ``knn_acc``, the accuracies of the attacked network and of the victim's
-kNN under attack, say whether it matters. ``limit_share`` is the share of the speed of a bare float32 matrix product: by the
-multiplications of a direct forward pass and the gradient of its images, so fewer multiplications can exceed 1. Each method and
-network runs in a process of its own, whose peak memory includes Python, torch and the data.
+A method is ``exact`` if its adversarials equal those of torchattacks to 1e-5 in every pixel; ``differing``
+counts the other images, and ``largest`` is the largest difference. Where a gradient is zero up to rounding,
+its sign is random, and BIM continues from there. The accuracies under attack show whether that matters:
+``attacked_acc`` of the attacked network, and ``knn_acc`` of the victim's kNN. ``limit_share`` is relative to
+the speed of a bare float32 matrix product, for the operations of a direct forward and backward pass; faster
+convolutions can exceed 1. Each method and network runs in its own process, whose peak memory includes Python,
+torch and the data.
 """
 
 import tempfile
@@ -34,10 +35,10 @@ from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import CPU_BATCH, perturb, predict
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 _FURTHER = ("limit_share", "attacked_acc", "knn_acc", "largest", "differing")
-_SIZE = 2048  # of the bare matrix product
+_SIZE = 2048  # rows and columns of the bare matrix product
 _METHODS = {
     **{report.OURS if p == "float32" else f"{report.OURS} {p}": p for p in get_args(GradientPrecision)},
     "torchattacks": "torchattacks",
@@ -48,17 +49,17 @@ _METHODS = {
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
-    parser.add_argument("--surrogate", help="A trained surrogate's checkpoint, to attack through it too.")
-    parser.add_argument("--images", type=int, help=f"Attacked; 1000, or {CPU_BATCH} if quick.")
+    parser.add_argument("--surrogate", help="Checkpoint of a trained surrogate, to attack through it too.")
+    parser.add_argument("--images", type=int, help=f"Number of images; 1000, or {CPU_BATCH} if quick.")
     parser.add_argument("--methods", nargs="+", choices=_METHODS, help="Only these, and torchattacks.")
     given = report.parse(parser, args)
     n = given.images or (CPU_BATCH if given.quick else 1000)
     experiment = [given.config, given.root, given.backbone, given.surrogate]
     run = backbone_run(report.experiment(*experiment))
-    _ = run.backbone  # trained now, if it has to be
+    _ = run.backbone  # trains it now, if necessary
     victim = run.experiment.victim
     network = FeatureNetwork(run.backbone.network, [victim.layer]).eval()
-    banks = build_banks(network, bank_batches(run, None), run.data.num_classes, victim.metric)
+    banks = build_banks(network, bank_batches(run, None), run.data.num_classes, BankSettings(victim.metric))
     knn = DkNN.on_banks(network, banks, victim.k)
     n, speed = min(n, len(run.test)), _matmul_speed()
     records: list[report.Record] = []
@@ -83,7 +84,8 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
                 made[method] = times, load_file(file)
         for name, settings in run.experiment.attacks.items():
             shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
-            case = f"{'quick, ' if given.quick else ''}{run.data.name}: {name} {shown} through {through}, {n} images"
+            label = f"{'quick, ' if given.quick else ''}{run.data.name}"
+            case = f"{label}: {name} {shown} through {through}, {n} images"
             gradients = int(settings.settings.get("steps", 1))
             for method, (times, adversarials) in made.items():
                 adversarial, theirs = adversarials[name], made["torchattacks"][1][name]
@@ -114,9 +116,9 @@ def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str
     Args:
         experiment: Arguments of `report.experiment`.
         through: One of the run's methods.
-        kind: One of the precisions, or a peer.
-        n: Test images.
-        file: For the adversarials by attack.
+        kind: One of the precisions, or a library.
+        n: Number of test images.
+        file: File to write the adversarials to, by attack.
     """
     run = backbone_run(report.experiment(*experiment))
     logits_fn = run.logits_fn(through).requires_grad_(False)
@@ -150,7 +152,7 @@ def _torchattacks(logits_fn: nn.Module, settings: AttackSettings) -> Any:
 
 def _foolbox(logits_fn: nn.Module, settings: AttackSettings) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # it imports a name that scipy moved
+        warnings.simplefilter("ignore", DeprecationWarning)  # it imports a name that SciPy has moved
         import foolbox
     kept = settings.settings
     attack: Any = foolbox.attacks.LinfFastGradientAttack(random_start=False)
@@ -159,7 +161,7 @@ def _foolbox(logits_fn: nn.Module, settings: AttackSettings) -> Any:
             abs_stepsize=kept["step_size"], steps=int(kept["steps"]), random_start=False
         )
     model = foolbox.PyTorchModel(logits_fn, bounds=(0, 1), device="cpu")
-    # The last of the three results says where the attack succeeded, the middle one is the adversarials.
+    # It returns adversarials before and after clipping, and where they succeed.
     return lambda images, labels: attack(model, images, labels, epsilons=kept["eps"])[1]
 
 
@@ -167,18 +169,18 @@ _PEERS = {"torchattacks": _torchattacks, "foolbox": _foolbox}
 
 
 def _work(run: ExperimentRun, through: str, n: int) -> float:
-    """Floating-point operations of one gradient of n images, none for the weights'."""
+    """Floating-point operations of one gradient of n images, without those for weights."""
     images, labels, _ = run.test.__getitems__([0])
     logits_fn = run.logits_fn(through).requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with counter:
-        # Not the leaf itself: the counter's hooks on modules do not take one.
+        # Not the leaf itself, which the counter's hooks refuse.
         loss_and_gradient(lambda leaf: logits_fn(leaf + 0), images, labels)
     return float(counter.get_total_flops() * n)
 
 
 def _matmul_speed() -> float:
-    """Floating-point operations a second of a large float32 matrix product, at best."""
+    """Floating-point operations a second of a large float32 matrix product; the best of several."""
     left, right = torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE)
     seconds = [timed(lambda: left @ right)[1]["seconds"] for _ in range(8)]
     return 2 * _SIZE**3 / min(seconds)

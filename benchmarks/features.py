@@ -1,4 +1,4 @@
-"""Real features to search, and the votes that are right: made once and kept under a key of all they depend on."""
+"""Real features to search, with the right votes, cached under a key of all that they depend on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +14,30 @@ from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.storage import atomic_path, digest, weights_digest
 
-_QUERIES, _ROWS = 1000, 4096  # of a product in float64
+_QUERIES, _ROWS = 1000, 4096  # of a float64 product
 
 
 def backbone_run(experiment: Experiment) -> ExperimentRun:
-    """A run of the experiment's backbone that attacks true labels: knowing them takes no search."""
+    """A run of the experiment's backbone whose attacks ascend true labels, which need no search."""
     return ExperimentRun(replace(experiment, label_source="true"))
 
 
 def prepare(
     run: ExperimentRun, folder: Path, rows: int | None, queries: int, checked: int
 ) -> dict[str, Path]:
-    """Files of each layer's features.
+    """Make the files of each layer's features, unless they exist.
 
     Args:
         run: From `backbone_run`.
-        folder: For the files.
-        rows: First training images in the bank; None for all.
-        queries: First test images, clean and attacked by the experiment's ``bim`` through the backbone.
-        checked: Rows of the bank for which leave-one-out votes are known.
+        folder: Folder for the files.
+        rows: Number of training images in the bank; None for all.
+        queries: Number of test images, clean and attacked by the experiment's ``bim`` through the backbone.
+        checked: Number of the bank's rows with known leave-one-out votes.
 
     Returns:
-        By layer, a file with ``bank``, ``clean`` and ``bim`` features, float32; ``labels``; and the votes of a float64 brute
-        force: ``clean_votes``, ``bim_votes``, and ``checked_votes`` on the rows ``checked``.
+        By layer, a file with features ``bank``, ``clean`` and ``bim``, float32; ``labels``; and votes of a
+        float64 brute force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows
+        ``checked``.
     """
     network, k = run.backbone, run.experiment.victim.k
     key = digest(
@@ -98,14 +99,14 @@ def _features(network: FeatureNetwork, batches: list[Batch]) -> tuple[Tensor, Te
 
 
 def exact_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, own: Tensor | None = None) -> Tensor:
-    """Votes int64 ``(B, C)`` by brute force in float64, by `MemoryBank`'s rule: cosines to 12 decimals, then bank row.
+    """Votes int64 ``(B, C)`` by brute force in float64, ordered by cosine to 12 decimals, then by bank row.
 
     Args:
         bank: float32 ``(M, D)``.
         labels: int64 ``(M,)``.
         queries: float32 ``(B, D)``.
-        k: Neighbours.
-        own: Rows that do not count, one a query, int64 ``(B,)``.
+        k: Number of neighbours.
+        own: Row to leave out for each query, int64 ``(B,)``.
     """
     similarities = torch.empty(len(queries), len(bank), dtype=torch.float64)
     lengths = torch.cat([part.double().norm(dim=1) for part in torch.split(bank, _ROWS)])

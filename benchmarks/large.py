@@ -1,16 +1,16 @@
-"""Banks beyond memory: python -m benchmarks.large [--quick] [--folder DIR].
+"""Banks larger than memory: python -m benchmarks.large [--quick] [--folder DIR].
 
-Synthetic banks of several sizes, whose rows lie in overlapping clusters: images of 64 pixels, drawn around the centre
-of their class, go through a network of one layer into 512 rectified features. `build_banks` streams them to disk
-within the least `memory_gib` that it takes; then votes on 100 new images of the same classes. Methods: exact search
-from disk, and the approximate backends, whose index is in memory.
+The banks are synthetic, of several sizes, with overlapping clusters: images of 64 pixels, drawn around the
+centre of their class, pass a network of one layer with 512 rectified features. `build_banks` writes them to
+disk within the smallest possible `memory_gib`. Then come votes on 100 new images of the same classes.
+Methods: exact search from disk, and the approximate backends, whose index is in memory.
 
-An exact search is ``exact`` if rows, order and votes are those of a float64 brute force over the features, made anew.
-``recall`` is the share of the true k nearest that an approximate one finds, and ``differing`` counts queries with
-other votes. ``linear`` is exact search's CPU time over rows, relative to the smallest bank: what else the machine
-does at the time shows less in it. Each method and size runs in a process of its own: ``grown_mib`` is its peak memory
-less what Python, torch and this module took before, to be compared with ``memory_mib``, which it was given; the brute
-force comes after. What has run is kept in ``runs/benchmarks/large`` for a run that is started again.
+An exact search is ``exact`` if rows, order and votes equal those of a float64 brute force on recomputed
+features. ``recall`` is the share of the true k nearest that an approximate search finds; ``differing`` counts
+queries with other votes. ``linear`` is the CPU time of exact search for each row, relative to the smallest
+bank; CPU time depends less on other load than wall time. Each method and size runs in its own process.
+``grown_mib`` is its peak memory without Python, torch and this module, before the brute force; compare it
+with ``memory_mib``, its limit. Finished measurements are kept in ``runs/benchmarks/large`` and not repeated.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from lightning_advknn.data import Batch
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import APPROXIMATE, MemoryBank, check_backend, least_bytes
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.storage import digest, load_tensors, read_json, save_tensors, write_json
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ _FURTHER = ("rows", "recall", "differing", "checked", "cpu_seconds", "linear", "
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
-    parser.add_argument("--folder", help="Where banks go, 3 GiB at most; the system's temporary folder.")
+    parser.add_argument("--folder", help="Folder for banks of up to 3 GiB; the system's temporary folder.")
     parser.add_argument("--methods", nargs="+", choices=_METHODS, default=list(_METHODS), help="Only these.")
     given = report.parse(parser, args)
     sizes, width, classes = ([250_000, 500_000, 1_000_000], 512, 1000)
@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
 def _measured(
     method: str, rows: int, width: int, classes: int, given: argparse.Namespace
 ) -> list[report.Record]:
-    """One method on a bank of one size, unless an earlier run has measured it."""
+    """Measure one method on a bank of one size, unless an earlier run has."""
     sizes = {"rows": rows, "width": width, "classes": classes}
     key = digest([sizes, given.threads, report.device(), __version__])
     folder = Path("runs/benchmarks/large")
@@ -85,7 +85,7 @@ def _measured(
 
 
 def _with_linear(records: Sequence[report.Record]) -> list[report.Record]:
-    """Records, those of exact search with their CPU time over rows, relative to that of the smallest bank."""
+    """Add ``linear`` to the records of exact search."""
     smallest: dict[str, float] = {}
     for record in records:
         if record["method"] == report.OURS:
@@ -101,12 +101,12 @@ def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, 
         rows: M.
         width: D.
         classes: C.
-        backend: What scans it.
-        folder: Where the bank goes.
-        truth: File of the nearest rows by brute force, made if it is not there.
+        backend: Backend that scans the bank.
+        folder: Folder for the bank.
+        truth: File of the nearest rows by brute force, made if it is missing.
 
     Returns:
-        Times by case: ``extracted``, ``made ready`` (for the first search) and of the queries.
+        Times by case: ``extracted``, ``made ready`` (for the first search), and the queries.
     """
     check_backend(backend)  # imports faiss
     started = peak_mib()
@@ -114,12 +114,12 @@ def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, 
     gib = least_bytes(rows, {"relu": width}, backend) / 2**30
 
     def build() -> MemoryBank:
-        banks = build_banks(network, clusters, classes, backend=backend, memory_gib=gib, folder=Path(folder))
-        return banks["relu"]
+        settings = BankSettings(backend=backend, memory_gib=gib, folder=Path(folder))
+        return build_banks(network, clusters, classes, settings)["relu"]
 
     queries = network.features(clusters.draw(_QUERIES, seed=rows)[0])["relu"]
     found: dict[str, Any] = {}
-    repeats = 1 if backend in APPROXIMATE else 3  # an index takes long
+    repeats = 1 if backend in APPROXIMATE else 3  # building an index is slow
     bank, found["extracted"] = _timed(build, repeats)
 
     def make_ready() -> None:
@@ -147,7 +147,7 @@ def measure(rows: int, width: int, classes: int, backend: Backend, folder: str, 
 
 
 def _timed(function: Callable[[], T], repeats: int) -> tuple[T, dict[str, float]]:
-    """As `timed`, with ``cpu_seconds`` of a call, of all threads."""
+    """As `timed`, with ``cpu_seconds`` of all threads for one call."""
     started = time.process_time()
     result, found = timed(function, repeats)
     return result, {**found, "cpu_seconds": (time.process_time() - started) / found["repeats"]}
@@ -155,7 +155,7 @@ def _timed(function: Callable[[], T], repeats: int) -> tuple[T, dict[str, float]
 
 @torch.no_grad()
 def brute_force(network: FeatureNetwork, clusters: "Clusters", queries: Tensor, k: int) -> Tensor:
-    """The k nearest rows by cosine in float64, int64 ``(B, k)``: nearest first to 12 decimals, then by row."""
+    """The k nearest rows int64 ``(B, k)`` in float64, ordered by cosine to 12 decimals, then by row."""
     left = _unit(queries)
     best, nearest = np.empty((len(left), 0)), np.empty((len(left), 0), dtype=np.int64)
     for batch in clusters:
@@ -174,25 +174,25 @@ def _unit(features: Tensor) -> Any:
 
 
 class Clusters:
-    """Batches of images ``(n, 1, 1, 64)`` in [0, 1], around the centres of their classes; made as they are read.
+    """Batches of images ``(n, 1, 1, 64)`` in [0, 1] around the centres of their classes, generated when read.
 
     Args:
-        rows: How many.
+        rows: Number of images.
         classes: C.
     """
 
     def __init__(self, rows: int, classes: int) -> None:
         self.dataset, self.batch_size = range(rows), _BATCH
-        # Most of what classes and images differ in is in few directions, as in a network's features.
-        self.spread = 0.25 / torch.arange(1, _PIXELS + 1).sqrt()
+        # Most of the variance lies in few directions, as in a network's features.
+        self.scale = 0.25 / torch.arange(1, _PIXELS + 1).sqrt()
         self.centres = torch.randn(classes, _PIXELS, generator=torch.Generator().manual_seed(0))
 
     def draw(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        """So many images and their classes."""
+        """Draw n images and their classes."""
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(len(self.centres), (n,), generator=generator)
         noise = torch.randn(n, _PIXELS, generator=generator)
-        images = 0.5 + self.spread * (0.6 * self.centres[labels] + 0.4 * noise)
+        images = 0.5 + self.scale * (0.6 * self.centres[labels] + 0.4 * noise)
         return images.clamp(0, 1)[:, None, None], labels
 
     def __iter__(self) -> Iterator[Batch]:
@@ -206,7 +206,7 @@ class Clusters:
 def _network(width: int) -> FeatureNetwork:
     torch.manual_seed(0)
     linear = nn.Linear(_PIXELS, width)
-    # Of the middle of all images, half the features are zero, as usual after a ReLU.
+    # Centred, so that about half of the features are zero, as usual after a ReLU.
     linear.bias.data = -0.5 * linear.weight.detach().sum(1)
     layers = OrderedDict(flatten=nn.Flatten(), linear=linear, relu=nn.ReLU(), logits=nn.Linear(width, 2))
     return FeatureNetwork(nn.Sequential(layers), ["relu"]).eval()

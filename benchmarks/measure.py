@@ -1,7 +1,7 @@
-"""Wall time with its spread, and peak memory: of one case at a time, in a process of its own.
+"""Wall time and peak memory of a function, also in a child process.
 
-A child process is ``python -m benchmarks.measure MODULE FUNCTION`` with the function's arguments as JSON on standard
-input; what it returns is the last line of its standard output.
+A child is ``python -m benchmarks.measure MODULE FUNCTION``. It reads the function's arguments from standard
+input and writes its result to the last line of standard output, both as JSON.
 """
 
 import importlib
@@ -18,19 +18,19 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_PATIENCE = 60.0  # seconds of repeats, after which one is enough
+_PATIENCE = 60.0  # seconds after which no repeat starts
 
 
 def timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, dict[str, float]]:
-    """A function's last result, and its time.
+    """Time a function.
 
     Args:
-        function: What is timed.
-        repeats: How often it runs at most; a long one runs less often.
+        function: The function.
+        repeats: Largest number of repeats; a slow function runs less often.
 
     Returns:
-        The result, and ``seconds`` (the median), ``spread`` (largest less smallest, relative to the median), ``repeats``
-        (how often it ran) and ``peak_mib`` of the process so far.
+        Its last result; and ``seconds`` (median), ``spread`` (range relative to the median),
+        ``repeats`` and the process's ``peak_mib`` so far.
     """
     seconds: list[float] = []
     while not seconds or (len(seconds) < repeats and sum(seconds) < _PATIENCE):
@@ -41,7 +41,7 @@ def timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, dict[str, flo
 
 
 def summarized(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and spread of some wall times, as `timed` returns them."""
+    """Median and spread of wall times, as `timed` returns them."""
     median = statistics.median(seconds)
     return {
         "seconds": median,
@@ -52,8 +52,8 @@ def summarized(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held, with Python and all it imports."""
-    # `ru_maxrss` of a child starts from its parent's peak on Linux: there the kernel's own count is right.
+    """Peak memory of this process, with Python and all imports."""
+    # On Linux, `ru_maxrss` of a child includes its parent's peak, but the kernel's own count does not.
     status = Path("/proc/self/status")
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -63,16 +63,16 @@ def peak_mib() -> float:
 
 
 def in_child(module: str, function: str, threads: int, **arguments: Any) -> Any:
-    """What a function returns that runs alone in a fresh process.
+    """Run a function in a new process.
 
     Args:
-        module: Its module.
-        function: Its name; it takes and returns what JSON can hold.
-        threads: How many each library may use.
+        module: Module of the function.
+        function: Its name; its arguments and result are plain values, as in JSON.
+        threads: Number of threads of each library.
         **arguments: Its arguments.
 
     Raises:
-        RuntimeError: If it fails; what it printed has gone to standard error.
+        RuntimeError: If it fails; its output is on standard error.
     """
     repository = str(Path(__file__).resolve().parents[1])
     limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
@@ -87,7 +87,8 @@ def in_child(module: str, function: str, threads: int, **arguments: Any) -> Any:
     )
     if done.returncode:
         raise RuntimeError(
-            f"Expected {module}.{function} to succeed, but it ended with {done.returncode}; the reason is above."
+            f"Expected {module}.{function} to succeed, but it ended with exit code {done.returncode}; its"
+            " error is above."
         )
     return json.loads(done.stdout.splitlines()[-1])
 

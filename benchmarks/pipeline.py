@@ -1,13 +1,13 @@
-"""A whole experiment by stage, and what `AttackEvaluation` adds to an epoch: python -m benchmarks.pipeline [--quick].
+"""An experiment by stage, and the cost of `AttackEvaluation`: python -m benchmarks.pipeline [--quick].
 
-The stages' wall times are those that ``attack.py evaluate`` wrote into a summary (``--summary``); with ``--quick`` the
-embedded digits' experiment runs now, in a folder that is thrown away. ``--before FILE``, another summary or a JSON of
-stage to seconds, puts an earlier version's beside them: ``ratio`` is how many times as long each took, and, where both summaries
-hold metrics, ``exact`` says whether all are equal.
+Wall times of stages come from a summary of ``attack.py evaluate`` (``--summary``). With ``--quick``, the
+embedded digits' experiment runs now, in a temporary folder. ``--before FILE``, another summary or a JSON of
+seconds by stage, adds an earlier version: ``ratio`` compares their times, and ``exact`` says whether all
+metrics are equal, if both have some.
 
-Then one epoch of the backbone's training with and without the callback, as its configuration has it, each in a
-process of its own. ``ratio`` is relative to the epoch with it, ``share_of_epoch`` what it adds to the epoch without it, and ``exact`` says whether
-the trained weights are equal bit for bit. Loggers are off: nothing is drawn for W&B.
+Then one epoch of the backbone trains with and without the callback, each in its own process.
+``ratio`` is relative to the epoch with it, ``share_of_epoch`` is the time that it adds, and ``exact`` says
+whether the trained weights are equal bit for bit. Loggers are off, so W&B panels do not count.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
     parser.add_argument(
-        "--summary", help="What attack.py wrote; results/mnist/seed0.json, or a run of its own if quick."
+        "--summary", help="Summary of attack.py; results/mnist/seed0.json, or of a new run if quick."
     )
-    parser.add_argument("--before", help="An earlier version's summary, or a JSON of stage to seconds.")
+    parser.add_argument("--before", help="Summary of an earlier version, or a JSON of seconds by stage.")
     given = report.parse(parser, args)
     now = _summary(given)
     before = _read(given.before) if given.before else {}
@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
 
 
 def _summary(given: argparse.Namespace) -> dict[str, Any]:
-    """What ``attack.py evaluate`` wrote, or writes now."""
+    """The summary of ``attack.py evaluate``, which runs now if quick."""
     if given.summary or not given.quick:
         return _read(given.summary or "results/mnist/seed0.json")
     with tempfile.TemporaryDirectory() as folder:
@@ -111,10 +111,10 @@ def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict
     """Time one epoch of training in this process, validation included.
 
     Args:
-        config: An experiment.
+        config: Configuration of an experiment.
         root: Folder of the data files.
-        evaluating: With the configuration's `AttackEvaluation`.
-        repeats: Each from the beginning.
+        evaluating: Whether to keep the configuration's `AttackEvaluation`.
+        repeats: Number of repeats, each from the beginning.
 
     Returns:
         The time, a digest of the ``weights``, and the name of the ``data``.

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: their options, the experiment they take apart, and their results."""
+"""What all benchmarks share: options, the experiment, and results."""
 
 import argparse
 import importlib.metadata
@@ -41,31 +41,31 @@ _PEERS = ("faiss-cpu", "scikit-learn", "torchattacks", "foolbox")
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that all benchmarks have."""
+    """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--quick", action="store_true", help="A minute or two: few images, the embedded digits."
+        "--quick", action="store_true", help="A few images of the embedded digits, in a minute or two."
     )
     parser.add_argument(
-        "--config", help="An experiment; configs/mnist/attack.yaml, or configs/digits/attack.yaml if quick."
+        "--config", help="Experiment; configs/mnist/attack.yaml, or configs/digits/attack.yaml if quick."
     )
     parser.add_argument("--root", help="Folder of the data files.")
     parser.add_argument(
-        "--backbone", help="A trained backbone's checkpoint; without it, one is trained and kept."
+        "--backbone", help="Checkpoint of a trained backbone; by default, one is trained and cached."
     )
     parser.add_argument(
         "--output", help="Folder for the results; results/benchmarks, or runs/benchmarks if quick."
     )
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="Threads of every method; %(default)s."
+        "--threads", type=int, default=torch.get_num_threads(), help="Threads of each method; %(default)s."
     )
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, args: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, fill in what depends on `quick`, and keep to the threads."""
+    """Parse, fill in defaults that depend on `quick`, and set the number of threads."""
     given = parser.parse_args(args)
     given.command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     given.config = given.config or f"configs/{'digits' if given.quick else 'mnist'}/attack.yaml"
@@ -77,13 +77,13 @@ def parse(parser: argparse.ArgumentParser, args: Sequence[str] | None) -> argpar
 def experiment(
     config: str, root: str | None, backbone: str | None, surrogate: str | None = None
 ) -> Experiment:
-    """An experiment on the CPU, without surrogates unless the checkpoint of one is given.
+    """An experiment on the CPU, without surrogates unless a checkpoint is given.
 
     Args:
-        config: Its YAML file.
-        root: Folder of the data files, instead of the configurations'.
+        config: YAML file of the experiment.
+        root: Folder of the data files; None for the configuration's.
         backbone: Checkpoint to load instead of training.
-        surrogate: Checkpoint of the last of the experiment's surrogates.
+        surrogate: Checkpoint of the experiment's last surrogate.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     parser = ArgumentParser()
@@ -103,7 +103,7 @@ def experiment(
 
 
 def device() -> str:
-    """The processor's name, as far as the system tells."""
+    """Number and name of the processors, as far as known."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -111,7 +111,7 @@ def device() -> str:
 
 
 def with_ratios(records: Sequence[Record]) -> list[Record]:
-    """Records by case, with their time relative to that of ours in the same case: 2 is twice as long."""
+    """Records by case, with their time relative to ours in the same case: 2 is twice as long."""
     cases = list(dict.fromkeys(record["case"] for record in records))
     records = sorted(records, key=lambda record: cases.index(record["case"]))
     ours = {record["case"]: record["seconds"] for record in records if record["method"] == OURS}
@@ -125,14 +125,14 @@ def publish(
     settings: Mapping[str, Any],
     *further: str,
 ) -> None:
-    """Print the records and write them to ``<output>/<name>.csv``, and how they were made to ``<name>.json``.
+    """Print records, write them to ``<output>/<name>.csv``, and their provenance to ``<name>.json``.
 
     Args:
-        name: Of the benchmark.
-        records: Lines; what one does not have stays empty.
+        name: Name of the benchmark.
+        records: Records; missing values stay empty.
         given: The parsed options.
         settings: What was measured.
-        further: Columns beyond those that all benchmarks have.
+        further: Columns besides those of all benchmarks.
     """
     columns = [*_COLUMNS, *further]
     where = {"device": device(), "threads": given.threads}
@@ -148,7 +148,7 @@ def publish(
 
 
 def _show(title: str, lines: Sequence[Record], columns: Sequence[str]) -> None:
-    """Print lines, each case named once."""
+    """Print a table in which each case is named once."""
     table = Table(title=title, box=None, title_justify="left")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column in ("case", "method") else "right")
@@ -175,7 +175,7 @@ def _installed(package: str) -> bool:
 
 
 def _commit() -> str | None:
-    """The checked-out commit, marked where files differ from it; None outside of a repository."""
+    """The current commit, marked if files differ from it; None outside of a repository."""
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=Path(__file__).parent,

@@ -1,9 +1,10 @@
-"""The searches that `benchmarks.search` compares, each timed in a process of its own.
+"""The searches that `benchmarks.search` compares, each timed in its own process.
 
-Each gets one layer's stored features and answers with votes; light imports, as every process pays for them.
+Each returns votes for one layer's stored features. Imports are light, because every process repeats them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,22 +14,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.measure import timed
-from lightning_advknn.choices import Backend
+from lightning_advknn.choices import Backend, ScanPrecision
 from lightning_advknn.functional import count_votes
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.scans.quantize import Precision, encode, fastest, lengths, products
+from lightning_advknn.search.scans.quantize import encode, fastest, lengths, products
 
 QUERIES = ("clean", "bim")
-_QUERIES, _ROWS = 500, 8192  # a chunk of plain torch's
+_QUERIES, _ROWS = 500, 8192  # chunk sizes
 
 
 class Search(NamedTuple):
-    """A bank that is ready."""
+    """A prepared bank."""
 
     votes: Callable[[Tensor], Tensor]
-    """Of queries float32 ``(B, D)``, int64 ``(B, C)``."""
+    """Votes int64 ``(B, C)`` of queries float32 ``(B, D)``."""
     leave_one_out: Callable[[int], Tensor] | None = None
-    """Votes on so many of the bank's first rows without themselves; ours always does all."""
+    """Leave-one-out votes on the first n rows; `ours` always computes all."""
 
 
 def ours(bank: Tensor, labels: Tensor, k: int, backend: Backend = "auto") -> Search:
@@ -39,7 +40,7 @@ def ours(bank: Tensor, labels: Tensor, k: int, backend: Backend = "auto") -> Sea
 
 
 def plain_torch(bank: Tensor, labels: Tensor, k: int) -> Search:
-    """Normalise once, multiply in float32, `topk`; a chunk of queries at a time."""
+    """Normalise, multiply in float32 and call `topk`, in chunks of queries."""
     rows = F.normalize(bank)
 
     def votes(queries: Tensor, own: Tensor | None = None) -> Tensor:
@@ -56,7 +57,7 @@ def plain_torch(bank: Tensor, labels: Tensor, k: int) -> Search:
 
 
 def faiss_flat(bank: Tensor, labels: Tensor, k: int) -> Search:
-    """`faiss.IndexFlatIP` over normalised rows."""
+    """`faiss.IndexFlatIP` on normalised rows."""
     from lightning_advknn.search.scans.faiss_scan import import_faiss
 
     index = import_faiss().IndexFlatIP(bank.shape[1])
@@ -71,7 +72,7 @@ def faiss_flat(bank: Tensor, labels: Tensor, k: int) -> Search:
 
 
 def scikit_learn(bank: Tensor, labels: Tensor, k: int) -> Search:
-    """`sklearn.neighbors.NearestNeighbors`, brute force, by cosine."""
+    """`sklearn.neighbors.NearestNeighbors` by brute force and cosine."""
     from sklearn.neighbors import NearestNeighbors
 
     neighbours = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(bank.numpy())
@@ -83,8 +84,8 @@ def scikit_learn(bank: Tensor, labels: Tensor, k: int) -> Search:
     return Search(votes)
 
 
-def bare_product(bank: Tensor, labels: Tensor, k: int, precision: Precision) -> Search:
-    """Nothing but the matrix product of the same shape: what the hardware can do. Its votes mean nothing."""
+def bare_product(bank: Tensor, labels: Tensor, k: int, precision: ScanPrecision) -> Search:
+    """Only the matrix product of the same shape, the hardware's limit; its votes are meaningless."""
     rows = encode(bank, lengths(bank), precision).values[:]
 
     def multiply(codes: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def bare_product(bank: Tensor, labels: Tensor, k: int, precision: Precision) -> 
 
 
 def prepare(method: str, bank: Tensor, labels: Tensor, k: int) -> Search:
-    """The search of this name, ready."""
+    """Prepare the search of this name."""
     if method.startswith("bare"):
         precision = fastest(bank.device, bank.shape[1]) if method == "bare product" else "float32"
         return bare_product(bank, labels, k, precision)
@@ -126,14 +127,14 @@ def measure(method: str, features: str, votes: str, k: int, repeats: int, rows: 
     Args:
         method: One of `METHODS`.
         features: File of a layer, from `benchmarks.features`.
-        votes: File for the votes by case.
-        k: Neighbours.
-        repeats: Of each search.
-        rows: How many leave-one-out queries a peer gets; None for all.
+        votes: File to write the votes to, by case.
+        k: Number of neighbours.
+        repeats: Repeats of each search.
+        rows: Number of leave-one-out queries of other libraries; None for all.
 
     Returns:
-        Times by case: ``bank`` (ready to search, from features in memory), ``clean``, ``bim``, ``leave-one-out``; and
-        what ``precision`` is the device's fastest.
+        Times by case: ``bank`` (preparing features in memory), ``clean``, ``bim``, ``leave-one-out``; and the
+        device's fastest ``precision``.
     """
     with safe_open(features, "pt") as stored:
         kept = {name: stored.get_tensor(name) for name in ("bank", "labels", *QUERIES)}
@@ -141,10 +142,10 @@ def measure(method: str, features: str, votes: str, k: int, repeats: int, rows: 
     precision = fastest(bank.device, bank.shape[1])
     times: dict[str, Any] = {"precision": precision}
     found: dict[str, Tensor] = {}
-    prepare(method, bank[: k + 1], labels[: k + 1], k)  # imports what it needs before the clock runs
+    prepare(method, bank[: k + 1], labels[: k + 1], k)  # imports libraries before timing
     search, times["bank"] = timed(lambda: prepare(method, bank, labels, k))
     for case in QUERIES:
-        found[case], times[case] = timed(lambda case=case: search.votes(kept[case]), repeats)  # type: ignore[misc]
+        found[case], times[case] = timed(partial(search.votes, kept[case]), repeats)
     if search.leave_one_out is not None:
         n = len(bank) if method.startswith("lightning_advknn") or rows is None else min(rows, len(bank))
         once = search.leave_one_out

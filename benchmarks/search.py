@@ -1,16 +1,16 @@
 """Exact k nearest neighbours by cosine in real features: python -m benchmarks.search [--quick] [--root DIR].
 
-Cases, for each layer of a trained backbone and all of them together: making the bank ready, then the votes on clean
-and on adversarial test images, and the leave-one-out votes on the bank's own rows. Methods: `MemoryBank`, as it is and
-held to float32; faiss, scikit-learn and plain torch, each by brute force in float32; and the bare matrix product of the
-same shape, which shows how near to the hardware's limit a search is. Leave-one-out products serve both rows of a
-pair, so there the share of the limit can exceed 1.
+Cases, for each layer of a trained backbone and for all together: preparing the bank, votes on clean and on
+adversarial test images, and leave-one-out votes on the bank's rows. Methods: `MemoryBank` by default and in
+float32; brute force in float32 by faiss, scikit-learn and plain torch; and the bare matrix product of the
+same shape, which is the hardware's limit. A leave-one-out product serves both rows of a pair, so its share of
+the limit can exceed 1.
 
-A method is ``exact`` if its votes are those of a float64 brute force on every query; ``differing`` counts those on
-which they are not. Leave-one-out votes are compared on some of the rows (``checked``). Each method and layer runs in a
-process of its own, whose peak memory includes Python, torch and the features as they are read.
+A method is ``exact`` if its votes equal those of a float64 brute force on every query; ``differing`` counts
+queries with other votes. Leave-one-out votes are compared on some rows (``checked``). Each method and layer
+runs in its own process, whose peak memory includes Python, torch and the features.
 
-Last, all banks under a limit of memory: built by `build_banks`, partly on disk, then searched.
+Finally, all banks are built by `build_banks` within a memory limit, partly on disk, and searched.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.features import backbone_run, bank_batches, prepare
 from benchmarks.measure import in_child, timed
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 _LIMITS = {"limit_share": "bare product", "float32_limit_share": "bare float32 product"}
 _FURTHER = (*_LIMITS, "precision", "differing", "checked", "measured_share")
@@ -38,9 +38,11 @@ _FURTHER = (*_LIMITS, "precision", "differing", "checked", "measured_share")
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
-    parser.add_argument("--layers", nargs="+", help="Only these.")
+    parser.add_argument("--layers", nargs="+", help="Only these layers.")
     parser.add_argument(
-        "--rows", type=int, help="Leave-one-out queries of the peers; their time is extrapolated to all rows."
+        "--rows",
+        type=int,
+        help="Leave-one-out queries of other libraries; their time is extrapolated to all rows.",
     )
     given = report.parse(parser, args)
     experiment = report.experiment(given.config, given.root, given.backbone)
@@ -94,7 +96,7 @@ def _compare(
             record = {"case": f"{label}: {layer}, {cases[part]}", "method": method, **time}
             if method.startswith("bare"):
                 if part == "bank":
-                    continue  # nobody waits for it
+                    continue
                 limits[part, method] = time["seconds"]
                 record["precision"] = fastest if method == "bare product" else "float32"
             elif part != "bank":
@@ -108,9 +110,9 @@ def _compare(
 
 
 def _judge(votes: torch.Tensor, known: dict[str, torch.Tensor], case: str) -> report.Record:
-    """How many votes are not the right ones."""
+    """Compare votes with the right ones."""
     right = known["checked_votes" if case == "leave-one-out" else f"{case}_votes"]
-    if case == "leave-one-out":  # a peer may have answered for the first rows only
+    if case == "leave-one-out":  # another library may have answered the first rows only
         there = known["checked"] < len(votes)
         votes, right = votes[known["checked"][there]], right[there]
     differing = int((votes != right).any(1).sum())
@@ -118,7 +120,7 @@ def _judge(votes: torch.Tensor, known: dict[str, torch.Tensor], case: str) -> re
 
 
 def _together(records: Sequence[report.Record], label: str) -> list[report.Record]:
-    """Sums over layers: times and differing votes; the largest peak, as layers ran one at a time."""
+    """Sums of times and differing votes over layers, and the largest peak."""
     groups: dict[tuple[str, str], list[report.Record]] = defaultdict(list)
     for record in records:
         groups[record["case"].split(", ")[-1], record["method"]].append(record)
@@ -145,7 +147,7 @@ def _together(records: Sequence[report.Record], label: str) -> list[report.Recor
 def _on_disk(
     files: dict[str, Path], given: argparse.Namespace, rows: int | None, queries: int, label: str
 ) -> list[report.Record]:
-    """`build_banks` and a search with and without a limit of memory."""
+    """`build_banks` and a search, with and without a memory limit."""
     records = []
     known = {}
     for layer, file in files.items():
@@ -181,13 +183,13 @@ def search_banks(
     memory_gib: float | None,
     votes: str,
 ) -> dict[str, Any]:
-    """Build and search all banks in this process; times of both."""
+    """Build and search all banks in this process; the times of both."""
     run = backbone_run(report.experiment(*experiment))
     network = FeatureNetwork(run.backbone.network, list(features)).eval()
     batches = bank_batches(run, rows)
 
     def build() -> dict[str, MemoryBank]:
-        return build_banks(network, batches, run.data.num_classes, memory_gib=memory_gib)
+        return build_banks(network, batches, run.data.num_classes, BankSettings(memory_gib=memory_gib))
 
     def search() -> dict[str, torch.Tensor]:
         found = {}

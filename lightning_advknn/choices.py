@@ -1,6 +1,9 @@
-"""Settings whose value is one of a few words. This file imports nothing heavy, so that `--help` is fast."""
+"""Values of settings: words to choose from, whole numbers. This file imports nothing heavy, so that `--help` is fast."""
 
-from typing import Literal
+import operator
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
 
 Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss", "ivf", "hnsw"]
 """What searches a memory bank. All are exact but ``ivf`` and ``hnsw``, which may miss neighbours."""
@@ -30,3 +33,52 @@ ScanPrecision = Literal["float32", "bfloat16", "int8"]
 
 WandbMode = Literal["offline", "online", "disabled"]
 """What Weights & Biases does: write files here, send to its server, or nothing."""
+
+
+def whole(name: str, value: Any) -> int:
+    """Convert an argument to `int`; accepts NumPy integers and integer tensors of one element.
+
+    Raises:
+        ValueError: If it is not an integer: bool and 5.0 are not.
+
+    >>> import numpy
+    >>> whole("k", numpy.int64(5))
+    5
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, such as 5."
+        ) from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the known name that is like it, or nothing.
+
+    >>> did_you_mean("fgsn", ["bim", "fgsm"])
+    ' Did you mean `fgsm`?'
+    """
+    names = get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" Did you mean `{names[0]}`?" if names else ""
+
+
+def at_least(name: str, value: Any, least: int) -> int:
+    """Convert an argument to `int`, as `whole`.
+
+    Raises:
+        ValueError: If it is not an integer or below `least`.
+    """
+    number = whole(name, value)
+    if number < least:
+        raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+    return number
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise a ValueError unless an argument is one of the choices, which are a `Literal` of `choices`."""
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"Expected `{name}` to be one of {known}, but got {value!r}.")

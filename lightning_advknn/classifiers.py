@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn import functional
-from lightning_advknn.choices import Backend, Convention, Metric
+from lightning_advknn.choices import Backend, Convention, Metric, whole
 from lightning_advknn.data.given import Images, Labelled, Labels, as_batches, as_images
 from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import OUTPUT, FeatureNetwork, Frozen, Normalize, Surrogate
 from lightning_advknn.models.surrogate import train_dknnb
-from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.build import build_banks, check_batch
+from lightning_advknn.search import Bank
+from lightning_advknn.search.build import BankSettings, build_banks, check_batch
 
 _T = TypeVar("_T")
 
@@ -75,7 +75,7 @@ class DkNN(Frozen):
             "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
         }  # fmt: skip
         self.network = FeatureNetwork(model, layers or [OUTPUT], _normalization(mean, std))
-        self.k = functional.whole("k", k)
+        self.k = whole("k", k)
         self.metric: Metric = metric
         self.convention: Convention = convention
         self.backend: Backend = backend
@@ -98,7 +98,7 @@ class DkNN(Frozen):
     def on_banks(
         cls,
         network: FeatureNetwork,
-        banks: Mapping[str, MemoryBank],
+        banks: Mapping[str, Bank],
         k: int = 75,
         convention: Convention = "strict",
     ) -> "DkNN":
@@ -133,7 +133,7 @@ class DkNN(Frozen):
         victim._set_banks(banks)
         return victim
 
-    def _set_banks(self, banks: Mapping[str, MemoryBank]) -> None:
+    def _set_banks(self, banks: Mapping[str, Bank]) -> None:
         for layer in self.layers:
             banks[layer].check_k(self.k)
         self._banks = nn.ModuleList(banks[layer] for layer in self.layers)
@@ -161,10 +161,8 @@ class DkNN(Frozen):
             raise ValueError(f"Expected `k` to be in [1, {n}] (the training images), but got {self.k}.")
         self._forget()
         self.eval().to(_find_device(self.device))
-        banks = build_banks(
-            self.network, batches, None, self.metric, self.backend, self.memory_gib, index=self.index
-        )
-        self._set_banks(banks)
+        settings = BankSettings(self.metric, self.backend, self.index, self.memory_gib)
+        self._set_banks(build_banks(self.network, batches, settings=settings))
         return self
 
     @property
@@ -173,10 +171,10 @@ class DkNN(Frozen):
         return self.network.layers
 
     @property
-    def banks(self) -> dict[str, MemoryBank]:
+    def banks(self) -> dict[str, Bank]:
         """Each layer's bank by name; row m is the same training image in all of them. Empty before `fit`."""
         # No `NotFittedError` here: it is an AttributeError, which `nn.Module` would replace by another.
-        return dict(zip(self.layers, cast(Iterable[MemoryBank], self._banks), strict=False))
+        return dict(zip(self.layers, cast(Iterable[Bank], self._banks), strict=False))
 
     @property
     def num_classes(self) -> int:
@@ -309,7 +307,7 @@ class DkNN(Frozen):
             NotFittedError: Before `fit`.
         """
         self._check_fitted()
-        check_images_of(self.banks[self.layers[0]], images)
+        _check_images_of(self.banks[self.layers[0]], images)
 
     @torch.no_grad()
     @float32_arithmetic()
@@ -523,7 +521,7 @@ def _evenly_spaced(labels: Tensor) -> Tensor:
     return torch.cat(chosen)
 
 
-def check_images_of(bank: MemoryBank, images: Tensor) -> None:
+def _check_images_of(bank: Bank, images: Tensor) -> None:
     """Raise a ValueError unless images are in [0, 1], where a bank is, and of its images' shape where that is known."""
     functional.check_images(images)
     if images.device != bank.labels.device:

@@ -1,4 +1,4 @@
-"""Convolutions that take less time than `torch.nn.Conv2d`, mostly on CPU; in attacks, weights are constant."""
+"""Convolutions that are faster than `torch.nn.Conv2d`, mostly on CPUs and for constant weights."""
 
 import math
 from collections.abc import Callable
@@ -10,26 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_LANES = 16  # input channels to which oneDNN fills up, float32 in AVX-512
+_LANES = 16  # oneDNN pads input channels to this number, for float32 in AVX-512
 
-# Where Cook-Toom evaluates polynomials, beside infinity, in the order of use: small numbers and their negative
-# reciprocals err least. Of those tried, the last two err least with nine and ten points.
+# Points at which Cook-Toom evaluates polynomials, besides infinity, in the order of use. Small numbers and
+# their negative reciprocals have the smallest errors. The last two had the smallest of those tried.
 _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0, -0.5, 2.0, 0.75, -4 / 3)
 
 
 class DirectConvolution:
-    """What `torch.nn.Conv2d` computes, with its weights in a given type and memory format.
+    """A `torch.nn.Conv2d` with constant weights of a given dtype and memory format.
 
-    On CPU, the gradient of the images of a strided convolution of few channels, such as a network's first one, is
-    found as that of their phases: a convolution without stride, of stride^2 times as many channels. oneDNN fills one
-    channel up to 16, so this is 3 to 4 times as fast; it adds up the same products.
+    On a CPU, it is faster for a strided convolution of few channels, such as a network's first. The gradient
+    of the images is computed phase by phase, by a convolution without stride of stride^2 times as many
+    channels. It adds up the same products, but oneDNN pads one channel to 16, so this is 3 to 4 times as
+    fast.
 
     Args:
-        conv: Not changed.
-        dtype: Of the arithmetic.
-        memory_format: Of the weights, which the outputs follow.
-        in_order: Add them up in oneDNN's own order (on AVX-512), so that the gradient is equal bit for bit; without,
-            it takes half as long.
+        conv: The convolution; not changed.
+        dtype: Dtype of the arithmetic.
+        memory_format: Memory format of the weights and outputs.
+        in_order: Add up in oneDNN's order (on AVX-512), so that the gradient is equal bit for bit. False is
+            twice as fast.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class DirectConvolution:
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, H', W')``."""
-        # A network that enters autocast itself gets gradients of another type than its weights.
+        # Under autocast, the gradient has another dtype than the weights.
         other = torch.is_autocast_enabled(images.device.type) and self.weight.dtype == torch.float32
         if self.phases is None or images.dim() != 4 or other:
             return self.forward(images)
         return _with_phase_gradient(images, self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The same, with the gradient that PyTorch finds itself."""
+        """The same, with PyTorch's own gradient."""
         outputs: Tensor = self.conv._conv_forward(images, self.weight, self.bias)
         return outputs
 
@@ -92,15 +93,15 @@ _with_phase_gradient: Callable[[Tensor, DirectConvolution], Tensor] = _PhaseGrad
 
 
 def _gradient_in_order(gradient: Tensor, phases: Tensor) -> Tensor:
-    """Gradient ``(B, phases, rows, columns)`` of outputs ``(B, O, H, W)``, as oneDNN adds it up."""
+    """Gradient ``(B, phases, rows, columns)`` from that of outputs ``(B, O, H, W)``, in oneDNN's order."""
     *_, taps_h, taps_w = phases.shape
-    # A transposed convolution, written as an ordinary one of the turned map.
+    # A transposed convolution, as an ordinary one of the flipped map.
     turned = gradient.flip(2, 3).contiguous(memory_format=torch.channels_last)
     return F.conv2d(turned, phases, padding=(taps_h - 1, taps_w - 1)).flip(2, 3)
 
 
 def _gradient_by_rows(gradient: Tensor, phases: Tensor) -> Tensor:
-    """The same: each row of taps is one matrix product into the rows that it reaches, then each column is added."""
+    """The same gradient, as one matrix product for each row of taps, and one sum for each column."""
     channels, outputs, taps_h, taps_w = phases.shape
     batch, _, height, width = gradient.shape
     positions = gradient.permute(2, 3, 0, 1).reshape(-1, outputs)
@@ -116,7 +117,7 @@ def _gradient_by_rows(gradient: Tensor, phases: Tensor) -> Tensor:
 
 
 class _Matrices(NamedTuple):
-    """A and B of `cook_toom` along height and width, and G for both at once."""
+    """A and B of `_cook_toom` for height and for width, and G for both."""
 
     output_h: Tensor
     input_h: Tensor
@@ -128,19 +129,20 @@ class _Matrices(NamedTuple):
 class CookToomConvolution:
     """A convolution of small maps with fewer multiplications (Winograd's minimal filtering).
 
-    A correlation of a row of inputs with r taps is ``A ((G taps) * (B row))`` for three constant matrices: outputs are
-    coefficients of a product of polynomials, found from its values at n = outputs + r - 1 points. In two
-    dimensions, one matrix product a point replaces r^2 multiplications for each output by n^2 for all of them. Strides
-    become channels first, one for each phase. The whole map is one tile. All is linear in the images and in the taps, so
-    autograd finds their gradients, which need as few.
+    A correlation of a row of inputs with r taps is ``A ((G taps) * (B row))``, with three constant matrices.
+    The outputs are coefficients of a product of polynomials, interpolated from its values at n = outputs + r
+    - 1 points. In two dimensions, n^2 multiplications for all outputs replace r^2 for each output. Strides
+    are first turned into channels, one for each phase, and the whole map is one tile. Everything is linear in
+    images and taps, so autograd's gradients need as few multiplications.
 
-    The result is that of `torch.nn.Conv2d` up to rounding: in float32, root mean square errors below 1e-5 up to eight
-    points and below 1e-4 up to ten, relative to the outputs' standard deviation (direct: 2e-7). Larger maps, and what
-    would need no fewer multiplications, are computed directly.
+    Results equal those of `torch.nn.Conv2d` up to rounding. In float32, root mean square errors relative to
+    the outputs' standard deviation are below 1e-5 for up to 8 points and below 1e-4 for up to 10 (direct:
+    2e-7). Larger maps are computed directly, and so are convolutions that would need no fewer
+    multiplications.
 
     Args:
-        conv: Not changed.
-        constant: Its weights stay as they are: what depends on them alone is computed once.
+        conv: The convolution; not changed.
+        constant: Whether its weights stay constant, so that their transform is computed only once.
     """
 
     def __init__(self, conv: nn.Conv2d, constant: bool = True) -> None:
@@ -168,7 +170,7 @@ class CookToomConvolution:
         (stride_h, stride_w), batch, padding = conv.stride, len(images), self.padding or (0, 0)
         top, left = padding[0] % stride_h, padding[1] % stride_w
         pads = (left, columns * stride_w - left - size[1], top, rows * stride_h - top - size[0])
-        # Positions come first and channels last, so that all but the phases is matrix products without a copy.
+        # With positions first and channels last, everything but the phases is matrix products without copies.
         x = images.permute(2, 3, 0, 1)
         x = F.pad(x, (0, 0, 0, 0, *pads)) if any(pads) else x
         x = x.reshape(rows, stride_h, columns, stride_w, *x.shape[2:]).permute(0, 2, 4, 1, 3, 5)
@@ -180,10 +182,10 @@ class CookToomConvolution:
         bias = conv.bias.detach() if self.constant and conv.bias is not None else conv.bias
         return (y if bias is None else y + bias).permute(2, 3, 0, 1)
 
-    @torch.inference_mode(False)  # autograd refuses what is made in it
+    @torch.inference_mode(False)  # autograd refuses tensors made in it
     @torch.no_grad()
     def _prepare(self, size: torch.Size) -> tuple[_Matrices, Tensor | None] | None:
-        """What to multiply maps of a size with, and constant taps, if it pays."""
+        """The matrices for maps of this size, and constant taps; None if direct convolution is better."""
         conv, weight, padding = self.conv, self.conv.weight, self.padding
         if padding is None:
             return None
@@ -197,9 +199,9 @@ class CookToomConvolution:
         transforms = channels * h * w * (h + w) + outputs * h * out_w * (w + out_h)
         if h * w * channels * outputs + transforms >= out_h * out_w * outputs * weight[0].numel():
             return None
-        output_h, kernel_h, input_h = cook_toom(out_h, taps_h)
-        output_w, kernel_w, input_w = cook_toom(out_w, taps_w)
-        # Whole blocks of padding meet no image: their columns go instead of zeros being added to the images.
+        output_h, kernel_h, input_h = _cook_toom(out_h, taps_h)
+        output_w, kernel_w, input_w = _cook_toom(out_w, taps_w)
+        # Columns for blocks of padding only are dropped, instead of padding the images with zeros.
         input_h, input_w = (
             matrix[:, pad // step :][:, : -(-(length + pad % step) // step)]
             for matrix, length, pad, step in zip((input_h, input_w), size, padding, stride, strict=True)
@@ -211,15 +213,15 @@ class CookToomConvolution:
 
 
 def _taps(weight: Tensor, stride: tuple[int, ...], kernel: Tensor) -> Tensor:
-    """Values of the taps' polynomials, ``(points, phases * C, O)``, by ``(points, taps)``."""
+    """Values of the taps' polynomials, ``(points, phases * C, O)``, with a kernel ``(points, taps)``."""
     phases = _split_phases(weight, stride)
     outputs, channels, taps_h, stride_h, taps_w, stride_w = phases.shape
     taps = phases.permute(2, 4, 3, 5, 1, 0).reshape(taps_h * taps_w, -1)
     return (kernel @ taps).view(-1, stride_h * stride_w * channels, outputs)
 
 
-def cook_toom(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices of a correlation, ``out[i] = sum_j taps[j] row[i + j] = A ((G taps) * (B row))``.
+def _cook_toom(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices of a correlation: ``out[i] = sum_j taps[j] row[i + j] = A ((G taps) * (B row))``.
 
     Args:
         outputs: m, at least 1.
@@ -231,22 +233,22 @@ def cook_toom(outputs: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
     points = torch.tensor(_POINTS[: outputs + taps - 2], dtype=torch.float64)
 
     def evaluate(length: int) -> Tensor:
-        """Values of a polynomial of `length` coefficients at the points, and its leading one (at infinity)."""
+        """The matrix that evaluates a polynomial of `length` coefficients at the points and at infinity."""
         powers = points[:, None] ** torch.arange(length)
         return torch.cat([powers, torch.eye(length, dtype=torch.float64)[-1:]])
 
-    # Values of a product are products of values; that of outputs and taps, transposed, is the correlation.
+    # Values of a product are products of values. The transpose of the product is the correlation.
     return evaluate(outputs).T, evaluate(taps), torch.linalg.inv(evaluate(outputs + taps - 1)).T
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, ...] | None:
-    """Zeros along height and width; None if it pads otherwise, or has groups or dilation."""
+    """Zero padding of height and width; None for other padding, groups or dilation."""
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return conv.padding if plain and not isinstance(conv.padding, str) else None
 
 
 def _split_phases(weight: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Kernels ``(O, C, k_h, k_w)`` by tap and phase, ``(O, C, taps, stride, taps, stride)``, filled up with zeros."""
+    """Zero-pad kernels ``(O, C, k_h, k_w)`` and split them, to ``(O, C, taps, stride, taps, stride)``."""
     (stride_h, stride_w), (kernel_h, kernel_w) = stride, weight.shape[2:]
     weight = F.pad(weight, (0, -kernel_w % stride_w, 0, -kernel_h % stride_h))
     return weight.reshape(

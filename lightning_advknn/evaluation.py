@@ -1,7 +1,7 @@
 """From images to one row per sample: the only source of every number.
 
 An image is judged, attacked, and judged again as stored. `make_rows` puts what came out side by side, and
-`AttackMetrics` reduces rows to accuracies, distortions and credibilities. The callback, `attack.py`, tables, figures
+`_AttackMetrics` reduces rows to accuracies, distortions and credibilities. The callback, `attack.py`, tables, figures
 and W&B all read these.
 """
 
@@ -214,7 +214,7 @@ def make_rows(
     adversarial: Tensor,
     before: Verdicts,
     after: Verdicts,
-    surrogate: LogitsFn | None = None,
+    surrogate: tuple[Tensor, Tensor] | None = None,
 ) -> Rows:
     """Put verdicts before and after an attack side by side.
 
@@ -225,7 +225,7 @@ def make_rows(
         adversarial: Same shape.
         before: Verdicts on `images`.
         after: Verdicts on `adversarial`.
-        surrogate: What was attacked instead of the network; asked for its predictions too.
+        surrogate: Classes before and after of what was attacked instead of the backbone, int64 ``(n,)`` each.
 
     Raises:
         ValueError: If a label is no class, or images, ids and verdicts are not as many.
@@ -240,10 +240,10 @@ def make_rows(
         "l2": functional.l2_distortion(images, adversarial),
         "linf": functional.linf_distortion(images, adversarial),
     }
-    for when, verdicts, judged in (("before", before, images), ("after", after, adversarial)):
+    for place, (when, verdicts) in enumerate((("before", before), ("after", after))):
         rows |= {f"{name}_{when}": each for name, each in verdicts._asdict().items() if each is not None}
         if surrogate is not None:
-            rows[f"surrogate_{when}"] = predict(surrogate, judged)
+            rows[f"surrogate_{when}"] = surrogate[place]
     return rows
 
 
@@ -284,7 +284,7 @@ def concatenate(parts: list[Rows]) -> Rows:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-class AttackMetrics(Metric):
+class _AttackMetrics(Metric):
     """Reduces rows, over batches and ranks, to the paper's metrics.
 
     `compute` gives float64 scalars: accuracies in [0, 1] after the attack, ``knn_acc``, ``dknn_acc`` and, where rows
@@ -350,13 +350,13 @@ class AttackMetrics(Metric):
 
 
 def summarize(rows: Rows, over_ranks: bool = False) -> Mapping[str, float]:
-    """`AttackMetrics` of rows, as numbers.
+    """`_AttackMetrics` of rows, as numbers.
 
     Args:
         rows: This process's.
         over_ranks: Of the rows of all ranks, if there is a process group; each calls this.
     """
-    metrics = AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
+    metrics = _AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
     metrics.update(rows)
     return {name: value.item() for name, value in metrics.compute().items()}
 
@@ -484,7 +484,8 @@ def evaluate(
         for each in (clean, stored)
     )
     ids = torch.arange(len(clean), device=device)
-    rows = make_rows(ids, known, clean, stored, before, after, surrogate)
+    classes = None if surrogate is None else (predict(surrogate, clean), predict(surrogate, stored))
+    rows = make_rows(ids, known, clean, stored, before, after, classes)
     note = f"Credibility against the votes of {len(votes)} calibration images."
     if not len(victim.calibration_votes):
         note = f"Credibility against leave-one-out votes of {len(votes)} training images; `calibrate` takes held-out ones."

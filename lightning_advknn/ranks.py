@@ -1,7 +1,7 @@
-"""The processes of one job, started by torchrun or by SLURM: waiting for each other, and noticing that one has died.
+"""The processes (ranks) of one job of torchrun or SLURM: they wait for each other, and notice dead ones.
 
-Ranks share a folder and a key-value store. Each says every now and then in the store that it is alive, so one that waits for
-another knows long work from death: a timeout need not be longer than the longest work.
+Ranks share a folder and a key-value store. Each writes a heartbeat to the store, so a rank that waits can
+tell long work from death, and the timeout can be shorter than the work.
 """
 
 import json
@@ -24,26 +24,27 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-_BEATS = 10  # signs of life within a timeout
-_joined = count()  # how often this process has joined others
-_SHORTEST, _LONGEST = 0.001, 0.2  # seconds between two looks at the store
+_BEATS = 10  # heartbeats within a timeout
+_joined = count()  # counts calls of `join`
+_SHORTEST, _LONGEST = 0.001, 0.2  # seconds between two queries of the store
 
 
 class LostRankError(RuntimeError):
-    """A rank has died, or cannot be reached."""
+    """A rank has died or cannot be reached."""
 
 
 class Ranks:
-    """The processes of a job, as one of them sees them; by default there is no other.
+    """A rank's connection to the other ranks of its job; by default it is the only one.
 
-    `barrier`, `agree`, `gather`, `first`, `open` and `close` are collective: every rank calls them, in the same order.
+    `barrier`, `agree`, `gather`, `first`, `open` and `close` are collective: every rank must call them, in
+    the same order.
 
     Args:
-        rank: This process, in [0, size).
+        rank: Number of this process, in [0, size).
         size: Number of processes.
-        local_rank: This process among those of its machine.
-        store: Theirs; None if there is no other process.
-        timeout: Seconds without a sign of life after which a rank counts as dead.
+        local_rank: Number of this process on its machine.
+        store: The shared store; None if there is no other process.
+        timeout: Seconds without a heartbeat until a rank counts as dead.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Ranks:
         self._store = store
         self._met = 0
         if store is not None:
-            # A connection of its own: the other one may be busy.
+            # A separate connection, because the other may be busy.
             threading.Thread(target=self._live, args=(store.clone(),), daemon=True).start()
 
     def deal(self, units: Sequence[T]) -> Sequence[T]:
@@ -66,14 +67,14 @@ class Ranks:
         return units[self.rank :: self.size]
 
     def barrier(self, what: str) -> None:
-        """Wait until all ranks are here, for as long as they live.
+        """Wait until all ranks are here, as long as they live.
 
         Args:
-            what: Where that is, in words; the same on all ranks.
+            what: Description of this barrier; the same on all ranks.
 
         Raises:
-            LostRankError: If one has died.
-            RuntimeError: If one is elsewhere.
+            LostRankError: If a rank has died.
+            RuntimeError: If a rank is at another barrier.
         """
         if self._store is None:
             return
@@ -85,16 +86,17 @@ class Ranks:
             places = [place.decode() for place in self._store.multi_get(keys)]
         except dist.DistError as error:
             raise LostRankError(
-                f"Expected to meet the other ranks at {what!r}, but their store is gone, and with it rank 0 or the launcher"
-                f" that keeps it: {error}"
+                f"Expected to meet the other ranks at {what!r}, but their store is gone: rank 0 or the"
+                f" launcher has ended. {error}"
             ) from error
         if set(places) != {what}:
             raise RuntimeError(
-                f"Expected all ranks to do the same, but they are at {places}. Give all the same command, code and files."
+                f"Expected all ranks to do the same, but they are at {places}. Give all the same command,"
+                " code and files."
             )
 
     def agree(self, what: str, make: Callable[[], T]) -> T:
-        """What rank 0 makes, plain values as JSON holds them, on all ranks."""
+        """The result of `make` on rank 0, for all ranks; it must consist of plain values, as in JSON."""
         if self._store is None:
             return make()
         key = f"agreed/{self._met}"
@@ -105,7 +107,7 @@ class Ranks:
         return agreed
 
     def gather(self, what: str, value: T) -> list[T]:
-        """Every rank's value, a plain one as JSON holds it, on all ranks."""
+        """The values of all ranks, which must be plain, as in JSON."""
         if self._store is None:
             return [value]
         keys = [f"said/{self._met}/{rank}" for rank in range(self.size)]
@@ -115,7 +117,7 @@ class Ranks:
 
     @contextmanager
     def first(self, what: str) -> Iterator[None]:
-        """Rank 0 does something before the others."""
+        """Run a block on rank 0 first, then on the others."""
         if self.rank:
             self.barrier(what)
         try:
@@ -125,9 +127,10 @@ class Ranks:
                 self.barrier(what)
 
     def open(self, what: str) -> None:
-        """Make all ranks the default process group: gloo, on GPUs also NCCL, with the same timeout.
+        """Create the default process group of all ranks: gloo, and NCCL on GPUs, with the same timeout.
 
-        Not for longer than needed: torchmetrics sums over all ranks while there is one, also where a single rank computes.
+        Close it as soon as possible: while it exists, torchmetrics sums over all ranks, even if only one
+        computes.
         """
         if self._store is None:
             return
@@ -139,10 +142,10 @@ class Ranks:
             world_size=self.size,
             timeout=timedelta(seconds=self.timeout),
         )
-        self.barrier(f"{what}: connected")  # before anyone can have hung up
+        self.barrier(f"{what}: connected")  # no rank may disconnect before
 
     def close(self) -> None:
-        """Take the process group away again, once no rank needs it any longer."""
+        """Destroy the process group once no rank needs it."""
         if self._store is None:
             return
         self.barrier("the end of a process group")
@@ -150,7 +153,7 @@ class Ranks:
 
     @contextmanager
     def group(self, what: str) -> Iterator[None]:
-        """`open` and, unless there is an error, `close`."""
+        """Call `open` and, unless there is an error, `close`."""
         self.open(what)
         yield
         self.close()
@@ -161,7 +164,7 @@ class Ranks:
             try:
                 store.set(f"alive/{self.rank}", str(beat))
             except dist.DistError:
-                return  # so is who waits for it
+                return  # the store has ended, and with it the ranks that wait
             beat += 1
             time.sleep(self.timeout / _BEATS)
 
@@ -170,7 +173,7 @@ class Ranks:
         if store is None:
             return
         missing, pause = list(range(self.size)), _SHORTEST
-        seen = {rank: (b"", time.monotonic()) for rank in missing}  # last sign of life, and when
+        seen = {rank: (b"", time.monotonic()) for rank in missing}  # last heartbeat, and its time
         while missing := [rank for rank in missing if not store.check([keys[rank]])]:
             now = time.monotonic()
             for rank in missing:
@@ -180,22 +183,22 @@ class Ranks:
                     seen[rank] = beat, now
                 elif now - seen[rank][1] > self.timeout:
                     raise LostRankError(
-                        f"Expected rank {rank} at {what!r}, but it has shown no sign of life for {self.timeout:g} s: it has"
-                        " died, or its network has."
+                        f"Expected rank {rank} at {what!r}, but it has shown no sign of life for"
+                        f" {self.timeout:g} s: it or its network has died. Run the same command again."
                     )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
 
 
 def join(timeout: float = 300.0) -> Ranks:
-    """The ranks that torchrun or SLURM's srun has started, this process among them; else this process alone.
+    """Connect to the other ranks that torchrun or srun has started; a single process gets `Ranks()`.
 
     Args:
-        timeout: As in `Ranks`; also what they have to find each other.
+        timeout: As in `Ranks`; also the time limit for connecting.
 
     Raises:
-        ValueError: If the timeout is not positive, or SLURM has started several processes in a way that they do not know of each other.
-        LostRankError: If they do not find each other.
+        ValueError: If the timeout is not positive, or SLURM's processes cannot know of each other.
+        LostRankError: If ranks cannot connect.
     """
     if not timeout > 0:
         raise ValueError(f"Expected `timeout` to be above 0 seconds, but got {timeout}.")
@@ -204,32 +207,34 @@ def join(timeout: float = 300.0) -> Ranks:
         launcher = next((kind() for kind in kinds if kind.detect()), None)
     except RuntimeError as error:
         raise ValueError(
-            f"Expected SLURM to start one process a GPU with `--ntasks-per-node`, but: {error}"
+            f"Expected SLURM to start one process for each GPU with `--ntasks-per-node`, but: {error}"
         ) from error
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if launcher is None and tasks > 1:
         raise ValueError(
-            f"Expected one process in a SLURM job called {os.environ.get('SLURM_JOB_NAME')!r}, which is taken for interactive, but srun"
-            f" has started {tasks}. Give srun another `--job-name`, or use torchrun."
+            f"Expected one process in a SLURM job called {os.environ.get('SLURM_JOB_NAME')!r}, as that name"
+            f" means an interactive job, but srun has started {tasks}. Give srun another `--job-name`, or use"
+            " torchrun."
         )
     if launcher is None or launcher.world_size() == 1:
         return Ranks()
     rank, size = launcher.global_rank(), launcher.world_size()
-    _ = launcher.main_address, launcher.main_port  # SLURM's write them where torch looks for them
+    _ = launcher.main_address, launcher.main_port  # SLURM's set the environment variables that torch reads
     try:
         store, _, _ = next(
             rendezvous(f"env://?rank={rank}&world_size={size}", timeout=timedelta(seconds=timeout))
         )
     except dist.DistError as error:
         raise LostRankError(
-            f"Expected {size} processes to find each other within {timeout:g} s, but rank {rank} did not: {error}"
+            f"Expected {size} processes to find each other within {timeout:g} s, but rank {rank} did not:"
+            f" {error} Check the network between them, or raise `timeout`."
         ) from error
-    # What was said in another attempt, or before, is of no use.
+    # Separate keys for each attempt of torchrun and each call of `join`.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     named = PrefixStore(f"lightning_advknn/{attempt}/{next(_joined)}", store)
     return Ranks(rank, size, launcher.local_rank(), named, timeout)
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error means that a rank has died: ours, or what a process group makes of it."""
+    """Whether an error means that a rank has died: a `LostRankError`, or an error of the process group."""
     return isinstance(error, LostRankError | dist.DistError) or "gloo" in str(error).lower()

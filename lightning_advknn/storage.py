@@ -1,4 +1,4 @@
-"""Files that are whole or not there, made by one process at a time, and keys that name what they depend on."""
+"""Atomic files with checksums, locks between processes, and hashes for keys."""
 
 import errno
 import hashlib
@@ -25,17 +25,17 @@ from tqdm import tqdm
 
 from lightning_advknn import __version__
 
-_DIGEST = "digest"  # in JSON, and in the metadata of safetensors files
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
+_DIGEST = "digest"  # key in JSON files, and in the metadata of safetensors files
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # errors of file systems without locks
 _REMEDY = "Restore it, or delete it and run the command that made it again."
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write a file to; on success it becomes `path`.
+    """Yield a temporary path beside `path`, which is renamed to `path` on success.
 
     Args:
-        path: Where the result goes; its folder is made, an existing file is replaced.
+        path: Path of the finished file. Its folder is created, and an existing file is replaced.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -50,7 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and raise an OSError unless files can be written in it."""
+    """Create a folder, and raise an OSError unless files can be written in it."""
     probe = folder / f".{_process()}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,31 +58,32 @@ def check_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)  # another thread may have deleted it
     except OSError as error:
         raise OSError(
-            f"Expected to be able to write in {folder}, but got: {error.strerror or error}. Choose another output folder."
+            f"Expected to be able to write in {folder}, but got: {error.strerror or error}. Choose another"
+            " output folder."
         ) from error
 
 
 @contextmanager
 def locked(path: Path, what: str | None, wait: bool = True) -> Iterator[float]:
-    """Be the only one that makes a file; yield the seconds that others were waited for, who may have made it.
+    """Hold a lock while making a file; yield the seconds of waiting for a process that may have made it.
 
-    The lock is a hidden file beside it, which goes when it is freed. The system frees it when its process
-    ends, however that ends. Where files cannot be locked, nobody waits, and a warning says so: files are
-    still whole or not there.
+    The lock is a hidden file beside the file, and is deleted afterwards. The system frees it when its process
+    ends, even after a crash. On a file system without locks, a warning is shown and nobody waits; files are
+    still written atomically.
 
     Args:
-        path: Of the file that is made.
-        what: That is, in words, for who has to wait; None to wait without a word.
-        wait: For others.
+        path: Path of the file to make.
+        what: What is made, for the message to processes that wait; None for no message.
+        wait: Whether to wait for other processes.
 
     Raises:
         OSError: If the folder cannot be written.
-        TimeoutError: Without `wait`, if another one makes it.
+        TimeoutError: If another process holds the lock and `wait` is false.
     """
     check_writable(path.parent)
     file = path.with_name(f".{path.name}.lock")
-    # The other kind of lock, a file that is there or not, would outlive a killed process. What a killed one
-    # leaves, other users of the folder may lock too.
+    # A soft lock, which is the existence of a file, would outlive a killed process. With mode 0o666, other
+    # users can lock the file that a killed process leaves.
     lock = FileLock(file, poll_interval=0.1, fallback_to_soft=False, mode=0o666)
     waited = 0.0
     try:
@@ -100,40 +101,41 @@ def locked(path: Path, what: str | None, wait: bool = True) -> Iterator[float]:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            f"Expected to be able to lock files in {path.parent}, but got: {error.strerror}. Runs that share it at the same time"
-            " will do the same work twice.",
+            f"Expected to be able to lock files in {path.parent}, but got: {error.strerror}. Concurrent runs"
+            " that"
+            " share it will do the same work twice; choose another folder.",
             stacklevel=3,
         )
     try:
         yield waited
     finally:
-        # Who has opened it meanwhile sees that it is gone, and takes a new one.
+        # A process that has opened the deleted file notices that, and locks a new one.
         with suppress(OSError):
             file.unlink()
         lock.release()
 
 
 def _process() -> str:
-    """A name for this process among all that share a folder: machines may have processes of one number."""
+    """A name of this process that is unique among machines."""
     return f"{platform.node()}.{os.getpid()}"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all, each list of numbers in one line, with what tells damage later if it is an object."""
+    """Write JSON atomically, with each list of numbers on one line, and a checksum if it is an object."""
     if isinstance(content, dict):
-        content = {**content, _DIGEST: digest(json.loads(json.dumps(content)))}  # as it reads back
+        content = {**content, _DIGEST: digest(json.loads(json.dumps(content)))}  # of what will be read
     text = json.dumps(content, indent=2, allow_nan=False)
-    # Within a text, JSON has no line breaks, so this finds lists only.
+    # Strings in JSON have no line breaks, so this matches lists only.
     text = re.sub(r"\[\n([-+.\dEe,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """JSON that `write_json` wrote.
+    """Read JSON of `write_json`.
 
     Raises:
-        ValueError: If the file is not what was written.
+        ValueError: If the file is damaged or was changed.
         OSError: If it cannot be read.
     """
     try:
@@ -149,7 +151,7 @@ def read_json(path: Path) -> Any:
 
 
 def digest(content: Any) -> str:
-    """Short hash of anything JSON can hold; equal contents have equal hashes.
+    """Short hash of plain values, as in JSON; equal contents have equal hashes.
 
     >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     True
@@ -162,7 +164,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        # As bytes: numpy knows no bfloat16.
+        # As bytes, because NumPy has no bfloat16.
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:16]
 
@@ -173,12 +175,12 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to a safetensors file, whole or not at all, with what tells damage later.
+    """Write tensors to a safetensors file atomically, with a checksum.
 
     Args:
-        path: Of the file.
-        tensors: On any device.
-        metadata: Kept beside them.
+        path: Path of the file.
+        tensors: Tensors by name, on any device.
+        metadata: Strings to store with them.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
@@ -186,15 +188,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that `save_tensors` wrote, on the CPU, and their metadata.
+    """Read tensors of `save_tensors`, on the CPU, and their metadata.
 
     Raises:
-        ValueError: If the file is not what was written: truncated, changed, or of something else.
+        ValueError: If the file is truncated, changed, or of another kind.
         OSError: If it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as kept:
-            # Copies: what it gives is the file itself, mapped, and may change with it.
+            # Copies, because safetensors maps the file, which may change.
             tensors = {name: kept.get_tensor(name).clone() for name in kept.keys()}
             metadata = dict(kept.metadata() or {})
     except SafetensorError as error:
@@ -211,7 +213,10 @@ def file_digest(path: Path) -> str:
 
 
 def code_of(path: str) -> list[str]:
-    """What tells the code that an import path names from an edited one: hash of the file that has it, version of its package.
+    """Identify the code behind an import path, so that edits are noticed.
+
+    Returns:
+        Hash of the source file, and version of the package.
 
     Raises:
         ImportError: If its module cannot be imported.
@@ -225,7 +230,7 @@ def code_of(path: str) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """What results and runs say of the software that made them."""
+    """Versions of the software, for results."""
     packages = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")
     return {
         "lightning-advknn": __version__,

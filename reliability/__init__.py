@@ -1,1 +1,1 @@
-"""Whether the project keeps its word on inputs that it was not made for."""
+"""Reliability: killed runs, damaged files, and unusual inputs of users."""

@@ -1,4 +1,4 @@
-"""A case: what a user does, what is right, and what happens; with a small experiment that cases change."""
+"""Field cases: what a user does and what should happen; and the small experiment that cases change."""
 
 import contextlib
 import io
@@ -24,40 +24,40 @@ TRAIN, TEST = 60, 30  # images of each class
 
 
 class Outcome(NamedTuple):
-    """What happened."""
+    """What happened in a case."""
 
     words: str
     ok: bool
-    """Whether it is what should."""
+    """Whether this should happen."""
 
 
 class Case(NamedTuple):
     """Something a user does."""
 
     case: str
-    """Its name: that of the case it goes back to, or ``<kind>-<what>``."""
+    """Its name: ``<number>-<what>`` for a reported case, otherwise ``<topic>-<what>``."""
     input: str
-    """What the user does, in a sentence."""
+    """What the user does, in one sentence."""
     expected: str
-    """What is right."""
+    """What should happen."""
     run: Callable[[Path], Outcome]
-    """Does it in an empty folder."""
+    """Runs the case in an empty folder."""
 
 
 class Ran(NamedTuple):
-    """A command that has run."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
-    """With warnings."""
+    """Its stderr, with warnings."""
 
     def refused(self, *words: str, code: int = 2) -> Outcome:
-        """The outcome where an error with these words is right.
+        """The outcome of a case that should end with an error.
 
         Args:
-            words: Each must be in what it wrote to stderr, whatever the case of letters.
-            code: Of its exit.
+            words: Each must be in stderr, in upper or lower case.
+            code: The exit code.
         """
         said = next((line for line in reversed(self.err.splitlines()) if line.strip()), "")
         ok = self.code == code and all(word.lower() in self.err.lower() for word in words)
@@ -67,13 +67,13 @@ class Ran(NamedTuple):
 def write_images(
     root: Path, classes: Mapping[int, str] | None = None, train: int = TRAIN, test: int = TEST
 ) -> None:
-    """Digits as RGB PNG files of 16x16 pixels in ``root/{train,test}/<class>/``.
+    """Write digits as RGB PNG files of 16x16 pixels to ``root/{train,test}/<class>/``.
 
     Args:
         root: The folder.
-        classes: Names by digit.
-        train: Training images of each class.
-        test: Test images of each class.
+        classes: Class names by digit.
+        train: Number of training images of each class.
+        test: Number of test images of each class.
     """
     digits = load_digits()
     for digit, name in (classes or dict(enumerate(CLASSES))).items():
@@ -85,14 +85,14 @@ def write_images(
 
 
 def small_experiment(folder: Path, images: bool = True, **changes: Any) -> None:
-    """Write images and configurations of a small experiment: ``attack.yaml``, ``backbone.yaml``, ``surrogate.yaml``, and so on.
+    """Write images and configurations of a small experiment: ``attack.yaml``, ``backbone.yaml`` and others.
 
     Args:
-        folder: Where.
-        images: Also `write_images`.
+        folder: The folder.
+        images: Whether to write the images too.
         changes: By configuration, values by dotted name: ``attack={"victim.k": 7}``,
-            ``network={"init_args.function": "..."}``, ``backbone={"trainer.max_epochs": 1}``; a value of None
-            deletes.
+            ``network={"init_args.function": "..."}``, ``backbone={"trainer.max_epochs": 1}``. None removes an
+            entry.
     """
     if images:
         write_images(folder / "images")
@@ -146,17 +146,17 @@ def small_experiment(folder: Path, images: bool = True, **changes: Any) -> None:
 
 
 def attack(folder: Path, *arguments: str) -> Ran:
-    """Run ``attack.py`` with these arguments in a folder, in this process."""
+    """Run ``attack.py`` in a folder, in this process."""
     return _run(folder, lambda: attack_script.main(list(arguments)))
 
 
 def evaluate(folder: Path, *arguments: str) -> Ran:
-    """``attack.py evaluate --config attack.yaml`` in a folder with a `small_experiment`."""
+    """Run ``attack.py evaluate --config attack.yaml`` in the folder of a `small_experiment`."""
     return attack(folder, "evaluate", "--config=attack.yaml", "--device=cpu", *arguments)
 
 
 def train(folder: Path, *arguments: str) -> Ran:
-    """Run ``train.py`` with these arguments in a folder, in this process."""
+    """Run ``train.py`` in a folder, in this process."""
     return _run(folder, lambda: cli.main(list(arguments)))
 
 
@@ -192,7 +192,7 @@ def _run(folder: Path, work: Callable[[], int | None]) -> Ran:
             code = work() or 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
-        except Exception:  # what a user would see: a traceback, which no case expects
+        except Exception:  # a user would see the traceback
             traceback.print_exc()
             code = 1
     return Ran(code, out.getvalue(), err.getvalue())
@@ -200,7 +200,7 @@ def _run(folder: Path, work: Callable[[], int | None]) -> Ran:
 
 @contextlib.contextmanager
 def _at(folder: Path) -> Iterator[None]:
-    """Work in a folder, with W&B switched off and warnings written to stderr, also where a test runner would collect them."""
+    """Work in a folder, with W&B disabled and warnings on stderr, even under a test runner."""
 
     def show(message: Warning | str, kind: type[Warning], *_place: Any) -> None:
         sys.stderr.write(f"{kind.__name__}: {message}\n")

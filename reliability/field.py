@@ -1,4 +1,4 @@
-"""Inputs of users, run one by one: ``python -m reliability.field`` leaves ``results/reliability/field.csv``."""
+"""Run field cases, which are inputs of users: python -m reliability.field [--only PATTERN]."""
 
 import argparse
 import csv
@@ -18,25 +18,25 @@ COLUMNS = ("case", "input", "expected", "outcome", "ok")
 
 
 def all_cases() -> list[Case]:
-    """Every module's cases, in order of module names."""
+    """The cases of all modules, in order of module names."""
     names = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
     return [case for name in names for case in import_module(f"{cases.__name__}.{name}").CASES]
 
 
 def run(case: Case) -> Outcome:
-    """What happens in an empty folder."""
+    """Run a case in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             outcome = case.run(Path(folder))
-        except Exception as error:  # one case stops no other
+        except Exception as error:  # the other cases still run
             outcome = Outcome(f"{type(error).__name__}: {error}", False)
     return outcome._replace(words=" ".join(outcome.words.replace(folder, "FOLDER").split()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run cases and return 0 if all are right, 1 if not."""
+    """Run the command line; return 1 if a case fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="Pattern of the names of cases.")
+    parser.add_argument("--only", default="*", help="Pattern for names of cases.")
     parser.add_argument("--output", type=Path, default=Path("results/reliability/field.csv"))
     options = parser.parse_args(arguments)
     chosen = [case for case in all_cases() if fnmatch(case.case, options.only)]

@@ -1,4 +1,4 @@
-"""Small networks as users write them; configurations of cases name them by import path."""
+"""Small networks as users write them, right and wrong; configurations of cases name them by import path."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Small(nn.Module):
-    """Two convolutions and a linear layer on 3x16x16 images, as it should be.
+    """A correct network of two convolutions and a linear layer, for 3x16x16 images.
 
     Args:
         num_classes: C.
-        scale: Of the logits.
+        scale: Factor of the logits.
     """
 
     def __init__(self, num_classes: int = 4, scale: float = 1.0) -> None:
@@ -34,7 +34,7 @@ class DropoutAlways(Small):
     """Dropout without ``training=self.training``."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)``, other ones at each call."""
+        """Logits ``(B, C)``, random."""
         return super().forward(F.dropout(images, 0.5))
 
 
@@ -55,7 +55,7 @@ class SharedReLU(Small):
 
 
 class BatchNorm(Small):
-    """Batch norm as it should be."""
+    """Correct batch norm."""
 
     def __init__(self, num_classes: int = 4, scale: float = 1.0) -> None:
         super().__init__(num_classes, scale)
@@ -63,7 +63,7 @@ class BatchNorm(Small):
 
 
 class TrainingBatchNorm(BatchNorm):
-    """Batch norm that does not know the mode: it uses the batch's statistics and goes on counting."""
+    """Batch norm that ignores evaluation mode: it uses batch statistics and updates the running ones."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)``."""
@@ -74,7 +74,7 @@ class TrainingBatchNorm(BatchNorm):
 
 
 class MeanOfBatch(Small):
-    """Scales images by the mean of them all instead of each one's own, as LPRNet's published code did its maps."""
+    """Scales images by the mean of the whole batch, as LPRNet's published code does with its maps."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)``, which depend on the batch."""
@@ -82,15 +82,15 @@ class MeanOfBatch(Small):
 
 
 class DropPath(Small):
-    """Stochastic depth that is never switched off: now and then, a block is left out."""
+    """Stochastic depth that is never switched off: a block is sometimes skipped."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)``, sometimes other ones."""
+        """Logits ``(B, C)``, random."""
         return super().forward(images if torch.rand(()) < 0.95 else 0 * images)
 
 
 class Remembering(Small):
-    """Subtracts a running mean of all images that it was ever asked about."""
+    """Subtracts a sum over the images of earlier calls."""
 
     def __init__(self, num_classes: int = 4, scale: float = 1.0) -> None:
         super().__init__(num_classes, scale)
@@ -103,7 +103,7 @@ class Remembering(Small):
 
 
 class CountsCalls(Small):
-    """Counts how often it is asked, which changes nothing that it says."""
+    """Counts its calls, without effect on its outputs."""
 
     calls = 0
 
@@ -111,3 +111,11 @@ class CountsCalls(Small):
         """Logits ``(B, C)``."""
         self.calls += 1
         return super().forward(images)
+
+
+class SetsDefaultDtype(Small):
+    """Sets torch's default dtype in its constructor."""
+
+    def __init__(self, num_classes: int = 4) -> None:
+        torch.set_default_dtype(torch.float64)
+        super().__init__(num_classes)

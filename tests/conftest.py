@@ -18,7 +18,7 @@ from torch import nn
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 TRAIN_IMAGES, TEST_IMAGES = 300, 400
 
@@ -173,7 +173,7 @@ def hand_dknn(device: torch.device) -> DkNN:
     features = FeatureNetwork(network, ["both", "height"]).eval().to(device)
     images = torch.tensor([[0, 0], [0.1, 0], [0.2, 1], [1, 0], [0.9, 1], [1, 1]])[:, None, None]
     labels, ids = torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(10, 16)
-    banks = build_banks(features, [Batch(images, labels, ids)], num_classes=3, metric="euclidean")
+    banks = build_banks(features, [Batch(images, labels, ids)], 3, BankSettings("euclidean"))
     return DkNN.on_banks(features, banks, k=3).to(device)
 
 
@@ -187,7 +187,7 @@ def plane_knn(device: torch.device) -> Callable[..., DkNN]:
         images = torch.tensor([row[:2] for row in rows])[:, None, None].float()
         labels = torch.tensor([row[2] for row in rows])
         batch = Batch(images, labels, torch.arange(len(rows)))
-        banks = build_banks(features, [batch], int(labels.max()) + 1, "euclidean")
+        banks = build_banks(features, [batch], int(labels.max()) + 1, BankSettings("euclidean"))
         return DkNN.on_banks(features, banks, k)
 
     return make

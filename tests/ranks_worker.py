@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 import attack
-from lightning_advknn.cli import AdvKNNCLI
-from lightning_advknn.experiment.run import ExperimentRun
+from lightning_advknn.experiment.attack_stages import AttackStages
 from lightning_advknn.ranks import join
 from lightning_advknn.search import Exchange, MemoryBank, ShardedBank
+from lightning_advknn.training_cli import AdvKNNCLI
 
 K, ROWS, CLASSES = 6, 40, 3
 SHARDS = (list(range(3, 40)), [0, 1, 2])  # rows by rank: the second has fewer than k, and the first of all
@@ -75,17 +75,15 @@ def fit(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def dying(
-    attack_images: Callable[..., dict[str, torch.Tensor]],
-) -> Callable[..., dict[str, torch.Tensor]]:
+def dying(make: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
     """An attack of which rank 1 dies."""
 
-    def make(run: ExperimentRun, *arguments: Any) -> dict[str, torch.Tensor]:
-        if run.ranks.rank:
+    def attack_images(stages: AttackStages, *arguments: Any) -> dict[str, torch.Tensor]:
+        if stages.judges.ranks.rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        return attack_images(run, *arguments)
+        return make(stages, *arguments)
 
-    return make
+    return attack_images
 
 
 def main(folder: Path) -> None:
@@ -95,7 +93,7 @@ def main(folder: Path) -> None:
         assert attack.main(["evaluate", f"--config={folder / name}.yaml", "--timeout=60"]) == 0
     fit(folder)
     (folder / f"done{os.environ['RANK']}").touch()
-    ExperimentRun.attack = dying(ExperimentRun.attack)  # type: ignore[method-assign]
+    AttackStages._attack = dying(AttackStages._attack)  # type: ignore[method-assign]
     attack.main(["evaluate", f"--config={folder / 'dies.yaml'}", "--timeout=60"])
 
 

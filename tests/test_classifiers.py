@@ -15,7 +15,7 @@ from lightning_advknn.classifiers import KNN, DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import evaluate
 from lightning_advknn.models import FeatureNetwork, LeNet5, Normalize
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 # Squared distances from each query to the bank's rows 0 to 5 (see `hand_dknn`); k = 3:
 #
@@ -92,7 +92,7 @@ def test_dknn_agrees_with_brute_force(device, metric):
     network = FeatureNetwork(network, ["relu1", "relu4", "logits"]).eval().to(device)
     images, queries = (torch.rand(n, 1, 28, 28, generator=generator) for n in (90, 25))
     labels = torch.randint(4, (90,), generator=generator)
-    banks = build_banks(network, [Batch(images, labels, torch.arange(90))], 4, metric)
+    banks = build_banks(network, [Batch(images, labels, torch.arange(90))], 4, BankSettings(metric))
     dknn = DkNN.on_banks(network, banks, k=9)
     with torch.no_grad():
         features = network.features(queries.to(device))
@@ -120,7 +120,7 @@ def test_banks_hold_every_image_with_its_label_and_id(device):
     images = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     labels, ids = torch.arange(11) % 3, torch.arange(100, 111)
     loader = [Batch(images[i : i + 4], labels[i : i + 4], ids[i : i + 4]) for i in (0, 4, 8)]
-    banks = build_banks(network, loader, num_classes=3, metric="euclidean", backend="float32")
+    banks = build_banks(network, loader, num_classes=3, settings=BankSettings("euclidean", "float32"))
     assert list(banks) == ["relu3", "logits"]
     with torch.no_grad():
         expected = network.features(images.to(device))

@@ -3,10 +3,8 @@
 import csv
 import dataclasses
 import json
-import runpy
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +19,15 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.cli import AdvKNNCLI
+from lightning_advknn.commands.main import main
+from lightning_advknn.commands.options import parse
 from lightning_advknn.data import CIFAR10, GTSRB, KMNIST, MNIST, SVHN, Digits, FashionMNIST
 from lightning_advknn.experiment import settings
 from lightning_advknn.experiment.grid import Grid, cells
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import LeNet5
 from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.training_cli import AdvKNNCLI
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -46,21 +46,21 @@ SETS = {
 }
 TRANSFER = ("digits", "mnist")  # the data sets with a transfer network: the paper's Table 3 is on MNIST alone
 COMMANDS = {
-    "attack": "attack.py evaluate",
-    "backbone": "train.py fit",
-    "cls_weight": "attack.py evaluate",
-    "eps": "attack.py evaluate",
-    "layers": "attack.py evaluate",
-    "leaderboard": "attack.py leaderboard",
-    "lenet": "train.py fit",
-    "libraries": "attack.py evaluate",
-    "minimum_norm": "attack.py leaderboard",
-    "pixels": "attack.py leaderboard",
-    "reproduce": "attack.py reproduce",
-    "surrogate": "train.py fit",
-    "sweep": "-m lightning_advknn.sweep",
-    "transfer": "attack.py evaluate",
-    "variants": "attack.py leaderboard",
+    "attack": "evaluate",
+    "backbone": "train fit",
+    "cls_weight": "evaluate",
+    "eps": "evaluate",
+    "layers": "evaluate",
+    "leaderboard": "leaderboard",
+    "lenet": "train fit",
+    "libraries": "evaluate",
+    "minimum_norm": "leaderboard",
+    "pixels": "leaderboard",
+    "reproduce": "reproduce",
+    "surrogate": "train fit",
+    "sweep": "sweep",
+    "transfer": "evaluate",
+    "variants": "leaderboard",
 }
 EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
@@ -94,8 +94,10 @@ def header(config: Path) -> list[str]:
 
 
 def command(config: Path) -> list[str]:
-    """The arguments in the header's command, after ``python``."""
-    return shlex.split(header(config)[0])[1:]
+    """The arguments in the header's command, after ``lightning-advknn``."""
+    program, *arguments = shlex.split(header(config)[0])
+    assert program == "lightning-advknn"
+    return arguments
 
 
 @contextmanager
@@ -110,10 +112,9 @@ def at_home(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 
 
 def run(folder: Path, arguments: list[str]) -> AdvKNNCLI:
-    """Run train.py with these arguments in a folder."""
-    with at_home(folder) as monkeypatch:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        return AdvKNNCLI()
+    """Run ``lightning-advknn train`` with these arguments in a folder."""
+    with at_home(folder):
+        return AdvKNNCLI(arguments)
 
 
 def smaller(data: str, root: Path | None) -> list[str]:
@@ -168,11 +169,11 @@ def test_the_headers_commands_train_and_validate(
     if data in TRANSFER:
         modules["lenet"] = BackboneModule
     for kind, module in modules.items():
-        script, *arguments = command(Path("configs", data, f"{kind}.yaml"))
-        assert script == "train.py"
+        train, fit, *arguments = command(Path("configs", data, f"{kind}.yaml"))
+        assert (train, fit) == ("train", "fit")
         # As a user fills it in.
         arguments = [str(checkpoints["backbone"]) if word == "CHECKPOINT" else word for word in arguments]
-        options = [*arguments[1:], *smaller(data, root)]
+        options = [*arguments, *smaller(data, root)]
         if kind == "surrogate":
             options.append("--model.init_args.k=5")
         cli = run(home, ["fit", *options])
@@ -200,14 +201,15 @@ def test_a_header_says_what_a_configuration_is_for(config: Path) -> None:
     assert len(lines[0]) > 30
     if config.stem in COMMANDS:
         assert len(lines) >= 2  # the command, then what to expect
-        script, subcommand, *rest = command(config)
-        assert lines[0].startswith("python ")
-        assert f"{script} {subcommand}" == COMMANDS[config.stem]
+        name = str(config.relative_to("configs").with_suffix(""))
+        arguments = command(config)
+        words = len(COMMANDS[config.stem].split())
+        assert " ".join(arguments[:words]) == COMMANDS[config.stem]
         if config.stem == "sweep":
-            assert rest == [str(config), "--trials", "2"]
+            assert arguments[words:] == [name, "--trials", "2"]
             return
-        option, path, *rest = rest
-        assert (option, path) == ("--config", str(config))
+        option, found, *rest = arguments[words:]
+        assert (option, found) == ("--config", name)
         part = config.stem in ("cls_weight", "eps", "layers") and "digits" not in str(config)
         assert rest == (
             ["--model.init_args.backbone_checkpoint", "CHECKPOINT"]
@@ -231,10 +233,10 @@ def test_trainers_are_for_any_training() -> None:
     for name, (accelerator, devices) in TRAINERS.items():
         config = Path("configs", "trainer", f"{name}.yaml")
         words = shlex.split(header(config)[0])
-        assert (words[1:3] if devices == 1 else words[3:5]) == ["train.py", "fit"]
-        assert words[0] == ("python" if devices == 1 else "torchrun")
-        assert devices == 1 or words[1:3] == ["--nproc_per_node", str(devices)]
-        assert words[-1] == str(config)
+        several = ["torchrun", "--nproc_per_node", str(devices), "-m", "lightning_advknn"]
+        start = ["lightning-advknn"] if devices == 1 else several
+        assert words[: len(start) + 2] == [*start, "train", "fit"]
+        assert words[-2:] == ["--config", f"trainer/{name}"]
         trainer = parser.parse_path(str(ROOT / config)).trainer
         assert (trainer.accelerator, trainer.devices, trainer.num_nodes) == (accelerator, devices, 1)
         if devices > 1:
@@ -245,9 +247,10 @@ def test_trainers_are_for_any_training() -> None:
 
 def experiment_of(config: Path) -> Experiment:
     """The experiment that the header's command runs."""
-    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    name, *arguments = command(config)
+    assert name == "evaluate"
     with at_home(ROOT):
-        options = parser.instantiate(parser.parse_args(command(config)[1:])).evaluate
+        options = parse(name, arguments, "")
     return Experiment(**{name: getattr(options, name) for name in Experiment.__dataclass_fields__})
 
 
@@ -275,14 +278,12 @@ def test_attack_configurations_are_experiments(data: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [config for config in CONFIGS if COMMANDS.get(config.stem) == "attack.py leaderboard"], ids=str
+    "config", [config for config in CONFIGS if COMMANDS.get(config.stem) == "leaderboard"], ids=str
 )
 def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) -> None:
-    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
+    name, *arguments = command(config)
     with at_home(ROOT):
-        experiment = settings.experiment_of(
-            parser.instantiate(parser.parse_args(command(config)[1:])).leaderboard
-        )
+        experiment = settings.experiment_of(parse(name, arguments, ""))
     main = experiment_of(config.with_name("attack.yaml"))
     # A rival's credibility is published in `ge`, and a rival leaves the true label, not the kNN's.
     pixels = {"layer": "normalize", "layers": ["normalize"], "k": 1, "metric": "euclidean"}
@@ -324,9 +325,9 @@ def test_attacks_of_other_libraries_run_by_configuration_alone(tmp_path: Path) -
         attack["settings"] |= {name: fewer[name] for name in attack["settings"] if name in fewer}
     (folder / "libraries.yaml").write_text(yaml.safe_dump(written))
 
-    script, *arguments = command(Path("configs", "digits", "libraries.yaml"))
+    arguments = command(Path("configs", "digits", "libraries.yaml"))
     with at_home(tmp_path):
-        assert runpy.run_path(str(ROOT / script))["main"]([*arguments, "--images", "3"]) == 0
+        assert main([*arguments, "--images", "3"]) == 0
     output = tmp_path / written["output"]
     described = json.loads((output / "summary.json").read_text())["settings"]["attacks"]
     libraries = {attack["function"].split(".")[0] for attack in described.values()}
@@ -365,10 +366,10 @@ def test_transfer_configurations_reuse_the_main_experiment(data: str) -> None:
 
 @pytest.mark.parametrize("config", ["configs/reproduce.yaml", "configs/digits/reproduce.yaml"])
 def test_grids_share_what_their_parts_have_in_common(config: str) -> None:
-    parser = runpy.run_path(str(ROOT / "attack.py"))["make_parser"]()
-    assert (ROOT / config).read_text().startswith(f"# python attack.py reproduce --config {config}\n")
+    name, *arguments = command(Path(config))
+    assert (name, arguments[0]) == ("reproduce", "--config")
     with at_home(ROOT):
-        options = parser.instantiate(parser.parse_args(["reproduce", f"--config={config}"])).reproduce
+        options = parse(name, arguments, "")
         found = cells(Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__}))
     main = {cell.data: cell.experiment for cell in found if cell.part == "tables"}
     for cell in found:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution, cook_toom
+from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution, _cook_toom
 
-# channels, outputs, kernel, stride, padding, map: small maps of many channels, where Cook-Toom pays
+# channels, outputs, kernel, stride, padding, map: small maps of many channels, where Cook-Toom is faster
 SMALL = {
     "3x3": (32, 32, 3, 1, 0, (8, 8)),
     "3x3 padded": (32, 48, 3, 1, 1, (8, 8)),
@@ -22,7 +22,7 @@ SMALL = {
     "different along the axes": (32, 48, (3, 6), (1, 2), (2, 1), (6, 13)),
     "all padding": (32, 32, 3, 1, 3, (2, 3)),
 }
-# Strided, of few channels: where a gradient is found by phases
+# Strided convolutions of few channels, whose gradient is computed by phases
 FIRST = {
     "conv1": (1, 16, 8, 2, 3, (28, 28)),
     "three channels": (3, 16, 8, 2, 3, (32, 31)),
@@ -46,7 +46,7 @@ def maps(batch, channels, size, device="cpu", dtype=torch.float64):
 
 
 def expected(conv, images):
-    """Outputs, some gradient of them, and that of the images."""
+    """Outputs, a gradient of them, and the gradient of the images."""
     images = images.clone().requires_grad_()
     outputs = F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding)
     weights = maps(len(outputs), outputs.shape[1], outputs.shape[2:], outputs.device, outputs.dtype)
@@ -58,7 +58,7 @@ def expected(conv, images):
     ("outputs", "taps"), [(m, r) for m, r in itertools.product(range(1, 11), repeat=2) if m + r <= 11]
 )
 def test_cook_toom_is_a_correlation(outputs, taps):
-    output, kernel, inputs = cook_toom(outputs, taps)
+    output, kernel, inputs = _cook_toom(outputs, taps)
     generator = torch.Generator().manual_seed(0)
     row = torch.randn(outputs + taps - 1, generator=generator, dtype=torch.float64)
     weights = torch.randn(taps, generator=generator, dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_cook_toom_convolution_is_conv2d(device, case, bias):
     images = maps(3, settings[0], size, device)
     outputs, weights, gradient = expected(conv, images)
     fast = CookToomConvolution(conv)
-    # Memory formats of what came before: as they are, channels last, positions first.
+    # Memory formats of the images: contiguous, channels last, positions first.
     for x in (images, images.contiguous(memory_format=torch.channels_last), fast_format(images)):
         leaf = x.detach().requires_grad_()
         found = fast(leaf)
@@ -152,7 +152,7 @@ def test_cook_toom_of_one_image_without_a_batch_and_of_none(device):
 
 
 def test_cook_toom_gives_way_to_autocast(device):
-    # Bfloat16 would not bear its sums and differences.
+    # Cook-Toom's sums and differences would be too coarse in bfloat16.
     conv = convolution(*SMALL["3x3"][:-1], device, torch.float32)
     images = maps(2, 32, (8, 8), device, torch.float32)
     with torch.autocast(device.type, torch.bfloat16):

@@ -3,13 +3,13 @@
 import csv
 import importlib
 import re
-import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lightning_advknn.commands.options import parse
 from lightning_advknn.reports.records import published
 
 ROOT = Path(__file__).parents[1]
@@ -65,8 +65,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     python, script, *arguments = shlex.split(command)
     assert (python, script) == ("python", "attack.py")
     monkeypatch.chdir(ROOT)
-    options = runpy.run_path(str(ROOT / script))["make_parser"]().parse_args(arguments)
-    assert options.subcommand == arguments[0]
+    assert parse(arguments[0], arguments[1:], script)
 
 
 def test_other_commands_are_known() -> None:
@@ -133,4 +132,5 @@ def test_every_page_is_in_the_navigation_and_every_part_in_the_reference() -> No
         public = importlib.import_module(f"lightning_advknn.{folder.name}")
         hidden = (name for name in public.__all__ if (folder / f"{name}.py").exists())
         expected |= {f"lightning_advknn.{folder.name}.{name}.{name}" for name in hidden}
-    assert documented - {"lightning_advknn.attacks.parts.voronoi"} == expected
+    within = {"lightning_advknn.attacks.parts.voronoi", "lightning_advknn.search.build"}
+    assert documented - within == expected

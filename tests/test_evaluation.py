@@ -12,7 +12,7 @@ from lightning_advknn import evaluation
 from lightning_advknn.attacks import bim
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
-from lightning_advknn.evaluation import AttackMetrics, summarize
+from lightning_advknn.evaluation import _AttackMetrics, summarize
 from lightning_advknn.models import ConvNet, FeatureNetwork
 
 # Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
@@ -170,16 +170,13 @@ def test_make_rows_puts_before_and_after_side_by_side(victim, device):
     adversarial = images.flip(0)
     before, after = evaluation.judge(victim, "both", images), evaluation.judge(victim, "both", adversarial)
 
-    def surrogate(images):  # class 0 left of x = .6, else 1
-        x = images[:, 0, 0, 0]
-        return torch.stack([0.6 - x, x - 0.6], 1)
-
     ids, labels = column([7, 8, 9], device), column([0, 2, 1], device)
-    rows = evaluation.make_rows(ids, labels, images, adversarial, before, after, surrogate)
+    classes = column([0, 1, 0], device), column([1, 1, 0], device)
+    rows = evaluation.make_rows(ids, labels, images, adversarial, before, after, classes)
     plain = evaluation.make_rows(ids, labels, images, adversarial, before, after)
     assert set(rows) - set(plain) == {"surrogate_before", "surrogate_after"}
     assert rows["surrogate_before"].tolist() == [0, 1, 0]
-    assert rows["surrogate_after"].tolist() == [0, 1, 0]
+    assert rows["surrogate_after"].tolist() == [1, 1, 0]
     assert rows["id"].tolist() == [7, 8, 9]
     assert rows["label"].tolist() == [0, 2, 1]
     # (0, .1) and (.5, .5) swap, (1, .9) stays.
@@ -283,7 +280,7 @@ def test_summarize_agrees_with_plain_python(device, seed, n, surrogate):
 @pytest.mark.parametrize("sizes", [(1, 199), (100, 100), (50, 0, 150), (3,) * 60 + (20,)])
 def test_updates_in_parts_equal_one(device, sizes):
     columns = random_columns(3, 200)
-    metrics = AttackMetrics().to(device)
+    metrics = _AttackMetrics().to(device)
     start = 0
     for size in sizes:
         metrics.update(
@@ -357,11 +354,12 @@ def test_evaluate_is_judge_and_make_rows(victim, device):
     found = evaluation.evaluate(victim, images, labels, adversarial, surrogate=victim.network)
     before, after = (evaluation.judge(victim, "height", each) for each in (images, adversarial))
     ids = column([0, 1, 2], device)
-    expected = evaluation.make_rows(ids, labels, images, adversarial, before, after, victim.network)
+    classes = evaluation.predict(victim.network, images), evaluation.predict(victim.network, adversarial)
+    expected = evaluation.make_rows(ids, labels, images, adversarial, before, after, classes)
     assert found.rows.keys() == expected.keys()
     assert all(torch.equal(found.rows[name], each.cpu()) for name, each in expected.items())
     assert found.metrics["after"] == pytest.approx(summarize(expected), nan_ok=True)
-    clean = evaluation.make_rows(ids, labels, images, images, before, before, victim.network)
+    clean = evaluation.make_rows(ids, labels, images, images, before, before, (classes[0], classes[0]))
     assert found.metrics["before"] == pytest.approx(summarize(clean), nan_ok=True)
     again = evaluation.evaluate(
         victim, images.cpu().numpy(), labels.tolist(), adversarial.double(), batch_size=1

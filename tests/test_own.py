@@ -18,7 +18,10 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lightning_advknn.cli import AdvKNNCLI
+from lightning_advknn.commands.evaluate import prepare
+from lightning_advknn.commands.options import parse
+from lightning_advknn.experiment.settings import experiment_of
+from lightning_advknn.training_cli import AdvKNNCLI
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("eight", "one", "zero")  # in order of name
@@ -166,20 +169,16 @@ def test_changed_images_are_not_taken_for_the_old(
     with Image.open(file) as image:
         image.rotate(90).save(file)
     monkeypatch.chdir(tmp_path)
-    run = runpy.run_path(str(ROOT / "attack.py"))
-    prepare = run["prepare"]
-    options = run["make_parser"]()
     arguments = [
-        "evaluate",
         "--config",
         "configs/folder/attack.yaml",
         f"--cache={home / 'runs' / 'cache'}",
         "--output",
         "new",
     ]
-    new = prepare(run["experiment_of"](options.instantiate(options.parse_args(arguments)).evaluate))
+    new = prepare(experiment_of(parse("evaluate", arguments, "")))
     assert not new.attacked.checkpoint.is_file()
     shutil.copyfile(home / "images" / "train" / "one" / "03.png", file)
     arguments[-1] = "old"
-    old = prepare(run["experiment_of"](options.instantiate(options.parse_args(arguments)).evaluate))
+    old = prepare(experiment_of(parse("evaluate", arguments, "")))
     assert old.attacked.checkpoint.is_file()

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and digests see what they should and nothing else."""
+"""Atomic files, damaged files, locks and digests."""
 
 import hashlib
 import re
@@ -89,7 +89,7 @@ def test_write_json_is_read_back(tmp_path):
 
 def test_every_change_of_json_is_found(tmp_path):
     path = tmp_path / "x.json"
-    write_json(path, {2: [1.5, 20], "text": "ü, or else", 10: None})  # keys sort otherwise as text
+    write_json(path, {2: [1.5, 20], "text": "ü, or else", 10: None})  # as strings, keys sort differently
     content = {"2": [1.5, 20], "text": "ü, or else", "10": None}
     assert read_json(path) == content
     whole = path.read_bytes()
@@ -101,7 +101,7 @@ def test_every_change_of_json_is_found(tmp_path):
                 read = read_json(path)
             except ValueError:
                 found += 1
-            else:  # another white space between tokens, or another name of the digest
+            else:  # changed white space, or a changed name of the digest
                 assert {key: read.get(key) for key in content} == content
     assert found > 7 * len(whole)
 
@@ -249,7 +249,7 @@ def test_edited_code_is_other_code(tmp_path, monkeypatch):
     assert before == code_of("code_that_is_edited.attack") == [file_digest(source), ""]
     source.write_text("def attack(victim):\n    return 2\n")
     assert code_of("code_that_is_edited.attack") != before
-    # Where it is defined counts, not where it is named from.
+    # The module that defines it counts, not the one that imports it.
     (tmp_path / "code_by_another_name.py").write_text("from code_that_is_edited import attack\n")
     assert code_of("code_by_another_name.attack") == code_of("code_that_is_edited.attack")
     assert code_of("torch.nn.Linear")[1] == torch.__version__

@@ -79,7 +79,7 @@ def ask(
         cosine = cosine.to(images.device)[:, None, None]  # (L, 1, 1)
 
         def attack(batch: Tensor, guides: Guides) -> Tensor:
-            logits_fn = partial(similarity_logits, guides, cosine, temperature)
+            logits_fn = partial(_similarity_logits, guides, cosine, temperature)
             adversarial = start[batch]
             for _ in range(int(steps)):
                 direction = ascent(logits_fn, adversarial, labels[batch]).sign()
@@ -90,7 +90,7 @@ def ask(
         return torch.cat(each_batch(victim, rows, attack))
 
 
-def similarity_logits(guides: Guides, cosine: Tensor, temperature: float, images: Tensor) -> Tensor:
+def _similarity_logits(guides: Guides, cosine: Tensor, temperature: float, images: Tensor) -> Tensor:
     """Logits ``(B, L, C)``: mean similarities over T.
 
     Args:

@@ -84,7 +84,7 @@ def kernel_knn(
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         squares, rows = nearest_in_each_layer(victim, images, int(m))
-        widths = bandwidth**2 * squared_widths(squares).to(images.dtype)  # (B, L)
+        widths = bandwidth**2 * _squared_widths(squares).to(images.dtype)  # (B, L)
         best, search = Best(images, smallest=True), Bisection(images.new_full((len(images),), weight))
         best.offer(images, victim.predict(images) != labels)
 
@@ -93,7 +93,7 @@ def kernel_knn(
 
             def loss_fn(variables: Tensor) -> Tensor:
                 adversarial = box.images(variables)
-                margins = kernel_margins(guides.squared_distances(adversarial), widths[batch], labels[batch])
+                margins = _kernel_margins(guides.squared_distances(adversarial), widths[batch], labels[batch])
                 return squared_l2(clean, adversarial) + search.weights[batch] * margins
 
             variables = box.variables(clean)
@@ -111,7 +111,7 @@ def kernel_knn(
     return best.adversarial
 
 
-def squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
+def _squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
     """``eta_m^2 - eta_1^2`` of an image in each layer, ``(B, L)``, but at least 1e-4 of the largest squared distance.
 
     Args:
@@ -126,7 +126,7 @@ def squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(widths, 1)
 
 
-def kernel_margins(squares: Tensor, widths: Tensor, labels: Tensor) -> Tensor:
+def _kernel_margins(squares: Tensor, widths: Tensor, labels: Tensor) -> Tensor:
     """Logarithm of the mean kernel to the own class less that to all others, ``(B,)``.
 
     Args:

@@ -19,7 +19,7 @@ from lightning_advknn.attacks.parts.soft_votes import (
 from lightning_advknn.choices import Norm
 from lightning_advknn.classifiers import DkNN
 
-Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+_Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Tells of images ``(B, ...)`` which are successes, bool ``(B,)``, and which way to go, unit steps ``(B, ...)``."""
 
 _SURROGATE_SHRINK = (0.2, 0.02)  # of the radius a step, first and last, while only the surrogate is asked
@@ -133,7 +133,7 @@ def cross_boundary(
         Same shape; where nothing fooled the victim, one beyond all that were tried.
     """
 
-    def towards(targets: Tensor) -> Look:
+    def towards(targets: Tensor) -> _Look:
         def look(adversarial: Tensor) -> tuple[Tensor, Tensor]:
             direction = ascend_margin(surrogate, adversarial, targets, labels, batch_size)
             return _logits(surrogate, adversarial, batch_size).argmax(1) == targets, direction
@@ -155,7 +155,7 @@ def cross_boundary(
 def _descend(
     images: Tensor,
     start: Tensor,
-    look: Look,
+    look: _Look,
     steps: int,
     norm: Norm,
     shrink: tuple[float, float],

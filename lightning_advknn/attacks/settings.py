@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_advknn.choices import GradientPrecision, Norm
+from lightning_advknn.choices import GradientPrecision, Norm, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -276,6 +276,7 @@ class AttackSettings:
         if self.function not in known:
             raise ValueError(
                 f"Expected `function` to be one of {known} or an import path, but got {self.function!r}."
+                f"{did_you_mean(self.function, known)}"
             )
         function: Callable[..., Tensor] = getattr(attacks, self.function)
         return function

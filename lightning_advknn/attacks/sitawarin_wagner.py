@@ -244,14 +244,14 @@ def _attack(
 
     def with_guides(images: Tensor, labels: Tensor, guides: Guides) -> Tensor:
         def loss_fn(adversarial: Tensor) -> Tensor:
-            return soft_vote_loss(guides.squared_distances(adversarial), radii, steepness)
+            return _soft_vote_loss(guides.squared_distances(adversarial), radii, steepness)
 
         return attack(images, labels, loss_fn)
 
     return attack_in_batches(victim, images, labels, int(m), with_guides)
 
 
-def soft_vote_loss(squared_distances: Tensor, radii: Tensor, steepness: float) -> Tensor:
+def _soft_vote_loss(squared_distances: Tensor, radii: Tensor, steepness: float) -> Tensor:
     """The loss of this file, ``(B,)``.
 
     Args:

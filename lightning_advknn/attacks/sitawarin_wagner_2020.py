@@ -161,7 +161,7 @@ class _Descent:
 
         def loss_fn(variables: Tensor) -> Tensor:
             adversarial = self._box.images(variables)
-            hinges = hinge_loss(guides.squared_distances(adversarial), radii, self._halves)
+            hinges = _hinge_loss(guides.squared_distances(adversarial), radii, self._halves)
             return squared_l2(self._images, adversarial) + self._weights * hinges
 
         for _ in descend(loss_fn, self._variables, self._optimizer, steps, steps):
@@ -170,7 +170,7 @@ class _Descent:
         return adversarial
 
 
-def hinge_loss(squared_distances: Tensor, radii: Tensor, halves: Tensor) -> Tensor:
+def _hinge_loss(squared_distances: Tensor, radii: Tensor, halves: Tensor) -> Tensor:
     """By how much guides of the wrong class are without, and of the own one within, the k neighbours: ``(B,)``.
 
     Args:

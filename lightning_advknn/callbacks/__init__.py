@@ -1,4 +1,4 @@
-"""Lightning callbacks; thin, they call `evaluation`."""
+"""Lightning callbacks; they call `evaluation`."""
 
 from lightning_advknn.callbacks.attack_evaluation import AttackEvaluation
 

@@ -1,4 +1,4 @@
-"""The images that a callback attacks, who is asked about them, and the metrics of what comes out."""
+"""Images that a callback attacks, with their victims, rows and metrics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,27 +20,28 @@ from lightning_advknn.evaluation import (
     judge,
     make_rows,
     perturb,
+    predict,
     summarize,
 )
 from lightning_advknn.functional import float32_arithmetic, knn_prediction
 from lightning_advknn.models import kept_modes
 from lightning_advknn.modules import SurrogateModule
 
-_SEED = 0  # of attacks that draw random numbers
+_SEED = 0  # of random attacks
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Images before an attack.
+class AttackedImages:
+    """Clean images, and the victims and attacks on them.
 
     Args:
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         labels: True classes, int64 ``(n,)``.
-        ids: int64 ``(n,)``.
-        dknn: Who is asked.
+        ids: Image ids, int64 ``(n,)``.
+        dknn: The victim.
         layer: Layer of the kNN.
-        before: What it says of the clean images.
-        surrogate: What is attacked instead of the backbone.
+        before: Its verdicts on the clean images.
+        surrogate: The surrogate, if attacks go through one.
         label_source: Which label attacks ascend.
     """
 
@@ -54,20 +55,23 @@ class Scene:
     label_source: LabelSource
 
     def attack(self, name: str, target: Target, attack: Attack, precision: GradientPrecision) -> Tensor:
-        """Adversarials, as `evaluation.perturb`; the same each time."""
+        """Adversarials of `evaluation.perturb`, with a fixed seed."""
         torch.manual_seed(_SEED)
         ascended = self.before.knn if self.label_source == "knn" else self.labels
         return perturb(attack, target, self.images, ascended, precision, name)
 
     def rows(self, adversarial: Tensor | None = None) -> Rows:
-        """`evaluation.make_rows`, and how well the surrogate imitates the kNN on its layer, if that votes.
+        """Rows of `evaluation.make_rows` for adversarials; None stands for the clean images.
 
-        That are columns ``surrogate_agreement`` and ``surrogate_kl``, as `evaluation.imitation`, on the adversarials; None takes the
-        clean images for them.
+        If the surrogate's layer votes, columns ``surrogate_agreement`` and ``surrogate_kl`` of
+        `evaluation.imitation` follow.
         """
         after = self.before if adversarial is None else judge(self.dknn, self.layer, adversarial)
         attacked = self.images if adversarial is None else adversarial
-        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, self.surrogate)
+        classes = None
+        if self.surrogate is not None:
+            classes = predict(self.surrogate, self.images), predict(self.surrogate, attacked)
+        rows = make_rows(self.ids, self.labels, self.images, attacked, self.before, after, classes)
         layers = self.dknn.layers
         if self.surrogate is not None and self.surrogate.layer in layers:
             votes = after.votes[:, layers.index(self.surrogate.layer)]
@@ -76,9 +80,9 @@ class Scene:
         return rows
 
     def metrics(self, name: str, rows: Rows) -> dict[str, float]:
-        """What is logged of an attack, or of ``clean`` images, over all ranks."""
+        """Metrics to log for an attack or for ``clean`` images, reduced over all ranks."""
         found = dict(summarize(rows, over_ranks=True))
-        if name == "clean":  # there is no distortion, and its errors are no attack's success
+        if name == "clean":  # without distortions and success, which are an attack's
             found = {key: value for key, value in found.items() if key.endswith(("_acc", "_credibility"))}
         right = knn_prediction(rows["votes_after"]) == rows["label"][:, None]  # (n, L)
         columns = {
@@ -93,7 +97,7 @@ class Scene:
         return {**{f"attack/{name}/{key}": value for key, value in found.items()}, **average(columns)}
 
     def success(self, name: str, rows: Rows) -> dict[str, float]:
-        """An attack's success against each victim, over all ranks."""
+        """Success of an attack on each victim (1 - accuracy), reduced over all ranks."""
         return {
             f"eps/{name}/{key.removesuffix('acc')}success": 1 - value
             for key, value in summarize(rows, over_ranks=True).items()
@@ -103,7 +107,7 @@ class Scene:
 
 @contextmanager
 def measuring(module: LightningModule) -> Iterator[None]:
-    """As `attack.py` finds it: evaluation mode, float32, gradients, which Lightning switches off, and random numbers of its own."""
+    """Use evaluation mode, float32 and gradients, as `attack.py` does; restore modes and random states."""
     with (
         kept_modes(module),
         isolate_rng(),

@@ -1,4 +1,4 @@
-"""Attacked images as pictures and words: bytes of pixels, votes, captions, histograms."""
+"""Pictures, captions and histograms of attacked images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Picture = np.ndarray[Any, np.dtype[np.uint8]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 Edges = np.ndarray[Any, np.dtype[np.float64]]
 
-_ENLARGED = 4  # a pixel's side in a panel: browsers blur small pictures
+_ENLARGED = 4  # side of a pixel in a panel, as browsers blur small pictures
 _CLEAN, _ADVERSARIAL, _FOOLS = "#0072B2", "#D55E00", "black"
 _L2_BIN = 0.25
 
@@ -28,19 +28,19 @@ def pixels(image: Tensor) -> Picture:
 
 
 def difference_pixels(image: Tensor, adversarial: Tensor) -> Picture:
-    """Their difference as uint8 ``(H, W, channels)``: grey (128) is none, black and white are the largest (Linf)."""
+    """The perturbation as uint8 ``(H, W, channels)``: grey (128) is 0, black and white are -Linf and Linf."""
     difference = adversarial - image
     largest = difference.abs().max().clamp_min(torch.finfo(difference.dtype).tiny)
     return pixels((difference / largest + 1) / 2)
 
 
 def enlarge(picture: Picture) -> Picture:
-    """Each pixel of ``(H, W, channels)`` as a square."""
+    """Enlarge a picture ``(H, W, channels)``, each pixel to a square."""
     return picture.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
 
 
 def votes_text(votes: Tensor, layers: Sequence[str]) -> str:
-    """Votes ``(L, C)`` in words, most votes first.
+    """Describe votes ``(L, C)``, most votes first.
 
     >>> votes_text(torch.tensor([[0, 1, 4], [0, 0, 5]]), ["relu1", "relu2"])
     'relu1: 4 for 2, 1 for 1; relu2: 5 for 2'
@@ -52,7 +52,7 @@ def votes_text(votes: Tensor, layers: Sequence[str]) -> str:
 
 
 def caption(rows: Rows, sample: int) -> str:
-    """What a picture of a sample shows, and what the classifiers make of it."""
+    """The caption of a sample's picture, with predictions before and after the attack."""
     changes = [
         f"{victim} {rows[f'{victim}_before'][sample]} to {rows[f'{victim}_after'][sample]}"
         for victim in ("dnn", "knn", "dknn", "surrogate")
@@ -65,10 +65,10 @@ def caption(rows: Rows, sample: int) -> str:
 
 
 def count(column: str, values: Tensor) -> tuple[Counts, Edges]:
-    """A histogram whose bins are the same for clean and adversarial images, all attacks and all epochs.
+    """A histogram with the same bins for clean and adversarial images, all attacks and all epochs.
 
     Args:
-        column: Of `evaluation.Rows`: a credibility, counted in twentieths, or ``l2``, in quarters up to the largest.
+        column: Column of `evaluation.Rows`: a credibility (20 bins), or ``l2`` (bins of 0.25).
         values: float ``(n,)``.
 
     Returns:
@@ -81,7 +81,7 @@ def count(column: str, values: Tensor) -> tuple[Counts, Edges]:
 
 
 def draw_histograms(rows: Rows, title: str) -> Picture:
-    """Credibility of kNN and DkNN, clean against adversarial, and true L2 of all and of those that fool DkNN."""
+    """Histograms of credibility, clean and adversarial, and of true L2, all and those that fool DkNN."""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)  # it has no types
     *credibilities, distances = figure.subplots(1, 3)

@@ -1,4 +1,4 @@
-"""The few images that a callback works on: always the same ones, drawn without the global random numbers."""
+"""Small, fixed samples of images for the callback, drawn without the global random generator."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.data import Batch, ImageDataModule
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.data.splits import ImageSplit
 
 _SEED = 0
 
 
 class Subsets(NamedTuple):
-    """Disjoint images for an evaluation, each part in order of image id."""
+    """Disjoint images for an evaluation, each in order of id."""
 
     attacked: ImageSplit
     calibration: ImageSplit
@@ -24,15 +24,15 @@ class Subsets(NamedTuple):
 def draw_subsets(
     data: ImageDataModule, testing: bool, num_images: int, num_calibration: int, bank_size: int | None
 ) -> Subsets:
-    """Draw images, the same whenever and on whatever rank, with classes as in their split.
+    """Draw images with the class shares of their split; they are the same each time and on each rank.
 
     Args:
-        data: Its ``train`` split gives the bank.
-        testing: Attack images of ``test`` and calibrate with ``calibration``. Otherwise both are of ``val``, so that
-            no test image picks an epoch.
-        num_images: Images to attack.
-        num_calibration: Images to calibrate with.
-        bank_size: Rows of the bank; None for all training images.
+        data: The data set; the bank is drawn from ``train``.
+        testing: Whether to attack images of ``test`` and calibrate with ``calibration``. Otherwise both are
+            drawn from ``val``, so that no test image picks an epoch.
+        num_images: Number of images to attack.
+        num_calibration: Number of images for calibration.
+        bank_size: Number of images in the bank; None for all training images.
 
     Raises:
         ValueError: If a split has too few images.
@@ -48,13 +48,13 @@ def draw_subsets(
 
 
 def read(split: ImageSplit, positions: Tensor, device: torch.device) -> Batch:
-    """The images at some positions, int64 ``(n,)``."""
+    """The images at these positions, int64 ``(n,)``, on a device."""
     images, labels, ids = split.__getitems__(positions.tolist())
     return Batch(images.to(device), labels.to(device), ids.to(device))
 
 
 def batches(split: ImageSplit, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """All images of a split; unlike a pass of a DataLoader, this draws no global random number."""
+    """All images of a split in batches; unlike a DataLoader, this draws no global random number."""
     for positions in torch.split(torch.arange(len(split)), batch_size):
         yield read(split, positions, device)
 
@@ -63,8 +63,8 @@ def _draw(data: ImageDataModule, name: str, **sizes: int) -> list[ImageSplit]:
     split, total = data.split(name), sum(sizes.values())
     if total > len(split):
         raise ValueError(
-            f"Expected {' + '.join(f'`{size}`' for size in sizes)} to be at most {len(split)} (images of {data.name}'s"
-            f" split {name!r}), but got {total}. Ask for fewer."
+            f"Expected {' + '.join(f'`{size}`' for size in sizes)} to be at most {len(split)} (images of"
+            f" {data.name}'s split {name!r}), but got {total}. Use fewer."
         )
     order = fair_order(split.labels, _SEED)
     return [split.select(part) for part in torch.split(order[:total], list(sizes.values()))]

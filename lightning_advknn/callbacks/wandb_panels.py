@@ -1,4 +1,4 @@
-"""What W&B shows. The only file that imports wandb, and only once there is something to show."""
+"""Panels for W&B. Only this file imports wandb, and only when it logs."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,27 +27,27 @@ from lightning_advknn.choices import WandbMode
 from lightning_advknn.evaluation import Rows
 
 Log = Callable[..., None]
-"""``log(panels)``, or ``log(panels, axis)`` to draw them over one of them instead of steps."""
+"""``log(panels)``, or ``log(panels, axis)`` to plot them over one of them instead of steps."""
 
 
 def use_axis(trainer: Trainer, names: Iterable[str], axis: str = "epoch") -> None:
-    """Draw what is logged under these names over epochs, or another axis, instead of steps; saying so again changes nothing."""
+    """Let W&B plot these metrics over epochs, or another axis, instead of steps."""
     for logger in _wandb_loggers(trainer):
         for name in names:
-            # Each by its name: Lightning defines `*`, and W&B takes whichever matching pattern it meets first.
+            # No pattern: Lightning defines `*`, and W&B uses any one that matches.
             logger.experiment.define_metric(name, step_metric=axis)
 
 
 def run_id(trainer: Trainer) -> str | None:
-    """The W&B run that a trainer logs to; None without one."""
+    """The id of the W&B run that a trainer logs to; None without one."""
     ids = [logger.version for logger in _wandb_loggers(trainer)]
     return ids[0] if ids else None
 
 
 def keep_artifacts_in(folder: Path) -> None:
-    """Have W&B keep artifacts and tables of offline runs in a folder, not in the home directory, where nobody looks for them.
+    """Let W&B keep artifacts and tables of offline runs in a folder instead of the home directory.
 
-    WANDB_DATA_DIR says otherwise.
+    WANDB_DATA_DIR takes precedence.
     """
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
 
@@ -57,17 +57,17 @@ def show_samples(
 ) -> None:
     """Log one attack's samples to all W&B loggers; every rank calls this.
 
-    They get ``samples/<name>/table``, ``samples/<name>/images`` (clean, adversarial and difference side by side),
-    ``histograms/<name>/clean_and_adversarial`` (a picture) and, as W&B's own histograms, ``histograms/<name>/<column>`` of L2 and of
-    the credibilities before and after.
+    The panels are ``samples/<name>/table``, ``samples/<name>/images`` (clean, adversarial and difference),
+    ``histograms/<name>/clean_and_adversarial`` (a picture), and W&B's own histograms
+    ``histograms/<name>/<column>`` of L2 and of credibilities before and after.
 
     Args:
-        trainer: Whose epoch is the place on the axis.
-        name: The attack's name.
-        samples: This rank's rows as in `evaluation.Rows`, with columns ``images`` and ``adversarial``, float32
+        trainer: The trainer, at this epoch.
+        name: Name of the attack.
+        samples: This rank's `evaluation.Rows`, with columns ``images`` and ``adversarial``, float32
             ``(n, channels, H, W)`` in [0, 1].
-        layers: Names of the layers in the order of the rows' votes.
-        panel_images: How many samples, those of the lowest ids, are shown as images.
+        layers: Names of the layers, in the order of votes.
+        panel_images: Number of samples to show as images, by lowest id.
     """
     loggers = _wandb_loggers(trainer)
     if not loggers:
@@ -80,27 +80,26 @@ def show_samples(
         for logger in loggers:
             named = _shows(dict(rows), name, layers, panel_images)
             use_axis(trainer, named)
-            # No `step`: W&B drops what is behind the step that Lightning's own logs have reached.
+            # No `step`: W&B drops steps below that of Lightning's own logs.
             logger.experiment.log({"epoch": trainer.current_epoch, **named})
     trainer.strategy.barrier()
 
 
 @contextmanager
 def recorded(mode: WandbMode, project: str, folder: Path, **about: Any) -> Iterator[Log]:
-    """A W&B run of something that is no training, while it is worked on; only rank zero has one.
+    """A W&B run outside of training, on rank zero only; several may run at once.
 
-    Yields a function that logs to it: a list of dicts is shown as a table, a path as the picture in this file, all else as W&B
-    does. There may be several at once. Unless it is disabled, the environment's WANDB_MODE overrides the mode.
+    Yields a function that logs to it. Lists of dicts become tables, and paths become pictures.
 
     Args:
-        mode: What W&B does.
-        project: W&B's.
-        folder: Where its files go, into ``wandb``.
-        about: Further arguments of ``wandb.init``: ``name``, ``job_type``, ``group``, ``config``.
+        mode: What W&B does. WANDB_MODE overrides it, unless it is ``disabled``.
+        project: Name of the W&B project.
+        folder: Folder for W&B's files, in ``wandb``.
+        about: Other arguments of ``wandb.init``: ``name``, ``job_type``, ``group``, ``config``.
 
     Raises:
         ImportError: If wandb is not installed.
-        ValueError: If the run cannot be started, as when nobody is logged in.
+        ValueError: If the run cannot be started, for example without a login.
     """
     rank: int | None = getattr(rank_zero_only, "rank", None)
     if mode == "disabled" or rank:
@@ -113,10 +112,10 @@ def recorded(mode: WandbMode, project: str, folder: Path, **about: Any) -> Itera
         run = wandb.init(project=project, dir=folder, mode=how, reinit="create_new", **about)
     except wandb.errors.Error as error:
         raise ValueError(
-            f"Expected W&B to start a run ({how}), but: {error} `wandb login` logs in; `--wandb_mode offline` needs"
-            " neither an account nor the net."
+            f"Expected W&B to start a run ({how}), but it failed: {error} Log in with `wandb login`;"
+            " `--wandb_mode offline` needs neither an account nor a network."
         ) from error
-    with run:  # a run that fails is marked as failed
+    with run:  # marks the run as failed after an error
 
         def log(panels: Mapping[str, Any], axis: str | None = None) -> None:
             for name in panels if axis else ():
@@ -131,8 +130,8 @@ def _load() -> Any:
         import wandb
     except ImportError as error:
         raise ImportError(
-            "Expected wandb to be installed, as W&B is to record this, but it is not. `pip install wandb`, or"
-            " `--wandb_mode disabled`."
+            "Expected wandb to be installed, but it is not. Run `pip install wandb`, or set `--wandb_mode"
+            " disabled`."
         ) from error
     return wandb
 

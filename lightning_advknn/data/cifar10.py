@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_advknn.data.base import ImageDataModule
 
-_PLAIN = {  # what arrays of bytes are made of; a pickle may name anything else only to run it
+_PLAIN = {  # what a pickle of arrays may name; any other name could run code
     f"{module} {name}"
     for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
     for name in ("_reconstruct", "ndarray", "dtype")
@@ -17,7 +17,7 @@ _PLAIN = {  # what arrays of bytes are made of; a pickle may name anything else 
 
 
 class _OwnCIFAR10(torchvision.datasets.CIFAR10):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's reader without its checksums, which `ImageDataModule` verifies if asked to, and without class names."""
+    """The reader of torchvision without class names and checksums, which `ImageDataModule` verifies."""
 
     def _check_integrity(self) -> bool:
         return True
@@ -27,10 +27,10 @@ class _OwnCIFAR10(torchvision.datasets.CIFAR10):  # type: ignore[misc]  # torchv
 
 
 class CIFAR10(ImageDataModule):
-    """Colour photographs of ten kinds of things, 50,000 training and 10,000 test images of 3x32x32, from torchvision.
+    """Colour photographs of ten classes: 50,000 training and 10,000 test images of 3x32x32, from torchvision.
 
-    Files: ``root/cifar-10-batches-py/{data_batch_1..5,test_batch}``, pickles: those that would run code are
-    refused. Arguments and splits as in `ImageDataModule`.
+    Files: ``root/cifar-10-batches-py/{data_batch_1..5,test_batch}``. They are pickles; those that would run
+    code are refused. Arguments and splits as in `ImageDataModule`.
     """
 
     image_shape = (3, 32, 32)
@@ -43,7 +43,7 @@ class CIFAR10(ImageDataModule):
         return self.root / str(torchvision.datasets.CIFAR10.base_folder)
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, and check the files."""
+        """Download missing files, if `download` is set, and check all files."""
         files = self._md5_by_file(True) | self._md5_by_file(False)
         if self.download and not all((self._folder / file).is_file() for file in files):
             with self._downloading():
@@ -51,7 +51,7 @@ class CIFAR10(ImageDataModule):
         self._check_files(self._folder, files)
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Read one original split: images uint8 ``(n, 3, 32, 32)``, labels int64 ``(n,)``."""
+        """Read the training or test images, uint8 ``(n, 3, 32, 32)``, and labels, int64 ``(n,)``."""
         files = self._md5_by_file(train)
         self._check_files(self._folder, files)
         with self._reading():
@@ -73,5 +73,6 @@ def _check_plain(path: Path) -> None:
         names = operation.name in ("GLOBAL", "INST")
         if (names and argument not in _PLAIN) or operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ValueError(
-                f"{path} would run {argument or 'code'}; a pickle of arrays, of protocol 2 as the official ones, would not"
+                f"{path} would run {argument or 'code'}; a pickle of arrays in protocol 2, such as the"
+                " official ones, would not"
             )

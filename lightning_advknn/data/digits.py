@@ -1,4 +1,4 @@
-"""The embedded data set: works offline, at once."""
+"""Digits that are installed with scikit-learn, so they need no download."""
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +9,16 @@ from lightning_advknn.data.base import ImageDataModule
 
 
 class Digits(ImageDataModule):
-    """Real handwritten digits that ship inside scikit-learn, 1,797 images, enlarged from 8x8 to 1x28x28.
+    """Handwritten digits of scikit-learn: 1,797 images, enlarged from 8x8 to 1x28x28.
 
-    They are the test part of UCI's "Optical Recognition of Handwritten Digits"; having no split of their own, 1,000 of
-    them, drawn with `split_seed`, are the training split.
+    They are the test images of UCI's "Optical Recognition of Handwritten Digits". 1,000 of them, drawn with
+    `split_seed`, serve as training images.
 
     Args:
-        batch_size: Images a training step.
-        eval_batch_size: Images a batch elsewhere.
-        val_size: Images held out of the training split.
-        calibration_per_class: Images of each class taken from the test split for calibration.
+        batch_size: Batch size in training.
+        eval_batch_size: Batch size everywhere else.
+        val_size: Number of training images in ``val``.
+        calibration_per_class: Number of test images of each class in ``calibration``.
         split_seed: Seed of the splits.
     """
 
@@ -42,7 +42,7 @@ class Digits(ImageDataModule):
         )
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """One split: images uint8 ``(n, 1, 28, 28)``, labels int64 ``(n,)``."""
+        """The training or test images, uint8 ``(n, 1, 28, 28)``, and labels, int64 ``(n,)``."""
         bunch = load_digits()
         small = torch.from_numpy(bunch.images)[:, None] / 16  # (n, 1, 8, 8) in [0, 1]
         large = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)

@@ -8,7 +8,7 @@ from lightning_advknn.data.mnist import MNIST
 
 
 class FashionMNIST(MNIST):
-    """Clothing, 60,000 training and 10,000 test images of 1x28x28, in MNIST's format, from torchvision.
+    """Clothing: 60,000 training and 10,000 test images of 1x28x28, in MNIST's format, from torchvision.
 
     Files: ``root/FashionMNIST/raw/*-ubyte``. Arguments and splits as in `ImageDataModule`.
     """

@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are asked for."""
+"""Images that are read from their files when needed."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,24 +18,24 @@ _NAMED = 5  # files that an error names
 
 
 class ImageFile(NamedTuple):
-    """One image."""
+    """A file of one image."""
 
     name: str
-    """Its path below the data's root, with ``/``."""
+    """Its path relative to the root, with ``/``."""
     digest: str
-    """SHA-256 of its content."""
+    """SHA-256 of the file."""
     shape: tuple[int, int, int]
-    """Channels, height and width that it is read with."""
+    """Channels, height and width of the decoded image."""
     pixels: str
-    """SHA-256 of the pixels that are read."""
+    """SHA-256 of the decoded pixels."""
 
 
 class ImageFiles:
-    """RGB images of one shape, read at each use: of a sequence, what indexing gives is uint8 ``(..., 3, H, W)``.
+    """RGB images of one shape, which indexing reads from their files, as uint8 ``(..., 3, H, W)``.
 
     Args:
-        root: Folder that their names are below.
-        files: What is known of each.
+        root: Folder that the names are relative to.
+        files: The files.
         image_size: As in `examine`.
         background: As in `examine`.
     """
@@ -59,25 +59,25 @@ class ImageFiles:
         image_size: int | None = None,
         background: Sequence[float] | None = None,
     ) -> "ImageFiles":
-        """Read every file once: all that is wrong with one is found now, and its content is known.
+        """Read every file once, to find damaged ones and to hash all contents.
 
         Args:
-            root: Folder that the names are below.
-            names: At least one.
-            image_size: Height and width that images get: the shorter side is resized to it (bilinear, antialiased), then the centre
-                is cut out. None leaves them as they are.
-            background: Red, green and blue in [0, 1] behind transparent pixels; None refuses them.
+            root: Folder that the names are relative to.
+            names: Paths of the files, at least one.
+            image_size: Height and width of the images: the shorter side is resized to it (bilinear,
+                antialiased), then the centre is cropped. None keeps them as they are.
+            background: Red, green and blue in [0, 1] behind transparent pixels; None refuses those.
 
         Raises:
-            ValueError: If a file is damaged or cannot be read as a viewer shows it, or without `image_size`
-                shapes differ.
+            ValueError: If a file is damaged or cannot be decoded exactly, or if shapes differ without
+                `image_size`.
         """
 
         def look(name: str) -> ImageFile | str:
             try:
                 content = (root / name).read_bytes()
                 pixels = decode(content, image_size, background)
-            except Exception as error:  # a damaged file can raise anything from a decoder's depths
+            except Exception as error:  # decoders raise anything for a damaged file
                 return f"{root / name} ({error or type(error).__name__})"
             channels, height, width = pixels.shape
             read = hashlib.sha256(repr(pixels.shape).encode() + pixels.numpy().tobytes()).hexdigest()
@@ -88,15 +88,16 @@ class ImageFiles:
         if damaged:
             more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
             raise ValueError(
-                f"Expected readable images of one frame and 8 bits a channel, but got {'; '.join(damaged[:_NAMED])}{more}. Do what is"
-                " said of each; those that are truncated, corrupt or in another format, replace or delete."
+                "Expected readable images of one frame and 8 bits a channel, but got"
+                f" {'; '.join(damaged[:_NAMED])}{more}. Follow the advice for each file; replace or delete"
+                " files that are truncated, corrupt or in another format."
             )
         files = [each for each in looks if not isinstance(each, str)]
         for file in files:
             if file.shape != files[0].shape:
                 raise ValueError(
-                    f"Expected images of one size, but {root / files[0].name} is of shape {files[0].shape} and"
-                    f" {root / file.name} of {file.shape}. Set `image_size` to resize and crop all."
+                    f"Expected images of one size, but {root / files[0].name} is of shape {files[0].shape}"
+                    f" and {root / file.name} of {file.shape}. Set `image_size` to resize and crop all."
                 )
         return cls(root, files, image_size, background)
 
@@ -107,14 +108,14 @@ class ImageFiles:
 
     @property
     def names(self) -> list[str]:
-        """Each image's path below the root."""
+        """Path of each image, relative to the root."""
         return [file.name for file in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int | Tensor) -> Tensor:
-        """Read one image, or those at some positions, int64 ``(n,)``."""
+        """Read one image, or the images at these positions, int64 ``(n,)``."""
         if isinstance(index, int) or not index.ndim:
             return self._read(int(index))
         if not len(index):
@@ -122,12 +123,12 @@ class ImageFiles:
         return torch.stack(_in_threads(self._read, index.tolist()))
 
     def select(self, indices: Tensor) -> "ImageFiles":
-        """The files at some positions, int64 ``(n,)``, unread."""
+        """The files at these positions, int64 ``(n,)``, without reading them."""
         files = [self.files[index] for index in indices.tolist()]
         return ImageFiles(self.root, files, self.image_size, self.background)
 
     def digest(self) -> bytes:
-        """Hash of names, contents, order and the pixels that are read."""
+        """Hash of names, contents, pixels and order."""
         return hashlib.sha256(repr([tuple(file) for file in self.files]).encode()).digest()
 
     def _read(self, index: int) -> Tensor:
@@ -137,12 +138,13 @@ class ImageFiles:
             content = path.read_bytes()
         except OSError as error:
             raise OSError(
-                f"Expected {path} to be as it was at the start, but reading it failed: {error}."
+                f"Expected {path} to be as it was at the start, but reading it failed: {error}. Restore it,"
+                " and start again."
             ) from error
         if _digest(content) != file.digest:
             raise OSError(
-                f"Expected {path} to be as it was at the start, but it has changed since. Leave the images alone while they are"
-                " used, and start again."
+                f"Expected {path} to be as it was at the start, but it has changed since. Do not change"
+                " images while they are used, and start again."
             )
         return decode(content, self.image_size, self.background)
 
@@ -152,6 +154,6 @@ def _digest(content: bytes) -> str:
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """What a function makes of each item, in order; decoders let other threads run."""
+    """Apply a function to each item in threads, which decoders let run in parallel; results are in order."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, items))

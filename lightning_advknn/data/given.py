@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_advknn.data.base import Batch
+from lightning_advknn.data.splits import Batch
 from lightning_advknn.functional import check_labels
 
 Images = Tensor | NDArray[Any] | Sequence[Any]

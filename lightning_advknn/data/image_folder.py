@@ -1,4 +1,4 @@
-"""Images of one's own."""
+"""Your own images, in a folder for each class."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_advknn.data.base import Batch, ImageDataModule, MissingDataError, TrainingLoader
+from lightning_advknn.choices import whole
+from lightning_advknn.data.base import ImageDataModule, MissingDataError
 from lightning_advknn.data.files import ImageFile, ImageFiles
 from lightning_advknn.data.listing import (
     OTHER_PART,
@@ -20,34 +21,32 @@ from lightning_advknn.data.listing import (
     is_hidden,
     unused_words,
 )
-from lightning_advknn.functional import whole
+from lightning_advknn.data.splits import Batch, TrainingLoader
 
 
 class ImageFolder(ImageDataModule):
-    """Images in ``root/train/<class>/`` and ``root/test/<class>/``, at any depth, read as a viewer shows them.
+    """RGB images in ``root/train/<class>/`` and ``root/test/<class>/``, at any depth.
 
-    Classes are numbered in order of their names as text (1, 10, 2). Images are RGB, numbered in order of
-    their paths, and read from their files at each use: turned as their EXIF orientation says, and in sRGB.
-    Every file is also read once at the start, so that damaged ones are found before any work, and its content
-    and pixels enter the `fingerprint`, so that nothing made of other images is taken for it. All that Pillow
-    reads is used, but for hidden files and folders and links out of a class's folder. A warning names what is
-    not used, equal images in train and test or in several classes, which `note` counts, and classes that
-    differ only in case.
+    Classes are numbered in alphabetical order of their names (1, 10, 2), images in order of their paths.
+    Files are read when needed, with their EXIF orientation applied, and converted to sRGB. They are also all
+    read at the start, to find damaged ones, and to hash contents and pixels for the `fingerprint`. All files
+    that Pillow can read are used, except hidden files and folders, and links out of a class folder. A warning
+    names unused files, images that are equal across train and test or across classes (`note` has their
+    number), and classes whose names differ only in case.
 
     Args:
         root: The folder.
-        image_size: Height and width that images get: the shorter side is resized to it, then the centre is cut out. None
-            leaves them as they are, all of one size.
-        batch_size: Images a training step.
-        eval_batch_size: Images a batch elsewhere.
-        val_size: Images held out of the training images.
-        calibration_per_class: Images of each class taken from the test images for calibration.
+        image_size: Height and width of the images: the shorter side is resized to it, then the centre is
+            cropped. None keeps their size, which must then be the same for all.
+        batch_size: Batch size in training.
+        eval_batch_size: Batch size everywhere else.
+        val_size: Number of training images in ``val``.
+        calibration_per_class: Number of test images of each class in ``calibration``.
         split_seed: Seed of the splits.
-        background: Red, green and blue in [0, 1] behind transparent pixels; None refuses images that have
-            some.
+        background: Red, green and blue in [0, 1] behind transparent pixels; None refuses those.
 
     Raises:
-        ValueError: If a size is below 1 or no whole number, or `background` is no colour in [0, 1].
+        ValueError: If a size is not an integer of at least 1, or `background` is not a colour in [0, 1].
     """
 
     def __init__(
@@ -76,22 +75,22 @@ class ImageFolder(ImageDataModule):
             len(background) == 3 and all(0 <= value <= 1 for value in background)
         ):
             raise ValueError(
-                f"Expected `background` to be red, green and blue in [0, 1], or null, but got {list(background)}. Divide by 255 if it"
-                " is of colours from 0 to 255."
+                "Expected `background` to be red, green and blue in [0, 1], or null, but got"
+                f" {list(background)}. If it is in [0, 255], divide it by 255."
             )
-        # Python's own integer: of these `share` knows.
+        # Python's own integer, not NumPy's: `share` compares it.
         self.image_size = None if image_size is None else int(image_size)
         self.background = None if background is None else tuple(background)
         self._unused: Unused = {}
 
     def prepare_data(self) -> None:
-        """Check that both folders are there and have the same classes."""
+        """Check that both folders exist and have the same classes."""
         classes = {}
         for part in ("train", "test"):
             if not (self.root / part).is_dir():
                 raise MissingDataError(
-                    f"Expected images in {self.root / part}/<class>/, but there is no such folder. Put them there, or set `root`"
-                    " to the folder that holds `train` and `test`."
+                    f"Expected images in {self.root / part}/<class>/, but there is no such folder. Put them"
+                    " there, or set `root` to the folder that holds `train` and `test`."
                 )
             classes[part] = class_folders(self.root / part)
         check_names(self.root, dict.fromkeys(classes["train"] + classes["test"]))
@@ -99,41 +98,43 @@ class ImageFolder(ImageDataModule):
             alone = [name for name in classes[part] if name not in classes[other]]
             if alone:
                 raise ValueError(
-                    f"Expected a folder for each class in both {self.root / 'train'} and {self.root / 'test'}, but {other} lacks"
-                    f" {alone[:5]}. Add or delete them."
+                    f"Expected a folder for each class in both {self.root / 'train'} and"
+                    f" {self.root / 'test'}, but {other} lacks {alone[:5]}. Add or delete them."
                 )
         if len(classes["train"]) < 2:
             raise ValueError(
-                f"Expected a folder for each of at least two classes in {self.root / 'train'}, but got {classes['train']}."
+                f"Expected a folder for each of at least two classes in {self.root / 'train'}, but got"
+                f" {classes['train']}."
             )
         self.class_names = tuple(classes["train"])
         self.num_classes = len(self.class_names)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read every file and split the images, once; warn of what is not used and of equal images."""
+        """Read every file and split the images, once; warn about unused files and equal images."""
         if not self._splits:
             self.prepare_data()
             self._unused = self._other_parts()
             super().setup(stage)
             equal = equal_images(self._labels("train", "val"), self._labels("calibration", "test"))
             self.note = "; ".join(f"{kind}: {len(names)}" for kind, names in equal.items())
-            said = (
+            warnings = (
                 unused_words(self.root, self._unused),
                 class_words(self.class_names),
                 equal_words(equal),
             )
-            if any(said):
-                rank_zero_warn(" ".join(filter(None, said)))
+            if any(warnings):
+                rank_zero_warn(" ".join(filter(None, warnings)))
 
     def load(self, train: bool) -> tuple[ImageFiles, torch.Tensor]:
-        """The files of one original split, all read once, and labels int64 ``(n,)``."""
+        """Examine the training or test images; their files, and labels int64 ``(n,)``."""
         folder = self.root / ("train" if train else "test")
         found = find_images(folder)
         for name, files in found.images.items():
             if not files:
                 raise ValueError(
-                    f"Expected images in {folder / name}, but there are none that Pillow reads."
-                    f" {unused_words(self.root, found.unused)} Put some there, or delete the class from both train and test."
+                    f"Expected images in {folder / name}, but there are none that Pillow can read."
+                    f" {unused_words(self.root, found.unused)} Put some there, or delete the class from both"
+                    " train and test."
                 )
         for kind, paths in found.unused.items():
             self._unused[kind] = [*self._unused.get(kind, []), *paths]
@@ -151,7 +152,7 @@ class ImageFolder(ImageDataModule):
         return images, labels
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled training images, without the one that would be a batch alone: batch norm cannot train on it."""
+        """Shuffled training images; drops a last batch of one image, which batch norm cannot train on."""
         loader = super().train_dataloader()
         if len(loader.sampler) % self.batch_size != 1:  # type: ignore[arg-type]  # it is a DistributedSampler
             return loader
@@ -177,7 +178,7 @@ class ImageFolder(ImageDataModule):
         return {OTHER_PART: others} if others else {}
 
     def _labels(self, *splits: str) -> dict[ImageFile, int]:
-        """The files of some splits with their labels."""
+        """The files of these splits with their labels."""
         found: dict[ImageFile, int] = {}
         for split in map(self.split, splits):
             if isinstance(split.images, ImageFiles):

@@ -10,10 +10,10 @@ from lightning_advknn.data.mnist import MNIST
 
 
 class KMNIST(MNIST):
-    """Cursive Japanese characters, 60,000 training and 10,000 test images of 1x28x28, in MNIST's format, from torchvision.
+    """Cursive Japanese characters: 60,000 training and 10,000 test images of 1x28x28, from torchvision.
 
-    Files: ``root/KMNIST/raw/*-ubyte``, and beside them the archives ``*-ubyte.gz`` that they come from:
-    torchvision states the checksums of these. Arguments and splits as in `ImageDataModule`.
+    Files: ``root/KMNIST/raw/*-ubyte``, in MNIST's format, and their archives ``*-ubyte.gz``, whose checksums
+    torchvision states. Arguments and splits as in `ImageDataModule`.
     """
 
     dataset: ClassVar[type[torchvision.datasets.MNIST]] = torchvision.datasets.KMNIST
@@ -30,8 +30,9 @@ class KMNIST(MNIST):
         missing = [archive for archive in archives if not (folder / archive).is_file()]
         if missing:
             raise MissingDataError(
-                f"Expected the archives of {self.name}'s files beside them, by whose checksums they are known, but {folder} lacks"
-                f" {missing}. Put them there, or set `verify_checksums` to false if you trust the files."
+                f"Expected {self.name}'s archives beside its files, to verify their checksums, but {folder}"
+                f" lacks {missing}. Put them there, or set `verify_checksums` to false if you trust the"
+                " files."
             )
         self._check_files(folder, archives)
         for file in files:
@@ -39,6 +40,6 @@ class KMNIST(MNIST):
                 same = archive.read() == (folder / file).read_bytes()
             if not same:
                 raise ValueError(
-                    f"Expected {folder / file} to be what {file}.gz holds, but it differs. Delete it and extract the archive"
-                    " again, or set `verify_checksums` to false if it is your own."
+                    f"Expected {folder / file} to equal the content of {file}.gz, but it differs. Delete it"
+                    " and extract the archive again, or set `verify_checksums` to false if it is your own."
                 )

@@ -1,4 +1,4 @@
-"""Which files below a folder of images are used, and what to say of them."""
+"""Find the images in a folder, and describe unused files and equal images."""
 
 import os
 import unicodedata
@@ -21,22 +21,22 @@ SHARED = "test images that are training images too"
 TORN = "images in the folders of several classes"
 
 _HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
-_NAMED = 3  # examples
+_NAMED = 3  # examples in a warning
 
 Unused = dict[str, list[Path]]
-"""Files and folders that are not used, by why."""
+"""Files and folders that are not used, by reason."""
 
 
 class Found(NamedTuple):
-    """What a folder of class folders holds."""
+    """Files in a folder of class folders."""
 
     images: dict[str, list[Path]]
-    """By class, in order of names; of each class in order of paths, folder by folder."""
+    """Images by class, in order of names; those of a class in order of paths, folder by folder."""
     unused: Unused
 
 
 def find_images(folder: Path) -> Found:
-    """Look for images in ``folder/<class>/``, at any depth."""
+    """Find images in ``folder/<class>/``, at any depth."""
     images: dict[str, list[Path]] = {}
     unused: Unused = defaultdict(list)
     for entry in sorted(folder.iterdir()):
@@ -51,12 +51,12 @@ def find_images(folder: Path) -> Found:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of a folder's class folders, in order."""
+    """Names of the class folders in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether file managers, editors or servers made a file or folder of this name for themselves."""
+    """Whether a file or folder of this name belongs to a file manager, editor or server."""
     return name.startswith(".") or name.lower() in _HIDDEN
 
 
@@ -79,26 +79,26 @@ def _walk(folder: Path, home: Path, unused: Unused) -> Iterator[Path]:
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
-    """Raise a ValueError unless names are text in UTF-8 that differs in more than the form of its accents."""
+    """Raise a ValueError unless names are UTF-8, and differ in more than their Unicode forms."""
     forms: dict[str, str] = {}
     for name in names:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"Expected names in UTF-8 in {folder}, but got the bytes {os.fsencode(name)!r}. Rename it, as `convmv` does for whole"
-                " folders."
+                f"Expected names in UTF-8 in {folder}, but got the bytes {os.fsencode(name)!r}. Rename it;"
+                " `convmv` renames whole folders."
             ) from None
         other = forms.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
             raise ValueError(
-                f"Expected one name for one thing in {folder}, but {other!a} and {name!a} are the same text in two Unicode"
-                " forms, as macOS (NFD) and others (NFC) write it. Rename or merge them, so that one is left."
+                f"Expected distinct names in {folder}, but {other!a} and {name!a} are the same text in two"
+                " Unicode forms: macOS writes NFD, others NFC. Rename or merge them."
             )
 
 
 def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
-    """Say what is not used, how many of each kind; "" if all is."""
+    """Describe unused files, with their number by kind; "" if there are none."""
     parts = []
     for kind, paths in sorted(unused.items()):
         endings = Counter(path.suffix.lower() or "none" for path in paths).most_common(10)
@@ -106,13 +106,14 @@ def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
             ", ".join(f"{_shown(ending)} {n}" for ending, n in endings) + "; " if kind == EXTENSION else ""
         )
         parts.append(
-            f"{kind}: {len(paths)} ({of_each}{_some(path.relative_to(root).as_posix() for path in sorted(paths))})"
+            f"{kind}: {len(paths)}"
+            f" ({of_each}{_some(path.relative_to(root).as_posix() for path in sorted(paths))})"
         )
     return f"Not used, of {root}: {'; '.join(parts)}." if parts else ""
 
 
 def class_words(names: Iterable[str]) -> str:
-    """Say which classes have names that a reader takes for one; "" if none."""
+    """Describe classes whose names look equal; "" if there are none."""
     alike = defaultdict(list)
     for name in names:
         alike[name.strip().casefold()].append(name)
@@ -125,11 +126,11 @@ def class_words(names: Iterable[str]) -> str:
 
 
 def equal_images(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int]) -> dict[str, list[str]]:
-    """Images that are in both parts, or under two labels, pixel by pixel: files' names by what is the matter.
+    """Names of images that are equal, pixel by pixel, across train and test or across classes, by kind.
 
     Args:
-        training: Files with their labels.
-        test: The same.
+        training: Labels of the training images.
+        test: Labels of the test images.
     """
     first: dict[str, str] = {}
     names, labels = defaultdict(list), defaultdict(set)
@@ -146,11 +147,9 @@ def equal_images(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int
 
 
 def equal_words(equal: Mapping[str, Sequence[str]]) -> str:
-    """Say which images are equal; "" if none are."""
+    """Describe equal images; "" if there are none."""
     parts = [f"{kind}: {len(names)} ({_some(names)})" for kind, names in equal.items()]
-    return (
-        f"Equal pixel by pixel, {'; '.join(parts)}. Delete those that should not be there." if parts else ""
-    )
+    return f"Equal pixel by pixel, {'; '.join(parts)}. Delete the wrong ones." if parts else ""
 
 
 def _some(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from lightning_advknn.data.base import ImageDataModule
 
 
 class MNIST(ImageDataModule):
-    """Handwritten digits, 60,000 training and 10,000 test images of 1x28x28, from torchvision.
+    """Handwritten digits: 60,000 training and 10,000 test images of 1x28x28, from torchvision.
 
     Files: ``root/MNIST/raw/*-ubyte``. Arguments and splits as in `ImageDataModule`.
     """
@@ -25,7 +25,7 @@ class MNIST(ImageDataModule):
     }
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, and check the files."""
+        """Download missing files, if `download` is set, and check all files."""
         files = [Path(archive).stem for archive, _ in self.dataset.resources]
         if self.download and not all((self._folder / file).is_file() for file in files):
             with self._downloading():
@@ -33,7 +33,7 @@ class MNIST(ImageDataModule):
         self._check()
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Read one original split: images uint8 ``(n, 1, 28, 28)``, labels int64 ``(n,)``."""
+        """Read the training or test images, uint8 ``(n, 1, 28, 28)``, and labels, int64 ``(n,)``."""
         self._check()
         with self._reading():
             dataset = self.dataset(str(self.root), train=train)

@@ -1,24 +1,24 @@
-"""Some images of a split that stand for all of them."""
+"""Samples of images in which classes have the same shares as in the whole split."""
 
 import torch
 from torch import Tensor
 
 
 def fair_order(labels: Tensor, seed: int) -> Tensor:
-    """An order of all images of which every beginning has classes as in the whole, and every class where it is long enough.
+    """An order of all images in which the first n, for any n, have nearly the class shares of the whole.
 
-    First comes one image of each class; then the j-th image of a class of c in order of (j - 1/2) / c
+    One image of each class comes first. Then the j-th of c images of a class comes in order of (j - 1/2) / c
     (Webster's method of apportionment).
 
     Args:
         labels: Classes, int64 ``(N,)``.
-        seed: Decides which image of a class comes when, and which of two equally large classes.
+        seed: Seed of the order within a class and of ties between classes.
 
     Returns:
         Positions of the images, int64 ``(N,)``.
 
     >>> labels = torch.tensor([0] * 6 + [1] * 3 + [2])
-    >>> labels[fair_order(labels, seed=0)][:6].sort().values  # 3 : 2 : 1 is as near to 6 : 3 : 1 as six images come
+    >>> labels[fair_order(labels, seed=0)][:6].sort().values  # six images come closest to 6 : 3 : 1
     tensor([0, 0, 0, 1, 1, 2])
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -27,5 +27,5 @@ def fair_order(labels: Tensor, seed: int) -> Tensor:
     for label in torch.unique(classes).tolist():
         own = (classes == label).nonzero().squeeze(1)
         place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
-        place[own[0]] -= 1  # before all that are not the first of their class
+        place[own[0]] -= 1  # the first of each class comes before all others
     return shuffled[place.argsort(stable=True)]

@@ -8,22 +8,23 @@ from lightning_advknn.data.base import ImageDataModule
 
 
 class _OwnSVHN(torchvision.datasets.SVHN):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's reader without its checksum, which `ImageDataModule` verifies if asked to."""
+    """The reader of torchvision without checksums, which `ImageDataModule` verifies."""
 
     def _check_integrity(self) -> bool:
         return True
 
 
 class SVHN(ImageDataModule):
-    """Street-view house numbers, 73,257 training and 26,032 test images of 3x32x32, from torchvision.
+    """Street-view house numbers: 73,257 training and 26,032 test images of 3x32x32, from torchvision.
 
-    Files: ``root/{train,test}_32x32.mat``; label 10 is the digit 0. Arguments and splits as in `ImageDataModule`.
+    Files: ``root/{train,test}_32x32.mat``, where label 10 is the digit 0. Arguments and splits as in
+    `ImageDataModule`.
     """
 
     image_shape = (3, 32, 32)
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, and check the files."""
+        """Download missing files, if `download` is set, and check all files."""
         for split, (_, file, md5) in torchvision.datasets.SVHN.split_list.items():
             if split == "extra":
                 continue
@@ -33,7 +34,7 @@ class SVHN(ImageDataModule):
             self._check_files(self.root, {file: md5})
 
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Read one original split: images uint8 ``(n, 3, 32, 32)``, labels int64 ``(n,)``."""
+        """Read the training or test images, uint8 ``(n, 3, 32, 32)``, and labels, int64 ``(n,)``."""
         split = "train" if train else "test"
         _, file, md5 = torchvision.datasets.SVHN.split_list[split]
         self._check_files(self.root, {file: md5})

@@ -3,8 +3,8 @@
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,74 +19,24 @@ T = TypeVar("T")
 class StageCache:
     """Keeps the tensors of stages, each in a file whose name holds a key of all it depends on.
 
-    Several runs may share it at the same time: what one makes, the others wait for. One that cannot be
-    written gives what it has.
+    Several runs may share a folder at the same time; `lock` keeps two from making one file.
 
     Args:
         folder: Where.
 
     Raises:
-        OSError: If it is not there and cannot be made; later, before something is made that cannot be kept.
+        OSError: If the folder is missing and cannot be made. A folder that cannot be written can be read.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             check_writable(folder)
         self.folder = folder
-        self._seconds: dict[str, tuple[str, float]] = {}  # by name: its stage and own wall time
-        self._nested = 0.0  # wall time of stages that ran inside the one that is running
-        self._waited: set[str] = set()  # stages of which was said that another run makes them
-
-    def tensors(self, name: str, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors of a stage, on the CPU, made if they are not there; waited for if another run makes them.
-
-        Args:
-            name: Of the file, without its suffix.
-            stage: What its wall time counts as.
-            make: Makes them.
-        """
-        path = self.path(name)
-        with suppress(ValueError):  # damaged, but another run may be making it again
-            if path.is_file():
-                return self._read(name, stage)
-        with self.lock(path, stage):
-            return self.alone(name, stage, make)
-
-    def alone(self, name: str, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The same where no other run makes them, as this one has the lock."""
-        path = self.path(name)
-        if path.is_file():
-            try:
-                return self._read(name, stage)
-            except ValueError as error:
-                warnings.warn(f"{error} It is made again.", stacklevel=3)
-        tensors = {key: tensor.cpu() for key, tensor in self.measured(name, stage, make).items()}
-        save_tensors(path, tensors, {"stage": stage, "seconds": f"{self._seconds[name][1]:.3f}"})
-        return tensors
-
-    @contextmanager
-    def lock(self, path: Path, stage: str, wait: bool = True) -> Iterator[None]:
-        """Be the only run that makes a file of a stage. Who waits for one says so, once a stage.
-
-        What is made meanwhile may take the locks of what it depends on, and no others, so that no two runs
-        wait for each other.
-
-        Raises:
-            TimeoutError: Without `wait`, if another run makes it.
-        """
-        with locked(path, None if stage in self._waited else stage, wait) as seconds:
-            if seconds:
-                self._waited.add(stage)
-                self._nested += seconds
-            yield
-
-    def _read(self, name: str, stage: str) -> dict[str, Tensor]:
-        tensors, metadata = load_tensors(self.path(name))
-        self.note(name, stage, float(metadata["seconds"]))
-        return tensors
+        self._seconds: dict[str, tuple[str, float]] = {}  # by name: label and wall time
+        self._waited: set[str] = set()  # labels whose wait has been announced
 
     def path(self, name: str) -> Path:
-        """Of a stage's file."""
+        """The file of a stage."""
         return self.folder / f"{name}.safetensors"
 
     def has(self, name: str) -> bool:
@@ -97,49 +47,80 @@ class StageCache:
         except ValueError:
             return False
 
-    def join(self, name: str, stage: str, parts: Sequence[str]) -> None:
-        """Put tensors of a stage that were made in parts into one file, and delete the parts.
+    def read(self, name: str, label: str) -> dict[str, Tensor]:
+        """What is kept of a stage, on the CPU; its wall time is noted.
+
+        Raises:
+            FileNotFoundError: If it has not been made.
+            ValueError: If it is damaged.
+        """
+        tensors, metadata = load_tensors(self.path(name))
+        self.note(name, label, float(metadata["seconds"]))
+        return tensors
+
+    def keep(self, name: str, label: str, make: Callable[[], dict[str, Tensor]]) -> None:
+        """Make a stage and keep it, unless it is there; whoever calls this holds its lock.
+
+        Args:
+            name: Of its file, without the suffix.
+            label: What its wall time counts as.
+            make: Makes its tensors.
+        """
+        if self.path(name).is_file():
+            try:
+                self.read(name, label)
+                return
+            except ValueError as error:
+                warnings.warn(f"{error} It is made again.", stacklevel=3)
+        tensors = self.measured(name, label, make)
+        save_tensors(self.path(name), tensors, {"stage": label, "seconds": f"{self._seconds[name][1]:.3f}"})
+
+    @contextmanager
+    def lock(self, path: Path, label: str, wait: bool = True) -> Iterator[None]:
+        """Be the only run that makes a file of a stage. A run that has to wait says so, once a label.
+
+        Raises:
+            TimeoutError: If another run makes it, and `wait` is False.
+        """
+        with locked(path, None if label in self._waited else label, wait) as seconds:
+            if seconds:
+                self._waited.add(label)
+            yield
+
+    def join(self, name: str, label: str, parts: Sequence[str]) -> None:
+        """Put a stage that was made in parts into one file, and delete the parts.
 
         Args:
             name: Of the file.
-            stage: As in `tensors`; its wall time is the sum of the parts'.
-            parts: Names of theirs, in order of rows.
+            label: What its wall time counts as; it is the sum of the parts'.
+            parts: Names of the parts, in order of rows.
         """
         paths = [self.path(part) for part in parts]
         loaded = [load_tensors(path) for path in paths]
         tensors = {key: torch.cat([part[key] for part, _ in loaded]) for key in loaded[0][0]}
         seconds = sum(float(metadata["seconds"]) for _, metadata in loaded)
-        metadata = {"stage": stage, "seconds": f"{seconds:.3f}"}
-        save_tensors(self.path(name), tensors, metadata)
+        save_tensors(self.path(name), tensors, {"stage": label, "seconds": f"{seconds:.3f}"})
         for folder in {path.parent for path in paths}:
             shutil.rmtree(folder)
 
-    def measured(self, name: str, stage: str, make: Callable[[], T]) -> T:
-        """What `make` returns, not kept; its wall time is noted, without that of stages it had to wait for."""
-        outer, self._nested = self._nested, 0.0
+    def measured(self, name: str, label: str, make: Callable[[], T]) -> T:
+        """What `make` returns, not kept; its wall time is noted."""
         started = time.perf_counter()
         result = make()
-        elapsed = time.perf_counter() - started
-        self.note(name, stage, elapsed - self._nested)
-        self._nested = outer + elapsed
+        self.note(name, label, time.perf_counter() - started)
         return result
 
-    def note(self, name: str, stage: str, seconds: float) -> None:
-        """Count the wall time of something that was made, now or earlier, towards a stage."""
-        self._seconds[name] = stage, seconds
+    def note(self, name: str, label: str, seconds: float) -> None:
+        """Count the wall time of something that was made, now or earlier, towards a label."""
+        self._seconds[name] = label, seconds
 
     def seconds(self) -> dict[str, float]:
-        """Wall time by stage, also of stages that an earlier run made and this one read."""
-        return total_seconds(self._seconds)
+        """Wall time by label, also of stages that an earlier run made and this one read."""
+        total: dict[str, float] = {}
+        for label, seconds in self._seconds.values():
+            total[label] = total.get(label, 0.0) + seconds
+        return total
 
     def pieces(self) -> dict[str, tuple[str, float]]:
         """The same by name: what two experiments share has one name, and has been made once."""
-        return {name: (stage, round(seconds, 1)) for name, (stage, seconds) in self._seconds.items()}
-
-
-def total_seconds(pieces: Mapping[str, tuple[str, float]]) -> dict[str, float]:
-    """Wall time by stage of pieces by name, each a stage and its wall time."""
-    total: dict[str, float] = {}
-    for stage, seconds in pieces.values():
-        total[stage] = total.get(stage, 0.0) + seconds
-    return total
+        return {name: (label, round(seconds, 1)) for name, (label, seconds) in self._seconds.items()}

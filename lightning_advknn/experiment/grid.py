@@ -1,19 +1,18 @@
 """The experiments behind a paper's tables and figures, as data."""
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
-from jsonargparse.typing import Path_fr
 
-from lightning_advknn.experiment.settings import Experiment, experiment_parser, read_experiment
+from lightning_advknn.command_line import program
+from lightning_advknn.configurations import ConfigFile, name_of
+from lightning_advknn.experiment.settings import Experiment, combinations, experiment_parser, read_experiment
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,13 @@ class Part:
     """Experiments that fill one table or figure: one for each seed and combination of varied options.
 
     Args:
-        config: An ``attack.py evaluate`` configuration.
+        config: A configuration of ``evaluate``.
         options: Options that differ from it, such as ``images: 1000``.
         vary: Values of further options, such as ``victim.k: [5, 75]``.
         seeds: Of training.
     """
 
-    config: Path_fr
+    config: ConfigFile
     options: dict[str, str | int | float] = field(default_factory=dict)
     vary: dict[str, list[str | int | float]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -92,10 +91,10 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
         ValueError: If a part cannot be read, or a pattern matches nothing.
     """
     found = [
-        _cell(grid, data, name, part, dict(zip(part.vary, values, strict=True)), seed)
+        _make_cell(grid, data, name, part, varied, seed)
         for data, parts in grid.parts.items()
         for name, part in parts.items()
-        for values in product(*part.vary.values())
+        for varied in combinations(part.vary)
         for seed in part.seeds
     ]
     names = [cell.name for cell in found]
@@ -108,13 +107,13 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
     return [cell for cell in found if not only or any(_matches(cell.name, pattern) for pattern in only)]
 
 
-def _cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any], seed: int) -> Cell:
+def _make_cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any], seed: int) -> Cell:
     variation = _variation(varied)
     place = "/".join(filter(None, (data, name, variation)))
     # Tables 1 and 2 of a data set are its main result and lie on top.
     results = Path(grid.results) / data if name == "tables" else Path(grid.results) / place
     options: dict[str, Any] = {
-        "config": os.path.relpath(part.config.absolute),
+        "config": name_of(part.config.absolute),
         **part.options,
         **varied,
         "seed": seed,
@@ -137,7 +136,7 @@ def _cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str, Any
         variation,
         experiment,
         results,
-        shlex.join(["python", "attack.py", "evaluate", *command, f"--results={results}"]),
+        shlex.join([*program(), "evaluate", *command, f"--results={results}"]),
     )
 
 

@@ -11,8 +11,7 @@ from lightning_advknn.attacks import Attack
 from lightning_advknn.attacks.parts.balls import length
 from lightning_advknn.choices import Norm
 from lightning_advknn.classifiers import DkNN
-
-ROUNDING = 1e-6  # by which float32 may leave a ball
+from lightning_advknn.experiment.settings import ROUNDING
 
 _Look = Callable[[Tensor, Any], None]  # gets images that are asked about, and the answer
 

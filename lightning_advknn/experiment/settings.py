@@ -4,17 +4,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
-from typing import Any
-
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import Path_fr
+from typing import Any, TypeVar
 
 from lightning_advknn.attacks.settings import AttackSettings, Plain
-from lightning_advknn.choices import Backend, Convention, LabelSource, Metric
-from lightning_advknn.functional import whole
+from lightning_advknn.choices import Backend, Convention, LabelSource, Metric, whole
+from lightning_advknn.command_line import CommandParser
+from lightning_advknn.configurations import SHIPPED, ConfigFile
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
 VICTIMS = ("knn", "dknn")
+ROUNDING = 1e-6  # by which float32 may leave a ball
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Trained:
         checkpoint: Load this instead of training: a checkpoint of train.py, or for a backbone also a state dict of its network.
     """
 
-    config: Path_fr
+    config: ConfigFile
     overrides: dict[str, Plain] = field(default_factory=dict)
     checkpoint: str | None = None
 
@@ -120,14 +121,18 @@ class Experiment:
             object.__setattr__(self, "images", whole("images", self.images))
 
 
-def experiment_parser(**options: Any) -> ArgumentParser:
+def experiment_parser(**options: Any) -> CommandParser:
     """A command line of an experiment: a configuration and options that differ from it.
 
     Args:
         options: Of the parser.
     """
-    parser = ArgumentParser(**options)
-    parser.add_argument("--config", action="config", help="An experiment, such as configs/mnist/attack.yaml.")
+    parser = CommandParser(**options)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"An experiment: a file, or the name of one in {SHIPPED}, such as digits/attack.",
+    )
     parser.add_class_arguments(Experiment)
     return parser
 
@@ -149,10 +154,10 @@ def experiment_of(options: Any) -> Experiment:
         ValueError: If they cannot be one.
     """
     experiment = Experiment(**{each.name: getattr(options, each.name) for each in fields(Experiment)})
-    return replace(experiment, attacks=expand(experiment.attacks))
+    return replace(experiment, attacks=_expand(experiment.attacks))
 
 
-def check_names(experiment: Experiment) -> None:
+def check_experiment_names(experiment: Experiment) -> None:
     """Raise a ValueError unless names of surrogates, attacks and networks can name files and table cells."""
     if not experiment.attacks:
         raise ValueError("Expected at least one attack in `attacks`, but got none.")
@@ -178,21 +183,31 @@ def check_names(experiment: Experiment) -> None:
                 )
 
 
-def expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
+def combinations(values: Mapping[str, Sequence[T]]) -> list[dict[str, T]]:
+    """Every combination of values by name; those of the last name change fastest.
+
+    >>> combinations({"a": [1, 2], "b": [3, 4]})
+    [{'a': 1, 'b': 3}, {'a': 1, 'b': 4}, {'a': 2, 'b': 3}, {'a': 2, 'b': 4}]
+    >>> combinations({})
+    [{}]
+    """
+    return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+
+
+def _expand(attacks: Mapping[str, AttackSettings]) -> dict[str, AttackSettings]:
     """Each attack once for every combination of its varied settings, named ``<name>@<setting>=<value>``.
 
-    >>> list(expand({"pgd": AttackSettings("bim", vary={"eps": [0.1, 0.2]}), "fgsm": AttackSettings("fgsm")}))
+    >>> list(_expand({"pgd": AttackSettings("bim", vary={"eps": [0.1, 0.2]}), "fgsm": AttackSettings("fgsm")}))
     ['pgd@eps=0.1', 'pgd@eps=0.2', 'fgsm']
     """
     expanded = {}
     for name, attack in attacks.items():
-        for values in product(*attack.vary.values()):
-            varied = dict(zip(attack.vary, values, strict=True))
+        for varied in combinations(attack.vary):
             full = "@".join([name, *(f"{setting}={value}" for setting, value in varied.items())])
             expanded[full] = replace(attack, settings={**attack.settings, **varied}, vary={})
     return expanded
 
 
 def family(name: str) -> str:
-    """Name of the attack that `expand` made this one of."""
+    """Name of the attack that `_expand` made this one of."""
     return name.partition("@")[0]

@@ -18,13 +18,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_advknn.callbacks import AttackEvaluation
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import provenance
 from lightning_advknn.experiment.settings import Trained
-from lightning_advknn.modules.checkpoint import check_identity, is_own, load_weights, read_checkpoint
+from lightning_advknn.modules.checkpoint import check_identity, is_own, read_checkpoint
+from lightning_advknn.modules.weights import load_weights
 from lightning_advknn.search import APPROXIMATE
 from lightning_advknn.storage import atomic_path, code_of, read_json, write_json
+from lightning_advknn.training_cli import AdvKNNCLI
 
 # Parts of a train.py configuration that say where things are or go, not what comes out.
 _PLACES = {

@@ -1,9 +1,9 @@
-"""The paper's equations, one pure function each, and what they expect; imports torch only."""
+"""The paper's equations, one pure function each, and checks of their arguments; imports torch only."""
 
 from lightning_advknn.functional.arithmetic import autocast_devices, check_defaults, float32_arithmetic
 from lightning_advknn.functional.credibility import credibility, true_class_votes
 from lightning_advknn.functional.distortion import authors_l2, l2_distortion, linf_distortion
-from lightning_advknn.functional.images import check_images, check_labels, whole
+from lightning_advknn.functional.images import check_images, check_labels
 from lightning_advknn.functional.losses import (
     classification_loss,
     consistency_loss,
@@ -34,5 +34,4 @@ __all__ = [
     "surrogate_loss",
     "true_class_votes",
     "vote_distribution",
-    "whole",
 ]

@@ -1,27 +1,25 @@
 """Credibility of a DkNN prediction against a calibration set (Eq. 5-6)."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from lightning_advknn.choices import Convention
+from lightning_advknn.choices import Convention, check_choice
 from lightning_advknn.functional.images import check_labels
 from lightning_advknn.functional.voting import dknn_prediction
 
 
 def true_class_votes(votes: Tensor, labels: Tensor) -> Tensor:
-    """Votes that each sample's own class got in each layer: the right side of Eq. (5).
+    """Votes for each sample's true class, by layer; the right side of Eq. (5).
 
     Args:
         votes: int64 ``(N, L, C)``.
         labels: True classes, int64 ``(N,)``.
 
     Returns:
-        int64 ``(N, L)``; its sum over layers is what `credibility` compares with.
+        int64 ``(N, L)``; `credibility` takes its sum over layers.
 
     Raises:
-        ValueError: If labels are no classes of these samples.
+        ValueError: If there is not one label for each sample, or a label is not in [0, C).
     """
     check_labels(labels, len(votes), votes.shape[2])
     index = labels[:, None, None].expand(-1, votes.shape[1], 1)
@@ -29,27 +27,27 @@ def true_class_votes(votes: Tensor, labels: Tensor) -> Tensor:
 
 
 def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention = "strict") -> Tensor:
-    """Share of calibration samples that conform no better than the prediction (Eq. 5).
+    """Share of the calibration samples with fewer true-class votes than the prediction has (Eq. 5).
 
-    With v the votes of the predicted class (Eq. 4) and a_n the true-class votes of calibration sample n:
+    Let v be the votes of the predicted class (Eq. 4), and a_n the true-class votes of calibration sample n:
 
-    - ``strict``: share of a_n < v, Eq. (5) read literally.
-    - ``ge``: share of a_n <= v, which is the share of calibration nonconformities (kL - a_n) at or above the
-      prediction's. The authors' code also *predicts* by this share, which saturates; here the prediction is
-      always Eq. (4), whose class has the highest share too, so the value is the same.
-    - ``trim_zeros``: ``ge`` without the calibration samples of nonconformity 0 (a_n = kL).
+    - ``strict``: share of a_n < v, which is Eq. (5) read literally.
+    - ``ge``: share of a_n <= v, the calibration nonconformities (kL - a_n) at or above the prediction's.
+      The authors' code also *predicts* the class of highest share, which saturates. Here the prediction is
+      always Eq. (4); its class has the highest share too, so the credibility is the same.
+    - ``trim_zeros``: ``ge`` without calibration samples of nonconformity 0 (a_n = kL).
 
     Args:
         votes: int64 ``(B, L, C)``.
         calibration_votes: True-class votes summed over the same L layers, int64 ``(N,)``.
-        convention: How ties and perfect calibration samples count.
+        convention: Which calibration samples count, as above.
 
     Returns:
         float64 ``(B,)`` in [0, 1].
 
     Raises:
-        ValueError: If the calibration set is empty, or is empty once trimmed, or not of shape ``(N,)``; or
-            the convention is unknown.
+        ValueError: If the calibration set is not of shape ``(N,)`` or is empty, also once trimmed; or if the
+            convention is unknown.
 
     >>> votes = torch.tensor([[[3, 0], [2, 1]]])
     >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "strict")
@@ -59,13 +57,11 @@ def credibility(votes: Tensor, calibration_votes: Tensor, convention: Convention
     >>> credibility(votes, torch.tensor([6, 5, 5, 1]), "trim_zeros")
     tensor([1.], dtype=torch.float64)
     """
-    if convention not in get_args(Convention):
-        raise ValueError(
-            f"Expected `convention` to be one of {get_args(Convention)}, but got {convention!r}."
-        )
+    check_choice("convention", convention, Convention)
     if calibration_votes.ndim != 1:
         raise ValueError(
-            f"Expected `calibration_votes` of shape (N,), but got {tuple(calibration_votes.shape)}. Sum them over layers."
+            f"Expected `calibration_votes` of shape (N,), but got {tuple(calibration_votes.shape)}. Sum them"
+            " over layers."
         )
     if convention == "trim_zeros" and len(votes):
         all_votes = votes[0].sum()  # kL

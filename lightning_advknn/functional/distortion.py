@@ -1,11 +1,11 @@
-"""Sizes of perturbations, for images in [0, 1]."""
+"""Norms of perturbations, for images in [0, 1]."""
 
 import torch
 from torch import Tensor
 
 
 def l2_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
-    """True L2: ||x' - x||_2 per image, in pixel units of [0, 1].
+    """True L2 distance of each image: ||x' - x||_2, in pixel units of [0, 1].
 
     Args:
         images: ``(B, ...)``.
@@ -15,7 +15,7 @@ def l2_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
         float64 ``(B,)``.
 
     Raises:
-        ValueError: If shapes differ or pixels are whole numbers, as of bytes.
+        ValueError: If shapes differ or pixels are integers.
     """
     difference = _difference(images, adversarial)
     norms: Tensor = torch.linalg.vector_norm(difference, dim=1)
@@ -23,7 +23,7 @@ def l2_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
 
 
 def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
-    """Largest absolute change of a pixel per image, in pixel units of [0, 1].
+    """Linf distance of each image: its largest absolute change of a pixel, in pixel units of [0, 1].
 
     Args:
         images: ``(B, ...)``.
@@ -33,7 +33,7 @@ def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
         float64 ``(B,)``.
 
     Raises:
-        ValueError: If shapes differ or pixels are whole numbers, as of bytes.
+        ValueError: If shapes differ or pixels are integers.
     """
     difference = _difference(images, adversarial)
     norms: Tensor = torch.linalg.vector_norm(difference, ord=torch.inf, dim=1)
@@ -41,15 +41,15 @@ def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
 
 
 def authors_l2(l2: Tensor) -> Tensor:
-    """True L2 in the unit that the authors' code prints: L2 * 255 / 784.
+    """L2 in the unit that the authors' code prints: true L2 * 255 / 784.
 
-    Only for reading the paper's own figures beside ours: its 1.4909 is a true L2 of about 4.58.
+    Use it only to compare with the paper's figures: its 1.4909 is a true L2 of about 4.58.
     """
     return l2 * 255 / 784
 
 
 def _difference(images: Tensor, adversarial: Tensor) -> Tensor:
-    """In float64, ``(B, D)``."""
+    """Perturbations, float64 ``(B, D)``."""
     if (
         images.shape != adversarial.shape
         or not images.is_floating_point()
@@ -57,6 +57,7 @@ def _difference(images: Tensor, adversarial: Tensor) -> Tensor:
     ):
         raise ValueError(
             "Expected images and adversarials in [0, 1] of one shape, but got"
-            f" {images.dtype} {tuple(images.shape)} and {adversarial.dtype} {tuple(adversarial.shape)}. Divide bytes by 255."
+            f" {images.dtype} {tuple(images.shape)} and {adversarial.dtype} {tuple(adversarial.shape)}."
+            " Divide uint8 by 255."
         )
     return (adversarial.double() - images.double()).flatten(1)

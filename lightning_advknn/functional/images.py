@@ -1,6 +1,5 @@
-"""What every public function expects of images, labels and whole numbers."""
+"""Checks of images and labels."""
 
-import operator
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from lightning_advknn.functional.arithmetic import check_defaults
 
 
 def check_images(images: Tensor) -> None:
-    """Raise a ValueError unless every pixel is finite and in [0, 1], and torch's defaults are its own (`check_defaults`)."""
+    """Raise a ValueError unless every pixel is finite and in [0, 1]; also calls `check_defaults`."""
     check_defaults()
     if not isinstance(images, Tensor):
         raise ValueError(
-            f"Expected images as a float32 tensor (B, channels, H, W) in [0, 1], but got a {_kind(images)}. Convert them with"
-            " `torch.as_tensor(images, dtype=torch.float32)`."
+            f"Expected images as a float32 tensor (B, channels, H, W) in [0, 1], but got a {_kind(images)}."
+            " Convert them with `torch.as_tensor(images, dtype=torch.float32)`."
         )
     if not images.is_floating_point():
         raise ValueError(
@@ -23,7 +22,7 @@ def check_images(images: Tensor) -> None:
         )
     if images.is_meta:
         raise ValueError(
-            "Expected images with values, but they are on the device meta, which has none. Make them on the CPU or a GPU."
+            "Expected images with values, but they are on the meta device. Create them on the CPU or a GPU."
         )
     if not images.numel():
         return
@@ -37,8 +36,8 @@ def check_images(images: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None:
-    """Raise a ValueError unless labels are those of n images, int64 ``(n,)``, at least 0 and, if it is given, below `num_classes`."""
-    expected = f"Expected int64 `labels` of shape ({n},), one an image, but got"
+    """Raise a ValueError unless labels are int64 ``(n,)``, at least 0, and below `num_classes` if given."""
+    expected = f"Expected int64 `labels` of shape ({n},), one for each image, but got"
     if not isinstance(labels, Tensor):
         raise ValueError(
             f"{expected} a {_kind(labels)}. Convert them with `torch.as_tensor(labels, dtype=torch.int64)`."
@@ -48,9 +47,9 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
         if labels.shape == (n, 1):
             remedy = "Take `labels.squeeze(1).long()`."
         elif labels.ndim == 2 and len(labels) == n:
-            remedy = "Take `labels.argmax(1)` of one-hot ones."
+            remedy = "If they are one-hot, take `labels.argmax(1)`."
         elif labels.shape != (n,):
-            remedy = "Give each image one."
+            remedy = "Pass one label for each image."
         raise ValueError(f"{expected} {labels.dtype} of shape {tuple(labels.shape)}. {remedy}")
     if not n:
         return
@@ -62,24 +61,6 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
         )
 
 
-def whole(name: str, value: Any) -> int:
-    """A whole number as Python's, for an argument: NumPy's and tensors of one are taken, bool and 5.0 are not.
-
-    Raises:
-        ValueError: If it is none.
-
-    >>> whole("k", torch.tensor(5))
-    5
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(
-            f"Expected `{name}` to be a whole number, but got {value!r}. Write it without a point, as 5."
-        ) from None
-
-
 def _kind(value: Any) -> str:
+    """Full name of a value's type."""
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

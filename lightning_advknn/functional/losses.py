@@ -1,6 +1,6 @@
-"""Losses that train the surrogate DkNNB (Eq. 13, 15, 16), one value per sample.
+"""Losses that train the surrogate DkNNB (Eq. 13, 15, 16), one value for each sample.
 
-The paper sums over samples; training takes the mean over a batch, which only rescales the learning rate.
+The paper sums over samples. Training takes the mean over a batch, which only rescales the learning rate.
 """
 
 import torch
@@ -34,11 +34,11 @@ def consistency_loss(logits: Tensor, distribution: Tensor) -> Tensor:
         ``(B,)``, at least 0 up to rounding.
 
     Raises:
-        ValueError: If p(x) is given as counts.
+        ValueError: If p(x) are counts instead of shares.
     """
     if not distribution.is_floating_point():
         raise ValueError(
-            f"Expected p(x) as shares of votes, but got {distribution.dtype}. Take `vote_distribution(votes)`."
+            f"Expected p(x) as shares of votes, but got {distribution.dtype}. Use `vote_distribution(votes)`."
         )
     negative_entropy = torch.xlogy(distribution, distribution).sum(1)
     return negative_entropy - (distribution * F.log_softmax(logits, dim=1)).sum(1)
@@ -57,12 +57,12 @@ def surrogate_loss(
         logits: ``(B, C)``.
         distribution: p(x), ``(B, C)``.
         labels: t, int64 ``(B,)``.
-        cls_weight: lambda; .3 in the paper.
-        cl_weight: Weight of L_CL; 1 in the paper, 0 for its ablation "DkNNB" (L_CLS alone).
+        cls_weight: lambda; 0.3 in the paper.
+        cl_weight: Weight of L_CL; 1 in the paper, and 0 in its ablation "DkNNB" (L_CLS alone).
 
     Returns:
         ``(B,)``.
     """
     loss = cls_weight * classification_loss(logits, labels)
-    # Without the test, 0 * inf would turn a loss that does not use p(x) into NaN.
+    # The consistency loss may be infinite, and 0 * inf is NaN.
     return loss + cl_weight * consistency_loss(logits, distribution) if cl_weight else loss

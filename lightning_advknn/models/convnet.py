@@ -12,9 +12,9 @@ from lightning_advknn.models.normalize import Normalize
 class ConvNet(nn.Sequential):
     """Three convolutions and a linear layer, the network of DkNN (arXiv 1803.04765) and of the paper.
 
-    Kernels and strides are DkNN's, paddings those of the authors' code. The four layers that vote are ``relu1``,
-    ``relu2``, ``relu3`` and ``logits``: 12544 / 6272 / 1152 / 10 features for 1x28x28 images, 16384 / 8192 / 2048 / 10 for
-    3x32x32.
+    Kernels and strides are DkNN's; paddings are those of the authors' code. Four layers vote: ``relu1``,
+    ``relu2``, ``relu3`` and ``logits``. They have 12544 / 6272 / 1152 / 10 features for 1x28x28 images, and
+    16384 / 8192 / 2048 / 10 for 3x32x32.
 
     Args:
         image_shape: Channels, height, width.
@@ -49,7 +49,7 @@ class ConvNet(nn.Sequential):
                 size = nn.Sequential(convolutions)(torch.zeros(1, *image_shape)).shape[1]
         except RuntimeError as error:
             raise ValueError(
-                f"Expected `image_shape` (channels, height, width) of at least 20x20 pixels and one `mean` a"
-                f" channel, but got {tuple(image_shape)} and {tuple(mean)}."
+                "Expected `image_shape` (channels, height, width) of at least 20x20 pixels and one `mean` for"
+                f" each channel, but got {tuple(image_shape)} and {tuple(mean)}."
             ) from error
         super().__init__(OrderedDict(**convolutions, logits=nn.Linear(size, num_classes)))

@@ -13,17 +13,17 @@ from lightning_advknn.models.library import LibraryNetwork
 from lightning_advknn.models.normalize import Normalize
 
 OUTPUT = "output"
-"""Name of a network's own output among its layers."""
+"""Layer name of a network's own output."""
 
 
 class FeatureNetwork(Frozen):
-    """A network together with the layers whose features vote, in evaluation mode.
+    """A network and the layers whose features vote, always in evaluation mode.
 
     Args:
         network: Any module that maps images in [0, 1] to logits.
-        layers: Names of its submodules, as in ``network.named_modules()``; each runs once a forward pass. `OUTPUT` is what the
-            network itself gives.
-        normalize: What images pass before the network; None for nothing.
+        layers: Names of its submodules, as in ``network.named_modules()``. Each must run exactly once in a
+            forward pass. `OUTPUT` names the network's own output.
+        normalize: Applied to images before the network; None for nothing.
 
     Raises:
         ValueError: If a layer does not exist, is named twice or is TorchScript.
@@ -42,8 +42,9 @@ class FeatureNetwork(Frozen):
         scripted = [layer for layer in layers if isinstance(modules[layer], torch.jit.ScriptModule)]
         if scripted:
             raise ValueError(
-                f"Expected `layers` that are ordinary modules, but {scripted[:3]} are TorchScript, which shows no features of its"
-                " layers. Take the network that was scripted or traced, with its `state_dict`."
+                f"Expected `layers` that are ordinary modules, but {scripted[:3]} are TorchScript, whose"
+                " features cannot be read. Use the network that was scripted or traced, with its"
+                " `state_dict`."
             )
         self.network, self.normalize = network, normalize
         self.layers = tuple(layers)
@@ -55,18 +56,19 @@ class FeatureNetwork(Frozen):
         """Logits ``(B, C)`` of images in [0, 1].
 
         Raises:
-            ValueError: If images are not float32, a part of the network has been put into training mode, or
-                the network cannot take them as its weights are not.
+            ValueError: If images or the network's weights are not float32, or if a module of the network is
+                in training mode.
         """
         if images.dtype != torch.float32:
             raise ValueError(
-                f"Expected float32 images, but got {images.dtype}. Convert them with `.float()`, bytes also with `/ 255`."
+                f"Expected float32 images, but got {images.dtype}. Convert them with `.float()`; divide uint8"
+                " by 255."
             )
         training = [name for name, module in self.network.named_modules() if module.training]
         if training:
             raise ValueError(
-                f"Expected the network in evaluation mode, but {training[:3]} of it are in training mode, in which its outputs"
-                " depend on more than the image. Call `eval()` on it."
+                f"Expected the network in evaluation mode, but its modules {training[:3]} are in training"
+                " mode, so its outputs may depend on more than the image. Call `eval()` on it."
             )
         try:
             logits: Tensor = self.network(images if self.normalize is None else self.normalize(images))
@@ -74,22 +76,22 @@ class FeatureNetwork(Frozen):
             others = {str(each.dtype) for each in self.network.parameters()} - {"torch.float32"}
             if others:
                 raise ValueError(
-                    f"Expected a network with float32 weights, but some are {', '.join(sorted(others))}, and it fails on float32"
-                    f" images: {error}. Call `.float()` on it."
+                    f"Expected a network with float32 weights, but some are {', '.join(sorted(others))}, and"
+                    f" it fails on float32 images: {error}. Call `.float()` on it."
                 ) from error
             raise
         return logits
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Flattened activations ``(B, D)`` of each layer, by name, of images in [0, 1]."""
+        """Features of images in [0, 1] by layer: its flattened activations, float32 ``(B, D)``."""
         return self.logits_and_features(images)[1]
 
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits ``(B, C)`` and each layer's features, float32 ``(B, D)``, from one forward pass.
+        """Logits ``(B, C)`` and features of each layer, float32 ``(B, D)``, from one forward pass.
 
         Raises:
-            ValueError: If a layer does not run, runs more than once, gives something else than a tensor, or
-                is to be pooled and gives no maps; or a part of the network has been put into training mode.
+            ValueError: If a layer does not run exactly once, does not return a tensor, or is to be pooled but
+                does not return maps; or if `forward` refuses the images.
         """
         outputs: dict[str, Tensor] = {}
         runs = Counter[str]()
@@ -98,13 +100,14 @@ class FeatureNetwork(Frozen):
             runs[layer] += 1
             if not isinstance(output, Tensor):
                 raise ValueError(
-                    f"Expected layer {layer!r} to give a tensor, but got a {type(output).__name__}. Choose another layer."
+                    f"Expected layer {layer!r} to give a tensor, but got a {type(output).__name__}. Choose"
+                    " another layer."
                 )
             if layer in self._pool:
                 if output.ndim != 4:
                     raise ValueError(
-                        f"Expected layer {layer!r}, which `pool` names, to give maps (B, channels, H, W), but got"
-                        f" {tuple(output.shape)}. Leave it out of `pool`."
+                        f"Expected layer {layer!r} of `pool` to give maps (B, channels, H, W), but got"
+                        f" {tuple(output.shape)}. Remove it from `pool`."
                     )
                 output = F.adaptive_avg_pool2d(output, self._pool[layer])
             # A copy: the next layer may change its input in place.
@@ -124,14 +127,14 @@ class FeatureNetwork(Frozen):
         if len(outputs) < len(self.layers):
             silent = [layer for layer in self.layers if layer not in outputs]
             raise ValueError(
-                f"Expected the network to run each of `layers`, but it skips {silent}. Those that ran: {list(outputs)}."
-                " Of a compiled network (`torch.compile`), take the one that it was made of."
+                f"Expected the network to run each of `layers`, but it skips {silent}. Those that ran:"
+                f" {list(outputs)}. If it is compiled (`torch.compile`), pass the original network."
             )
         if repeated := {layer: times for layer, times in runs.items() if times > 1}:
             raise ValueError(
-                f"Expected each of `layers` to run once a forward pass, but got these runs: {repeated}. A layer's features"
-                f" would be those of its last run. Layers that run once are {self._running_once(images)}. Choose among them, or"
-                " give each place in the network a module of its own."
+                f"Expected each of `layers` to run once in a forward pass, but got these runs: {repeated}."
+                f" Layers that run once are {self._running_once(images)}. Choose among them, or use a"
+                " separate module for each call."
             )
         return logits, {layer: outputs[layer] for layer in self.layers}
 

@@ -8,19 +8,19 @@ from torch import nn
 
 
 class Frozen(nn.Module):
-    """A module that is always in evaluation mode with all below it, whatever `train` is called with.
+    """A module that is always in evaluation mode, with all its submodules; `train` has no effect.
 
-    Its constructor ends with `eval`, which also puts what it is made of into evaluation mode.
+    A subclass calls `eval` at the end of its constructor.
     """
 
     def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever is asked for."""
+        """Set evaluation mode, whatever `mode` is."""
         return super().train(False)
 
 
 @contextmanager
 def kept_modes(module: nn.Module) -> Iterator[None]:
-    """Put a module and all below it back into the modes that they had, each its own."""
+    """Restore the training or evaluation mode of a module and of each submodule on exit."""
     training = [(each, each.training) for each in module.modules()]
     try:
         yield

@@ -15,8 +15,8 @@ class LeNet5(nn.Sequential):
 
     Args:
         num_classes: C.
-        mean: Mean of the training images in [0, 1].
-        std: Their standard deviation.
+        mean: Channel mean of the training images in [0, 1].
+        std: Channel standard deviation.
     """
 
     def __init__(

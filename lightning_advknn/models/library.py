@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm or one's own."""
+"""Networks of torchvision or timm, or your own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -10,22 +10,23 @@ from lightning_advknn.models.normalize import Normalize
 
 
 class LibraryNetwork(nn.Module):
-    """A network that a function makes, such as torchvision's and timm's, behind a normalisation.
+    """Normalisation followed by a network that a function returns, such as torchvision's or timm's.
 
-    Its layers are called ``normalize`` and, after their names in the library, ``model.<layer>``.
+    Its layers are ``normalize`` and ``model.<layer>``, where ``<layer>`` is the name in the library.
 
     Args:
-        function: Import path of a function or class that makes the network: ``torchvision.models.resnet18``,
-            ``timm.create_model``, ``my_module.MyNetwork``.
+        function: Import path of a function or class that returns the network:
+            ``torchvision.models.resnet18``, ``timm.create_model``, ``my_module.MyNetwork``.
         settings: Its keyword arguments.
-        mean: Channel means that the network was or will be trained with, of images in [0, 1].
+        mean: Channel means of the images in [0, 1] that the network was or will be trained on.
         std: Channel standard deviations.
-        pool: Height and width that a layer's maps ``(B, channels, H, W)`` are averaged to before they vote, by the layer's
-            name. Layers that are not named here vote whole.
+        pool: By layer name, the height and width to which its maps ``(B, channels, H, W)`` are averaged
+            before they vote. Other layers vote with all their features.
 
     Raises:
-        ValueError: If there is no such function, it refuses its settings or makes no network, or `pool` names no layer.
-        ImportError: If its library is not installed.
+        ValueError: If `function` does not exist, refuses its settings or returns no network; or if `pool`
+            names a layer that does not exist.
+        ImportError: If the library of `function` is not installed.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class LibraryNetwork(nn.Module):
             model = make(**settings)
         except Exception as error:  # libraries raise anything for settings they do not like
             raise ValueError(
-                f"Expected {function} to make a network of the settings {settings}, but: {type(error).__name__}: {error}."
-                " `settings` are its keyword arguments; pretrained weights of torchvision come with their own number of classes."
+                f"Expected {function} to make a network with the settings {settings}, but it failed:"
+                f" {type(error).__name__}: {error}. `settings` must be its keyword arguments; torchvision's"
+                " pretrained weights need their own number of classes."
             ) from error
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -57,26 +59,27 @@ class LibraryNetwork(nn.Module):
         for layer, size in self.pool.items():
             if layer not in known or size < 1:
                 raise ValueError(
-                    f"Expected `pool` to give layers of the network a size of at least 1, but got {layer!r}: {size}. Its layers"
-                    f" are {known}."
+                    f"Expected `pool` to give layers of the network a size of at least 1, but got {layer!r}:"
+                    f" {size}. Its layers are {known}."
                 )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images in [0, 1].
 
         Raises:
-            ValueError: If the network gives something else than a tensor.
+            ValueError: If the network does not return a tensor.
         """
         logits = self.model(self.normalize(images))
         if not isinstance(logits, Tensor):
             raise ValueError(
-                f"Expected {self.function} to give logits, but got a {type(logits).__name__}. Switch off what it gives"
-                " beside them, as torchvision's `aux_logits: false` does."
+                f"Expected {self.function} to give logits, but got a {type(logits).__name__}. Switch off its"
+                " other outputs, such as torchvision's with `aux_logits: false`."
             )
         return logits
 
 
 def _load(path: str) -> Callable[..., Any]:
+    """Import a function or class by its path."""
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise ValueError(
@@ -86,14 +89,14 @@ def _load(path: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except ImportError as error:
         missing = (error.name or path).partition(".")[0]
-        remedy = f"Install {missing}, or put it beside the script that is run or on PYTHONPATH."
+        remedy = f"Install {missing}, or put it beside the script or on PYTHONPATH."
         if missing == "timm":
             remedy = 'Install it: `python -m pip install -e ".[timm]"`.'
         raise ImportError(f"Expected {path} to be importable, but got: {error}. {remedy}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(
-            f"Expected {path} to be a function or a class, but {module_name} has none of this name."
+            f"Expected {path} to be a function or a class, but {module_name} has none of that name."
         )
     make: Callable[..., Any] = found
     return make

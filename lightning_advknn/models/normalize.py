@@ -1,4 +1,4 @@
-"""Normalisation as a layer, so that images stay in [0, 1] outside the network."""
+"""Normalisation as a layer of the network, so that images are in [0, 1] everywhere else."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ class Normalize(nn.Module):
     """Subtract a mean and divide by a standard deviation, per channel.
 
     Args:
-        mean: One value a channel, for images in [0, 1].
-        std: One positive value a channel, of the same images.
+        mean: Channel means of images in [0, 1].
+        std: Channel standard deviations of the same images.
 
     Raises:
         ValueError: If the lengths differ, a standard deviation is not positive, or a value is not in [0, 1].
@@ -24,12 +24,12 @@ class Normalize(nn.Module):
         super().__init__()
         if len(mean) != len(std) or min(std, default=0) <= 0:
             raise ValueError(
-                f"Expected `mean` and positive `std` of one value a channel, but got {mean} and {std}."
+                f"Expected one `mean` and one positive `std` for each channel, but got {mean} and {std}."
             )
         if not all(0 <= value <= 1 for value in (*mean, *std)):
             raise ValueError(
-                f"Expected `mean` and `std` of images in [0, 1], and so in [0, 1] themselves, but got {list(mean)} and {list(std)}."
-                " Divide both by 255 if they are of pixels from 0 to 255."
+                f"Expected `mean` and `std` in [0, 1], as of images in [0, 1], but got {list(mean)} and"
+                f" {list(std)}. If they are of pixels in [0, 255], divide both by 255."
             )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])

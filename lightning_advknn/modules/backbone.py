@@ -9,41 +9,39 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_advknn.choices import whole
 from lightning_advknn.convolutions import CookToomConvolution
 from lightning_advknn.data import Batch, data_of
-from lightning_advknn.functional import float32_arithmetic, whole
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import FeatureNetwork, kept_modes
-from lightning_advknn.modules.checkpoint import (
-    IDENTITY,
-    Identity,
+from lightning_advknn.modules.checkpoint import IDENTITY, Identity, check_identity, describe
+from lightning_advknn.modules.checks import (
     check_data,
-    check_identity,
     check_loss,
     check_network,
     check_on_data,
     check_precision,
-    describe,
 )
 
 
 class BackboneModule(LightningModule):
-    """A classifier trained by cross-entropy with Adam, as the paper's DNN.
+    """A classifier trained by cross-entropy with Adam: the paper's DNN.
 
     Logs ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``.
 
     Args:
         network: Maps images in [0, 1] to logits; normalisation is part of it.
-        layers: Names of its layers that victims and surrogates use.
+        layers: Names of the layers that victims and surrogates use.
         image_shape: Channels, height, width.
         num_classes: C.
-        learning_rate: Of Adam.
-        channels_last: Train with channels as the innermost dimension: the same network, computed faster on CPUs and on
-            GPUs with matrix units.
-        winograd: Multiply less in convolutions of small maps (`CookToomConvolution`): up to rounding the same training, in
-            about 60 % of the time. On CPU only.
+        learning_rate: Learning rate of Adam.
+        channels_last: Train in the memory format channels_last, which is faster on CPUs and on GPUs with
+            tensor cores.
+        winograd: Train with fewer multiplications in convolutions of small maps (`CookToomConvolution`):
+            equal up to rounding, in about 60 % of the time. CPU only.
 
     Raises:
-        ValueError: If a layer does not exist or the network does not map such images to as many classes.
+        ValueError: If a layer does not exist, or the network does not map such images to logits of C classes.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class BackboneModule(LightningModule):
         winograd: bool = False,
     ) -> None:
         super().__init__()
-        # Python's own numbers: a checkpoint that holds NumPy's does not load without running code.
+        # As Python's own numbers: a checkpoint with NumPy's cannot be loaded without running code.
         image_shape = [whole("image_shape", size) for size in image_shape]
         num_classes, learning_rate = whole("num_classes", num_classes), float(learning_rate)
         self.save_hyperparameters(
@@ -70,7 +68,7 @@ class BackboneModule(LightningModule):
                 "winograd": winograd,
             }
         )
-        with kept_modes(network):  # which is to be trained in them
+        with kept_modes(network):  # `FeatureNetwork` sets evaluation mode
             self.network = FeatureNetwork(network, layers)
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
@@ -82,17 +80,17 @@ class BackboneModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images in [0, 1]."""
-        logits: Tensor = self.network.network(images)  # not evaluated alone, but trained
+        logits: Tensor = self.network.network(images)  # the inner network can be in training mode
         return logits
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode of the network itself; as a victim's, it always evaluates."""
+        """Set the mode of the inner network; `FeatureNetwork` itself stays in evaluation mode."""
         super().train(mode)
         self.network.network.train(mode)
         return self
 
     def identity(self, data_name: str) -> Identity:
-        """What a checkpoint of this module says of itself."""
+        """The identity that checkpoints of this module state."""
         return {
             "kind": "backbone",
             "network": describe(self.network.network),
@@ -102,7 +100,7 @@ class BackboneModule(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check precision and data, and that the network is a function of the image."""
+        """Check precision, data and network (`check_function`), and set up fast convolutions."""
         check_precision(self.trainer)
         data = data_of(self.trainer)
         check_data(data, self.image_shape, self.num_classes)
@@ -111,32 +109,32 @@ class BackboneModule(LightningModule):
             self.network.to(memory_format=torch.channels_last)
         if stage == "fit" and self.winograd and self.trainer.strategy.root_device.type == "cpu":
             for conv in self._convolutions():
-                # In its place, not instead of it: hooks and weights stay where others look for them.
+                # Only `forward` is replaced, so that hooks and weights stay in their module.
                 vars(conv)["forward"] = CookToomConvolution(conv, constant=False)
 
     def teardown(self, stage: str) -> None:
-        """Leave the weights in torch's ordinary order, and convolutions as they were."""
+        """Restore the memory format and the convolutions."""
         self.network.to(memory_format=torch.contiguous_format)
         for conv in self._convolutions():
             vars(conv).pop("forward", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint what it holds."""
+        """State the identity in the checkpoint."""
         checkpoint[IDENTITY] = self.identity(data_of(self.trainer).name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of something else."""
+        """Refuse a checkpoint of another identity."""
         check_identity(checkpoint, self.identity(data_of(self.trainer).name), "the checkpoint")
 
     def training_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy on the true labels."""
+        """Cross-entropy with the true labels."""
         loss = F.cross_entropy(self(batch.images), batch.labels)
         check_loss(loss)
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Loss and accuracy on the part of the training split that picks the epoch."""
+        """Loss and accuracy on the validation images, which pick the epoch."""
         self._evaluate(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: Batch) -> None:
@@ -150,7 +148,7 @@ class BackboneModule(LightningModule):
     def _convolutions(self) -> list[nn.Conv2d]:
         return [module for module in self.network.modules() if type(module) is nn.Conv2d]
 
-    @float32_arithmetic()  # as the victims on this network decide, also where training is mixed with shorter numbers
+    @float32_arithmetic()  # as victims decide, also in mixed-precision training
     def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
         logits = self(batch.images)
         accuracy(logits, batch.labels)

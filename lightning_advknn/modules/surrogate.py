@@ -1,6 +1,6 @@
 """Training of DkNNB: consistency learning (Eq. 13, 15, 16)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -10,46 +10,31 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from lightning_advknn import __version__, functional
-from lightning_advknn.choices import Backend, Metric
+from lightning_advknn import functional
+from lightning_advknn.choices import Backend, Metric, whole
 from lightning_advknn.data import Batch, ImageDataModule, data_of
-from lightning_advknn.functional import float32_arithmetic, whole
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
-from lightning_advknn.modules.checkpoint import (
-    IDENTITY,
-    Identity,
-    check_data,
-    check_identity,
-    check_loss,
-    check_on_data,
-    check_precision,
-    describe,
-    load_weights,
-)
+from lightning_advknn.modules.checkpoint import IDENTITY, Identity, check_identity, describe
+from lightning_advknn.modules.checks import check_data, check_loss, check_on_data, check_precision
+from lightning_advknn.modules.weights import load_weights
 from lightning_advknn.search import (
     APPROXIMATE,
     MemoryBank,
     check_backend,
-    describe_index,
     index_settings,
     recall,
 )
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.storage import (
-    digest,
-    load_tensors,
-    locked,
-    save_tensors,
-    tensors_digest,
     weights_digest,
 )
 
 QUERIES = 100  # images of a split on which recall is measured
-VOTES = "votes for surrogates"  # what who waits for them is told
 
 
-class Targets(NamedTuple):
+class _Targets(NamedTuple):
     """What the surrogate learns from in one split, in order of image id."""
 
     ids: Tensor
@@ -80,8 +65,6 @@ class SurrogateModule(LightningModule):
         cls_weight: lambda of Eq. (16); .3 in the paper.
         cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
         learning_rate: Of Adam.
-        votes_file: Where the votes are kept, for other runs on the same features with the same k and metric.
-            A run that needs what another one computes waits for it.
         index: Settings of an approximate backend that differ from its defaults, as `search.index_settings`.
 
     Raises:
@@ -101,7 +84,6 @@ class SurrogateModule(LightningModule):
         cls_weight: float = 0.3,
         cl_weight: float = 1.0,
         learning_rate: float = 1e-3,
-        votes_file: str | None = None,
         index: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
@@ -143,7 +125,6 @@ class SurrogateModule(LightningModule):
         self.index = index
         self.cls_weight, self.cl_weight = cls_weight, cl_weight
         self.learning_rate = learning_rate
-        self.votes_file = Path(votes_file) if votes_file else None
         self.scores = nn.ModuleDict(
             {
                 f"{stage}_scores": MetricCollection(
@@ -154,7 +135,8 @@ class SurrogateModule(LightningModule):
             }
         )
         self._bank: MemoryBank | None = None
-        self._targets: dict[str, Targets] = {}
+        self._targets: dict[str, _Targets] = {}
+        self._given: dict[str, Tensor] = {}
         self._recall: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -213,16 +195,13 @@ class SurrogateModule(LightningModule):
         backbone = BackboneModule(network, [self.layer], self.image_shape, self.num_classes)
         load_weights(backbone, self.backbone_checkpoint, backbone.identity(data_name))
 
-    def keep_votes(self, data: ImageDataModule) -> None:
-        """Compute the votes of training and validation images, each rank of the process group a part, and keep them in `votes_file`.
+    def teach(self, votes: Mapping[str, Tensor]) -> None:
+        """Learn from votes that are known already, instead of searching for neighbours.
 
-        A fit of one process then finds them there. The module is on the device on which it will be trained.
-        Of several ranks none waits for another run here, as the others would wait for it: whoever asks has
-        locked `votes_file` before.
+        Args:
+            votes: By split, int64 ``(n, C)`` in order of the split's images; leave-one-out for training images.
         """
-        for split in ("train", "val"):
-            self._prepare(split, data)
-        self._bank, self._targets = None, {}
+        self._given = dict(votes)
 
     def on_fit_start(self) -> None:
         """Compute the votes that the surrogate imitates."""
@@ -301,94 +280,40 @@ class SurrogateModule(LightningModule):
         rows = torch.searchsorted(targets.ids, batch.ids)
         return self.surrogate.dknnb(targets.features[rows]), targets.votes[rows]
 
-    def _prepare(self, split: str, data: ImageDataModule | None = None) -> None:
+    def _prepare(self, split: str) -> None:
         if split in self._targets:
             return
-        data = data or data_of(self.trainer)
+        data = data_of(self.trainer)
         # Tensors made in inference mode could not be trained on later.
         with torch.inference_mode(False), torch.no_grad():
             if self._bank is None:
                 self._bank = self._extract(data, "train")
             own = self._bank if split == "train" else self._extract(data, split)
-            kept = self._votes(self._bank, own, split)
-            self._targets[split] = Targets(own.ids, own.features[:], kept["votes"].to(self.device))
-            if "recall" in kept:
-                self._recall[split] = kept["recall"].mean().item()
+            votes = (
+                self._given[split].to(self.device) if split in self._given else self._votes(self._bank, own)
+            )
+            self._targets[split] = _Targets(own.ids, own.features[:], votes)
+            if self.backend in APPROXIMATE and own is not self._bank and split not in self._given:
+                self._recall[split] = recall(self._bank, own.features[:QUERIES], self.k).mean().item()
 
     def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
         # Only training images are searched in.
-        how: dict[str, Any] = {"backend": self.backend, "index": self.index} if split == "train" else {}
-        made = build_banks(
-            self.surrogate.backbone,
-            data.loader(split),
-            self.num_classes,
-            self.metric,
-            **how,
-            over_ranks="copy" if dist.is_initialized() else None,
+        how = (
+            BankSettings(self.metric, self.backend, self.index)
+            if split == "train"
+            else BankSettings(self.metric)
         )
-        return made[self.layer]
+        batches, over_ranks = data.loader(split), dist.is_initialized()
+        return build_banks(self.surrogate.backbone, batches, self.num_classes, how, over_ranks)[self.layer]
 
-    def _votes(self, bank: MemoryBank, own: MemoryBank, split: str) -> dict[str, Tensor]:
-        """``votes`` on a split's images, and ``recall`` of an approximate backend, from the votes file where it has them."""
-        features, queries = bank.features[:], own.features[:]
-        contents = {"bank": features, "labels": bank.labels, "ids": bank.ids, "queries": queries}
-        index = describe_index(bank.backend, len(bank), bank.index)
-        about = [tensors_digest(contents), self.k, self.metric, *([index] if index else [])]
-        key = digest([*about, split, __version__])
-        if self.votes_file is None or dist.is_initialized():
-            return self._made_votes(bank, own, key, split, index is not None)
-        kept = _read_votes(self._file(split), key)
-        if kept is not None:
-            return kept
-        with locked(self.votes_file, VOTES):
-            return self._made_votes(bank, own, key, split, index is not None)
-
-    def _file(self, split: str) -> Path | None:
-        return self.votes_file and self.votes_file.with_suffix(f".{split}.safetensors")
-
-    def _made_votes(
-        self, bank: MemoryBank, own: MemoryBank, key: str, split: str, approximate: bool
-    ) -> dict[str, Tensor]:
-        file = self._file(split)
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        kept = _read_votes(file, key) if first else None
-        if dist.is_initialized():
-            votes = self._votes_over_ranks(bank, own, kept["votes"] if kept else None)
-        elif kept is not None:
-            return kept
-        elif own is bank:
-            votes = bank.leave_one_out_votes(self.k)
-        else:
-            votes = bank.votes(own.features[:], self.k)
-        found = kept or {"votes": votes}
-        if approximate and own is not bank and not kept:
-            found["recall"] = recall(bank, own.features[:QUERIES], self.k)
-        if file and first and not kept:
-            save_tensors(file, found, {"key": key})
-        return {**found, "votes": votes}
-
-    def _votes_over_ranks(self, bank: MemoryBank, own: MemoryBank, kept: Tensor | None) -> Tensor:
-        """Those that rank 0 has kept, else each rank's part of them; the same on all."""
+    def _votes(self, bank: MemoryBank, own: MemoryBank) -> Tensor:
+        """Votes of the bank on a split's images; of several ranks each computes a part, and all get all."""
+        if not dist.is_initialized():
+            return bank.leave_one_out_votes(self.k) if own is bank else bank.votes(own.features[:], self.k)
         votes = torch.zeros(len(own), self.num_classes, dtype=torch.int64, device=bank.labels.device)
-        known = torch.tensor(kept is not None, device=votes.device).int()
-        dist.broadcast(known, 0)
-        if kept is not None:
-            votes.copy_(kept)
-        elif not known:
-            mine = torch.arange(len(own), device=votes.device).tensor_split(dist.get_world_size())
-            rows = mine[dist.get_rank()]
-            own_ids = own.ids[rows] if own is bank else None
-            votes[rows] = bank.votes(own.features[rows], self.k, own_ids)
+        mine = torch.arange(len(own), device=votes.device).tensor_split(dist.get_world_size())
+        rows = mine[dist.get_rank()]
+        own_ids = own.ids[rows] if own is bank else None
+        votes[rows] = bank.votes(own.features[rows], self.k, own_ids)
         dist.all_reduce(votes)  # each row is of one rank, the others have zeros
         return votes
-
-
-def _read_votes(file: Path | None, key: str) -> dict[str, Tensor] | None:
-    """Votes kept for exactly this key; anything else is computed again."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        tensors, metadata = load_tensors(file)
-    except ValueError:
-        return None  # truncated or corrupt
-    return tensors if metadata == {"key": key} else None

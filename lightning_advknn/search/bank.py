@@ -1,9 +1,8 @@
 """`MemoryBank`: the stored training features, and exact search in them."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from copy import copy
 from itertools import repeat
-from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,85 +10,79 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_advknn.choices import Backend, Metric
-from lightning_advknn.functional import check_defaults, check_labels, count_votes, whole
+from lightning_advknn.functional import count_votes
+from lightning_advknn.search.backends import check_backend, make_scan
+from lightning_advknn.search.checks import check_finite, check_k, check_queries, check_rows
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
-from lightning_advknn.search.scans.candidates import Candidates
-from lightning_advknn.search.scans.quantize import WIDEST, check_int8, fastest, lengths
-from lightning_advknn.search.scans.refine import settle
+from lightning_advknn.search.nearest import Searchable, nearest_rows
+from lightning_advknn.search.scans.candidates import Candidates, Scan
+from lightning_advknn.search.scans.quantize import lengths
 from lightning_advknn.search.scans.rounding import inverse
 from lightning_advknn.search.scans.self_scan import candidates_of_all
-from lightning_advknn.search.scans.similarities import bounded_similarities, exact_similarities
 from lightning_advknn.search.scans.torch_scan import TorchScan
-from lightning_advknn.search.stored_rows import Rows, StoredRows
-
-if TYPE_CHECKING:
-    from lightning_advknn.search.scans.faiss_scan import ApproximateScan, FaissScan
-
+from lightning_advknn.search.stored_rows import Matrix
 
 _AT_ONCE = {"cpu": 512, "cuda": 4096, "disk": 2048}  # queries
-_CANDIDATES = 2**20  # looked at together, over all queries
-_MARGIN = 32  # candidates beyond k, or 3 k in low precision: enough for nearly every query, else the scan is widened
 
 
 class MemoryBank(nn.Module):
-    """Features of the training images with their labels, and their exact k nearest rows (unless the backend is approximate).
+    """Features of the training images with their labels, and their exact k nearest rows.
 
-    Distances are those of float64 arithmetic on the stored float32 features, whatever the backend: it only
-    proposes candidates, between rigorous bounds (`search.scan`). Candidates that the bounds leave in doubt are compared
-    more closely, at last in float64, and a query for which an unseen row could still enter the k nearest is scanned again
-    more widely. Neighbours order by (distance, bank row), where cosine distances count to 12 decimals, so that rows
-    which tie in exact arithmetic tie here, however their products are rounded (unless within some 1e-15 of the edge
-    between two decimals). Copies of a row always tie.
+    Distances are those of float64 arithmetic on the stored float32 features, whatever the backend. The
+    backend's scan only proposes candidates, with rigorous bounds on their similarities. Candidates in doubt
+    are compared more closely, at last in float64. A query is scanned again, more widely, if another row could
+    be among its k nearest.
+
+    Neighbours order by (distance, bank row). Cosine distances are rounded to 12 decimals, so rows that tie in
+    exact arithmetic tie here, unless their cosine is within about 1e-15 of the edge between two decimals.
+    Copies of a row always tie.
 
     Args:
         features: Raw activations, float32 ``(M, D)``, in memory or in a file.
         labels: int64 ``(M,)``, in [0, C).
-        ids: Image ids, int64 ``(M,)``, by which a row can be kept from voting for itself.
+        ids: Image ids, int64 ``(M,)``. By its id an image can be kept from voting for itself.
         num_classes: C.
-        metric: ``cosine``: 1 - cosine similarity (a zero vector has distance 1 to all). ``euclidean``: L2.
-        backend: What scans the bank: matrix products in some precision, ``auto`` in the one that the kind of
-            device is fastest in (`codes.fastest`), or faiss. No neighbour depends on it, but that ``ivf`` and
-            ``hnsw`` are approximate: neighbours are the nearest of those that faiss proposes (`search.recall`
-            says how many it misses).
-        index: Settings of an approximate backend that differ from its defaults (`approximate.index_settings`).
+        metric: ``cosine``: 1 - cosine similarity; a zero vector has distance 1 to all. ``euclidean``: L2.
+        backend: What scans the bank: matrix products in a precision (``auto``: the one in which the device is
+            fastest) or faiss. No neighbour depends on it, except that ``ivf`` and ``hnsw`` are approximate:
+            neighbours are the nearest of the rows that faiss proposes, and `search.recall` measures how many
+            it misses.
+        index: Settings of an approximate backend that differ from its defaults (`search.index_settings`).
+        image_shape: Shape ``(channels, H, W)`` of the images, if it is known.
 
     Raises:
+        ImportError: If faiss is needed but missing, unusable or installed twice.
         ValueError: If shapes disagree, a label is no class or not int64, a feature is not finite, the metric
             is unknown, or the backend cannot search such features. At the first search: if ``int8`` products
             overflow on the device.
     """
 
-    image_shape: tuple[int, ...] | None = None
-    """Of the images whose features these are, where `classifiers.build_banks` has stored them."""
-
-    features: Rows
+    features: Matrix
     labels: Tensor
     ids: Tensor
     norms: Tensor
 
     def __init__(
         self,
-        features: Rows,
+        features: Matrix,
         labels: Tensor,
         ids: Tensor,
         num_classes: int,
         metric: Metric = "cosine",
         backend: Backend = "auto",
         index: Mapping[str, int] | None = None,
+        image_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        _check(features, labels, ids, num_classes, metric)
+        check_rows(features, labels, ids, num_classes, metric)
         check_backend(backend, features.shape[1], isinstance(features, Tensor))
-        index_settings(backend, len(features), index)
+        index_settings(backend, len(features), index)  # refuses what is out of range
         norms = lengths(features)
-        if not torch.isfinite(norms).all():
-            raise ValueError(
-                f"Expected finite features, but {(~torch.isfinite(norms)).sum().item()} of {len(norms)} rows hold"
-                " NaN or infinity. Check the network's weights."
-            )
+        check_finite(norms)
         self.num_classes, self.metric, self.backend, self.index = num_classes, metric, backend, index
-        self._most_of_one = int(torch.unique(ids, return_counts=True)[1].max())  # rows of one image
-        self._scan: TorchScan | FaissScan | ApproximateScan | None = None  # made at the first search
+        self.image_shape = image_shape
+        self._most_of_one = most_of_one(ids)
+        self._scan: Scan | None = None  # made at the first search
         # Not part of checkpoints: the bank is made again from the network and the training images.
         buffers = {"labels": labels, "ids": ids, "norms": norms}
         if isinstance(features, Tensor):
@@ -103,7 +96,7 @@ class MemoryBank(nn.Module):
         return len(self.features)
 
     def of_class(self, label: int) -> tuple["MemoryBank", Tensor]:
-        """A bank of one class's rows alone, and which rows they are, int64 ``(n,)``.
+        """A bank of one class's rows alone, and which rows these are, int64 ``(n,)``.
 
         Raises:
             ValueError: If there are none.
@@ -116,32 +109,22 @@ class MemoryBank(nn.Module):
         backend: Backend = "auto" if self.backend in APPROXIMATE else self.backend  # few rows need no index
         return MemoryBank(*kept, self.num_classes, self.metric, backend), rows
 
-    def check_k(self, k: int, leave_one_out: bool = False) -> None:
-        """Raise a ValueError unless k is a whole number and the bank has k rows to vote."""
-        k = whole("k", k)
-        rows = len(self) - (self._most_of_one if leave_one_out else 0)
-        if not 1 <= k <= rows:
-            less = " less the image's own" if leave_one_out else ""
-            raise ValueError(f"Expected `k` to be in [1, {rows}] (the bank's rows{less}), but got {k}.")
+    def as_exact(self) -> "MemoryBank":
+        """A bank of the same rows, in the same memory, with an exact backend that is ready at once."""
+        exact = copy(self)
+        exact.backend, exact.index, exact._scan = "float32", None, None
+        return exact
 
-    def check_queries(self, queries: Tensor) -> None:
-        """Raise a ValueError unless queries are finite features of the bank's width, float32 ``(B, D)``."""
-        check_defaults()
-        if not isinstance(queries, Tensor):
-            raise ValueError(
-                f"Expected queries as a float32 tensor, but got a {type(queries).__name__}. Convert them with"
-                " `torch.as_tensor(queries, dtype=torch.float32)`."
-            )
-        width = self.features.shape[1]
-        if queries.ndim != 2 or queries.shape[1] != width or queries.dtype != torch.float32:
-            raise ValueError(
-                f"Expected float32 queries of shape (B, {width}) as in the bank, but got {queries.dtype} of shape"
-                f" {tuple(queries.shape)}."
-            )
-        if not torch.isfinite(queries).all():
-            raise ValueError(
-                "Expected finite query features, but got NaN or infinity. Check the images and the network's weights."
-            )
+    def check_k(self, k: int, leave_one_out: bool = False) -> None:
+        """Raise a ValueError unless k is a whole number and the bank has k rows that can vote."""
+        check_k(k, len(self), self._most_of_one if leave_one_out else 0)
+
+    def check_queries(self, queries: Tensor, own_ids: Tensor | None = None) -> None:
+        """Raise a ValueError unless queries are finite features of the bank's width, float32 ``(B, D)``.
+
+        Their image ids, if given, are ``(B,)``.
+        """
+        check_queries(queries, self.features.shape[1], own_ids)
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -163,23 +146,48 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def votes(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> Tensor:
-        """Labels of the k nearest rows, counted: int64 ``(B, C)``. Arguments and errors as in `search`."""
+        """Counted labels of the k nearest rows, int64 ``(B, C)``. Arguments are those of `search`."""
         _, indices = self._nearest(queries, k, own_ids, in_order=False)
         return count_votes(self.labels[indices], self.num_classes)
 
     @torch.no_grad()
-    def nearby(self, queries: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """The n nearest rows or nearly so, most similar first: much cheaper than `search`, for what only seeks a direction.
+    def leave_one_out_votes(self, k: int) -> Tensor:
+        """Votes on each of the bank's own rows, without itself, int64 ``(M, C)``.
 
-        Similarities are those of the scan: off by what its precision loses, so neighbours close to the n-th may be missing
-        and close ones may be in another order.
+        They equal ``votes(features, k, ids)``, but take less time.
+
+        Raises:
+            ValueError: If k exceeds the other rows.
+        """
+        self.check_k(k, leave_one_out=True)
+        at_once, scan, bank = self._at_once, self._scanner(), self._searchable
+        n = bank.candidates(k, True, scan.precision)
+        votes = torch.empty(len(self), self.num_classes, dtype=torch.int64, device=self.labels.device)
+        found: Iterator[Candidates | None] = repeat(None)
+        if isinstance(scan, TorchScan) and scan.symmetric and 2 * n < len(self):
+            found = candidates_of_all(scan, self.norms, n, at_once)
+        starts = range(0, len(self), at_once)
+        for start in tqdm(starts, desc="leave-one-out votes", disable=None, leave=False):
+            rows = slice(start, start + at_once)
+            queries, own_ids = self.features[rows], self.ids[rows]
+            _, indices = nearest_rows(bank, scan, queries, k, own_ids, in_order=False, found=next(found))
+            votes[rows] = count_votes(self.labels[indices], self.num_classes)
+        return votes
+
+    @torch.no_grad()
+    def nearby(self, queries: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """About the n nearest rows, most similar first: cheaper than `search`, where a direction is enough.
+
+        Similarities are those of the scan, with its errors. So rows about as near as the n-th may be missing,
+        and rows at about the same distance may be in another order.
 
         Args:
             queries: Raw activations, float32 ``(B, D)``.
             n: Number of rows.
 
         Returns:
-            Similarities float64 ``(B, n)``, which are cosines or minus squared distances, and bank rows int64 ``(B, n)``.
+            Similarities float64 ``(B, n)`` (cosines or minus squared distances), and bank rows int64
+            ``(B, n)``.
 
         Raises:
             ValueError: If n exceeds the rows, or the queries have another width or are not finite.
@@ -189,7 +197,7 @@ class MemoryBank(nn.Module):
         similarities, indices = [], []
         for chunk in torch.split(queries, self._at_once):
             found = self._scanner()(chunk, n)
-            middle = ((found.lower + found.upper) / 2).nan_to_num(0.0)  # where arithmetic overflowed
+            middle = ((found.lower + found.upper) / 2).nan_to_num(0.0)  # NaN where arithmetic overflowed
             middle, order = middle.sort(dim=1, descending=True, stable=True)
             similarities.append(middle)
             indices.append(found.indices.gather(1, order))
@@ -197,7 +205,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def combine(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sums of bank rows, of unit length where the metric is cosine.
+        """Weighted sums of bank rows, which are scaled to unit length if the metric is cosine.
 
         Args:
             rows: int64 ``(B, n)``.
@@ -209,169 +217,45 @@ class MemoryBank(nn.Module):
         if self.metric == "cosine":
             weights = weights * inverse(self.norms)[rows]
         weights = weights.to(torch.float32)
-        if isinstance(self.features, Tensor):  # read where they lie
+        if isinstance(self.features, Tensor):  # without a copy of the rows
             return F.embedding_bag(rows, self.features, mode="sum", per_sample_weights=weights)
         sums = torch.empty(len(rows), self.features.shape[1], device=rows.device)
         for i, each in enumerate(rows):
             sums[i] = weights[i] @ self.features[each]
         return sums
 
-    @torch.no_grad()
-    def leave_one_out_votes(self, k: int) -> Tensor:
-        """Votes on each of the bank's own rows without itself, int64 ``(M, C)``; as ``votes(features, k, ids)``, but faster.
-
-        Raises:
-            ValueError: If k exceeds the other rows.
-        """
-        self.check_k(k, leave_one_out=True)
-        at_once = self._at_once
-        scan = self._scanner()
-        n = self._candidates(k, True, scan.precision)
-        votes = torch.empty(len(self), self.num_classes, dtype=torch.int64, device=self.labels.device)
-        found: Iterator[Candidates | None] = repeat(None)
-        if isinstance(scan, TorchScan) and scan.symmetric and 2 * n < len(self):
-            found = candidates_of_all(scan, self.norms, n, at_once)
-        starts = range(0, len(self), at_once)
-        for start in tqdm(starts, desc="leave-one-out votes", disable=None, leave=False):
-            rows = slice(start, start + at_once)
-            _, indices = self._nearest_chunk(
-                self.features[rows], k, self.ids[rows], in_order=False, found=next(found)
-            )
-            votes[rows] = count_votes(self.labels[indices], self.num_classes)
-        return votes
-
     def _nearest(
         self, queries: Tensor, k: int, own_ids: Tensor | None, in_order: bool
     ) -> tuple[Tensor, Tensor]:
         self.check_k(k, leave_one_out=own_ids is not None)
-        self.check_queries(queries)
-        if own_ids is not None and own_ids.shape != (len(queries),):
-            raise ValueError(
-                f"Expected `own_ids` of shape ({len(queries)},), one a query, but got {tuple(own_ids.shape)}."
-            )
+        self.check_queries(queries, own_ids)
         similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-        at_once = self._at_once
+        at_once, bank = self._at_once, self._searchable
         starts = range(0, len(queries), at_once)
         for start in tqdm(starts, desc="search", disable=None if len(starts) > 8 else True, leave=False):
-            chunk = slice(start, start + at_once)
-            own = None if own_ids is None else own_ids[chunk]
-            similarities[chunk], indices[chunk] = self._nearest_chunk(queries[chunk], k, own, in_order)
+            some = slice(start, start + at_once)
+            own = None if own_ids is None else own_ids[some]
+            found = nearest_rows(bank, self._scanner(), queries[some], k, own, in_order)
+            similarities[some], indices[some] = found
         return similarities, indices
 
     @property
     def _at_once(self) -> int:
+        """Number of queries that are searched at once."""
         return _AT_ONCE[self.labels.device.type if isinstance(self.features, Tensor) else "disk"]
 
-    def _nearest_chunk(
-        self,
-        queries: Tensor,
-        k: int,
-        own_ids: Tensor | None,
-        in_order: bool,
-        found: Candidates | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        scan = self._scanner()
-        n = first = self._candidates(k, own_ids is not None, scan.precision)
-        similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
-        indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-        todo = torch.arange(len(queries), device=queries.device)
-        while len(todo):
-            at_once = len(todo) if found else max(1, _CANDIDATES // n)
-            left = []
-            for some in torch.split(todo, at_once):
-                own = None if own_ids is None else own_ids[some]
-                candidates = (found or scan(queries[some], n)).by_row()
-                if own is not None:
-                    candidates = candidates.without(self.ids[candidates.indices] == own[:, None])
-                looks = partial(self._bounded, queries[some]), partial(self._exact, queries[some])
-                labels = self.labels[candidates.indices]
-                best, rows, certain = settle(candidates, None if in_order else labels, k, *looks)
-                similarities[some[certain]], indices[some[certain]] = best[certain], rows[certain]
-                left.append(some[~certain])
-            todo = torch.cat(left)
-            if len(todo) and n > first and scan.precision != "float32":
-                # Too many rows are too near to each other for codes to tell: all features are read, once.
-                scan = TorchScan(self.features, self.norms, self.metric, "float32")
-                n = first = self._candidates(k, own_ids is not None, scan.precision)
-                continue
-            n = n if found else min(len(self), 8 * n)
-            found = None
-        return similarities, indices
+    @property
+    def _searchable(self) -> Searchable:
+        return Searchable(self.features, self.norms, self.labels, self.ids, self.metric, self._most_of_one)
 
-    def _candidates(self, k: int, leave_one_out: bool, precision: str) -> int:
-        own = self._most_of_one if leave_one_out else 0
-        return min(len(self), (k if precision == "float32" else 3 * k) + _MARGIN + own)
-
-    def _bounded(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
-        return bounded_similarities(queries, self.features, self.norms, self.metric, query_rows, bank_rows)
-
-    def _exact(self, queries: Tensor, query_rows: Tensor, bank_rows: Tensor) -> tuple[Tensor, Tensor]:
-        exact = exact_similarities(queries, self.features, self.metric, query_rows, bank_rows)
-        return exact, exact
-
-    def _scanner(self) -> "TorchScan | FaissScan | ApproximateScan":
-        """Made at the first search, and again once the bank has moved to another device."""
+    def _scanner(self) -> Scan:
+        """Made at the first search, and again after the bank has moved to another device."""
         if self._scan is None or self._scan.device != self.features.device:
-            if self.backend == "faiss":
-                from lightning_advknn.search.scans.faiss_scan import FaissScan
-
-                self._scan = FaissScan(self.features[:], self.norms, self.metric)
-            elif self.backend == "ivf" or self.backend == "hnsw":
-                from lightning_advknn.search.scans.faiss_scan import ApproximateScan
-
-                self._scan = ApproximateScan(self.features, self.norms, self.metric, self.backend, self.index)
-            else:
-                automatic = fastest(self.features.device, self.features.shape[1])
-                precision = automatic if self.backend == "auto" else self.backend
-                if precision == "int8":
-                    check_int8(self.features.device)
-                self._scan = TorchScan(self.features, self.norms, self.metric, precision)
+            self._scan = make_scan(self.features, self.norms, self.metric, self.backend, self.index)
         return self._scan
 
 
-def check_backend(backend: Backend, width: int = 1, in_memory: bool = True) -> None:
-    """Raise unless a backend can search features of this width, in memory or on disk.
-
-    Raises:
-        ImportError: If what it needs is not installed or does not work.
-        ValueError: If it is unknown or not made for such features.
-    """
-    if backend not in get_args(Backend):
-        raise ValueError(f"Expected `backend` to be one of {get_args(Backend)}, but got {backend!r}.")
-    if backend == "int8" and width > WIDEST:
-        raise ValueError(
-            f"Expected at most {WIDEST} features for `backend='int8'`, but got {width}. Use `backend='auto'`."
-        )
-    if backend in ("faiss", *APPROXIMATE):
-        from lightning_advknn.search.scans.faiss_scan import import_faiss
-
-        import_faiss()
-        if backend == "faiss" and not in_memory:
-            raise ValueError(
-                "Expected a bank in memory for `backend='faiss'`, but it is on disk. Use another backend, or raise"
-                " `memory_gib`."
-            )
-
-
-def _check(features: Rows, labels: Tensor, ids: Tensor, num_classes: int, metric: Metric) -> None:
-    check_defaults()
-    for name, column in (("features", features), ("labels", labels), ("ids", ids)):
-        if not isinstance(column, Tensor | StoredRows):
-            raise ValueError(
-                f"Expected `{name}` to be a tensor, but got a {type(column).__name__}. Convert it with `torch.as_tensor`."
-            )
-    if features.ndim != 2 or not (len(features) == len(labels) == len(ids)) or 0 in features.shape:
-        raise ValueError(
-            "Expected at least one row and column of features (M, D), labels (M,) and ids (M,), but got shapes"
-            f" {tuple(features.shape)}, {tuple(labels.shape)} and {tuple(ids.shape)}."
-        )
-    if metric not in get_args(Metric):
-        raise ValueError(f"Expected `metric` to be one of {get_args(Metric)}, but got {metric!r}.")
-    if features.dtype != torch.float32:
-        raise ValueError(
-            f"Expected float32 features, but got {features.dtype}. Convert them with `.float()`."
-        )
-    if ids.dtype != torch.int64:
-        raise ValueError(f"Expected int64 `ids`, but got {ids.dtype}. Convert them with `.long()`.")
-    check_labels(labels, len(features), whole("num_classes", num_classes))
+def most_of_one(ids: Tensor) -> int:
+    """The largest number of rows that have one image id, of ids ``(M,)``."""
+    return int(torch.unique(ids, return_counts=True)[1].max())

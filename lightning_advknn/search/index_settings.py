@@ -1,30 +1,27 @@
-"""Approximate backends: what they are set to, what memory they take, and how many of the true neighbours they find."""
+"""Settings of approximate backends."""
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 APPROXIMATE = ("ivf", "hnsw")
 """Backends that may miss neighbours."""
 
 _NAMES = {"ivf": ("nlist", "nprobe"), "hnsw": ("M", "efSearch")}
-_TRAINING = 2**26  # features at most that an index learns its lists and levels from: 256 MiB
+_TRAINING = 2**26  # features that an index is trained on, at most: 256 MiB
 
 
 def index_settings(backend: str, rows: int, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """What an approximate index is made with, defaults filled in; empty of an exact backend.
+    """All settings of an approximate index, with defaults filled in; empty for an exact backend.
 
-    ``ivf`` sorts rows into ``nlist`` lists, by default as many as they are long, and looks into the ``nprobe`` nearest ones of
-    a query, by default a 32nd of them and at least 8. ``hnsw`` links each row to ``M`` others (32) and follows the
-    ``efSearch`` (256) best it has met, or as many as are asked for.
+    ``ivf`` sorts rows into ``nlist`` lists (the square root of M) and searches the ``nprobe`` lists nearest
+    to a query (a 32nd of them, but at least 8). ``hnsw`` links each row to ``M`` others (32) and follows the
+    ``efSearch`` best rows met so far (256, or as many as are asked for).
 
     Args:
         backend: Its name.
         rows: M of the bank.
-        given: What differs from the defaults.
+        given: Settings that differ from the defaults.
 
     Raises:
         ValueError: If a name is unknown to the backend or a value out of range.
@@ -33,7 +30,8 @@ def index_settings(backend: str, rows: int, given: Mapping[str, int] | None = No
     for name, value in (given or {}).items():
         if name not in known:
             raise ValueError(
-                f"Expected `index` of `backend={backend!r}` to have names among {list(known)}, but got {name!r}."
+                f"Expected `index` of `backend={backend!r}` to have names among {list(known)}, but got"
+                f" {name!r}."
             )
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"Expected `index.{name}` to be a whole number, but got {value!r}.")
@@ -53,11 +51,11 @@ def index_settings(backend: str, rows: int, given: Mapping[str, int] | None = No
 
 
 def training_rows(rows: int, width: int, settings: Mapping[str, int]) -> int:
-    """How many of a bank's rows an index learns from."""
+    """Number of a bank's rows that an index is trained on."""
     lists = settings.get("nlist")
     return min(rows, max(lists or 1, _TRAINING // width), 64 * (lists or 1024))
 
 
 def describe_index(backend: str, rows: int, given: Mapping[str, int] | None) -> dict[str, Any] | None:
-    """What votes depend on beside exact ones; None of an exact backend."""
+    """The backend with all its settings, as votes depend on them; None for an exact backend."""
     return {"backend": backend, **index_settings(backend, rows, given)} if backend in APPROXIMATE else None

@@ -1,4 +1,4 @@
-"""What banks and searches take: in memory, and on disk."""
+"""How much memory and disk banks and searches take."""
 
 import shutil
 import tempfile
@@ -9,10 +9,14 @@ from lightning_advknn.search.index_settings import APPROXIMATE, index_settings, 
 
 _WORKING = 640 * 2**20  # bytes that a search takes at most, measured on 60000 x 16384
 
-
-# Bytes of a feature in memory: float32, and what a scan keeps of it, or makes on the way there.
-# Indices of approximate backends are counted apart: they are in memory wherever the rows are.
+# Bytes per feature: float32, and the most that a scan holds of it, also while it is prepared. Approximate
+# indices are counted separately, as they are in memory even if the rows are on disk.
 _BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12, "ivf": 4, "hnsw": 4}
+
+# Bytes per feature of an approximate index: one-byte codes, in memory that faiss grows by doubling, list by
+# list for ivf, by a copy of everything for hnsw.
+_CODE = {"ivf": 2, "hnsw": 3}
+_COPIES = 4  # of the rows that faiss trains an index on
 
 
 def check_room(
@@ -25,24 +29,25 @@ def check_room(
         rows: M.
         widths: D of each layer's bank that goes there.
         backend: What scans them.
-        copies: Processes that each write them.
+        copies: Number of processes that each write them.
     """
     place = folder or Path(tempfile.gettempdir())
     needed = copies * rows * sum(widths.values()) * _BYTES[backend]
-    times = f", {copies} times," if copies > 1 else ""
+    times = f", {copies} times," if copies > 1 else ","
     if widths and needed > (free := shutil.disk_usage(place).free):
         raise OSError(
             f"Expected {needed / 2**30:.2f} GiB of room in {place} for the features of {rows} images"
-            f" ({', '.join(widths)}){times or ','} but it has {free / 2**30:.2f}. Free some, choose another folder, or raise `memory_gib`."
+            f" ({', '.join(widths)}){times} but it has {free / 2**30:.2f}. Free some, choose another folder,"
+            " or raise `memory_gib`."
         )
 
 
 def least_bytes(
     rows: int, widths: Mapping[str, int], backend: str = "auto", index: Mapping[str, int] | None = None
 ) -> int:
-    """Memory that searching banks takes if all of them are on disk; arguments as of `in_memory`."""
-    # Labels, ids, norms and what a scan keeps of each row; candidates and blocks of codes and scores.
-    return rows * 120 * len(widths) + _WORKING + index_bytes(backend, rows, widths, index)
+    """Memory that searches take if all banks are on disk, in bytes. Arguments are those of `in_memory`."""
+    # Labels, ids, norms and a scan's terms of each row; candidates, and blocks of codes and scores.
+    return rows * 120 * len(widths) + _WORKING + _index_bytes(backend, rows, widths, index)
 
 
 def in_memory(
@@ -52,14 +57,14 @@ def in_memory(
     backend: str = "auto",
     index: Mapping[str, int] | None = None,
 ) -> set[str]:
-    """Which banks fit into so much memory together with what searching them takes; the others are read from disk.
+    """Layers whose banks fit into a limit of memory, narrow ones first. The others are read from disk.
 
     Args:
         rows: M.
         widths: D of each layer's bank.
         gib: Memory for banks and searches, in GiB, beyond that of Python and torch.
         backend: What scans them.
-        index: Its settings, if it is approximate.
+        index: Settings of an approximate backend.
 
     Raises:
         ValueError: If not even a search of banks on disk fits.
@@ -67,8 +72,8 @@ def in_memory(
     left = gib * 2**30 - least_bytes(rows, widths, backend, index)
     if left < 0:
         raise ValueError(
-            f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows from disk,"
-            f" but got {gib}."
+            f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows"
+            f" from disk, but got {gib}."
         )
     kept = set()
     for layer in sorted(widths, key=widths.__getitem__):
@@ -79,21 +84,14 @@ def in_memory(
     return kept
 
 
-_COPIES = 4  # of them, as faiss learns
-
-
-# Bytes of a feature: codes of one, in memory that faiss grows by doubling, list by list or (copying) all at once.
-_CODE = {"ivf": 2, "hnsw": 3}
-
-
-def index_bytes(
+def _index_bytes(
     backend: str, rows: int, widths: Mapping[str, int], given: Mapping[str, int] | None = None
 ) -> int:
-    """What the indices of all layers take in memory, be their rows there or in a file; 0 of an exact backend."""
+    """Memory that the indices of all layers take, in bytes; 0 for an exact backend."""
     if backend not in APPROXIMATE:
         return 0
     settings = index_settings(backend, rows, given)
     links = 8 + 2 * 4 * settings.get("M", 0) * 5 // 4  # and the row's number
-    learning = max(training_rows(rows, width, settings) * width for width in widths.values())
+    training = max(training_rows(rows, width, settings) * width for width in widths.values())
     codes = sum(rows * (_CODE[backend] * width + links) for width in widths.values())
-    return codes + _COPIES * 4 * learning
+    return codes + _COPIES * 4 * training

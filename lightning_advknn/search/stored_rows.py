@@ -1,4 +1,4 @@
-"""Matrices too large for memory: rows kept in a file, read block by block."""
+"""Matrices too large for memory: rows are kept in a temporary file and read in blocks."""
 
 import os
 import shutil
@@ -11,14 +11,15 @@ from torch import Tensor
 
 
 class StoredRows:
-    """A matrix in a file that is as good as gone: it has no name, and its space is free once the process ends, however that happens.
+    """A matrix in an anonymous temporary file, which the system frees when the process exits or crashes.
 
-    Read like a tensor, by slices of rows and by int64 indices; only what is read is in memory.
+    It is read like a tensor, by slices of rows and by int64 indices. Only the rows that are read are in
+    memory.
 
     Args:
         width: Columns.
         dtype: Of the numbers.
-        folder: Where the file is, on a disk with room; None for the system's temporary folder.
+        folder: Where the file is; None for the system's temporary folder.
         device: Of the tensors that are read.
     """
 
@@ -27,7 +28,7 @@ class StoredRows:
     def __init__(self, width: int, dtype: torch.dtype, folder: Path | None, device: torch.device) -> None:
         self.width, self.dtype, self.folder, self.device = width, dtype, folder, device
         self._rows = 0
-        self._bytes = width * torch.empty(0, dtype=dtype).element_size()  # of a row
+        self._row_bytes = width * torch.empty(0, dtype=dtype).element_size()
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as this object
@@ -43,7 +44,7 @@ class StoredRows:
 
     @property
     def stamp(self) -> tuple[int, ...]:
-        """What changes when the file is written."""
+        """Changes whenever the file is written."""
         status = os.fstat(self._file.fileno())
         return self._rows, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -54,7 +55,7 @@ class StoredRows:
             OSError: If the disk is full.
         """
         data = _bytes(rows.detach().to("cpu", self.dtype).contiguous())
-        start = self._rows * self._bytes
+        start = self._rows * self._row_bytes
         done = 0
         try:
             while done < len(data):
@@ -84,10 +85,11 @@ class StoredRows:
         data = _bytes(into)
         done = 0
         while done < len(data):
-            read = os.preadv(self._file.fileno(), [data[done:]], row * self._bytes + done)
+            read = os.preadv(self._file.fileno(), [data[done:]], row * self._row_bytes + done)
             if not read:
                 raise OSError(
-                    f"Expected {len(data)} bytes of row {row} in {self.folder}, but the file ends early."
+                    f"Expected {len(data)} bytes from row {row} on in {self.folder}, but the file ends early."
+                    " Something else has changed it: build the bank again."
                 )
             done += read
 
@@ -98,5 +100,5 @@ def _bytes(rows: Tensor) -> memoryview:
     return data
 
 
-Rows = Tensor | StoredRows
-"""float32 ``(M, D)``: in memory, or in a file."""
+Matrix = Tensor | StoredRows
+"""Rows ``(M, D)``, in memory or in a file."""

@@ -1,1 +1,1 @@
-"""Inputs of users, by kind; each module lists its `CASES`."""
+"""Field cases by topic; each module lists its `CASES`."""

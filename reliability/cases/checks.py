@@ -1,4 +1,4 @@
-"""Attacks that fail, networks that are wrong, samples that are unfair: what a victim's accuracy must not be taken for."""
+"""Failed attacks, wrong networks and unfair samples, which must not pass for robustness."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from torch import Tensor
 
+from reliability import own_attacks
 from reliability.case import CLASSES, TRAIN, Case, Outcome, Ran, evaluate, small_experiment, write_images
 from reliability.networks import Small
 
@@ -21,24 +21,8 @@ BIM = {"function": "bim", "settings": {"eps": 0.1, "step_size": 0.01, "steps": 2
 ATTACKS = {"surrogates": {}, "attacks.bim": BIM}
 
 
-def stays(logits_fn: Any, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """An attack of one's own that has a fault: it returns what it was given."""
-    logits_fn(images)
-    return images
-
-
-def overshoots(logits_fn: Any, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """An attack of one's own that finds adversarials within eps, and returns the other way."""
-    leaf = images.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(logits_fn(leaf), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    logits_fn((images + eps * gradient.sign()).clamp(0, 1))
-    return (images - eps * gradient.sign()).clamp(0, 1)
-
-
 def pretrained(folder: Path, order: Sequence[int] = (0, 1, 2, 3)) -> None:
-    """Write weights of a network trained on the small experiment's images, whose output for class c is ``order[c]``."""
+    """Write weights trained on the small experiment's images, with label ``order[c]`` for class c."""
     digits = load_digits()
     large = np.kron(digits.images / 16 * 255, np.ones((2, 2))).round() / 255
     rows = np.concatenate([np.flatnonzero(digits.target == digit)[:TRAIN] for digit in range(len(CLASSES))])
@@ -56,7 +40,7 @@ def pretrained(folder: Path, order: Sequence[int] = (0, 1, 2, 3)) -> None:
 
 
 def checked(folder: Path, *names: str, ran: Ran) -> Outcome:
-    """The outcome where these checks have to fail, and no other: the last lines, the summary and the exit code say so."""
+    """The outcome where exactly these checks should fail, in output, summary and exit code."""
     checks = json.loads((folder / "runs" / "experiment" / "summary.json").read_text())["checks"]
     wrong = [check for check in checks if check["holds"] is False]
     last = ran.out.splitlines()[len(ran.out.splitlines()) - len(wrong) :]
@@ -67,7 +51,7 @@ def checked(folder: Path, *names: str, ran: Ran) -> Outcome:
 
 
 def strict(*names: str, weights: Sequence[int] = (0, 1, 2, 3), **changes: Any) -> Callable[[Path], Outcome]:
-    """A case that evaluates a pretrained network, in which these checks have to fail."""
+    """A case that evaluates a pretrained network, where these checks should fail."""
 
     def run(folder: Path) -> Outcome:
         attack = {**ATTACKS, "backbone.checkpoint": "small.pt", **changes.get("attack", {})}
@@ -79,18 +63,18 @@ def strict(*names: str, weights: Sequence[int] = (0, 1, 2, 3), **changes: Any) -
 
 
 def own(function: str, **settings: Any) -> dict[str, Any]:
-    """An attack of this file instead of the others."""
-    mine = {"function": f"{__name__}.{function}", "settings": settings, "norm": "linf"}
+    """An attack of `own_attacks` instead of the others."""
+    mine = {"function": f"{own_attacks.__name__}.{function}", "settings": settings, "norm": "linf"}
     return {"attacks.fgsm": None, "attacks.bim": None, "attacks.own": mine}
 
 
 def scaled(scale: float) -> dict[str, Any]:
-    """The network with logits times a factor."""
+    """A network whose logits are scaled."""
     return {"init_args.settings": {"num_classes": 4, "scale": scale}}
 
 
 def _names(folder: Path) -> Outcome:
-    """What the class-order case prints and keeps, as a user needs it to see what is wrong."""
+    """Class names in another order than the weights': the output must show what is wrong."""
     small_experiment(folder, images=False, attack={**ATTACKS, "backbone.checkpoint": "small.pt"})
     write_images(folder / "images", {0: "1", 1: "2", 2: "10", 3: "11"})
     pretrained(folder)
@@ -98,7 +82,7 @@ def _names(folder: Path) -> Outcome:
     classes = json.loads((folder / "runs" / "experiment" / "summary.json").read_text())["classes"]
     line = next((line for line in ran.out.splitlines() if line.startswith("Classes")), "")
     outcome = checked(folder, CLEAN, ran=ran)
-    # The digits 0, 2, 3, 1 by name in order of names.
+    # In order of names, the digits are 0, 2, 3, 1.
     listed = "0 1 60/30, 1 10 60/30, 2 11 60/30, 3 2 60/30" in line
     return Outcome(
         f"{line}; {outcome.words}", outcome.ok and listed and classes["names"] == ["1", "10", "11", "2"]
@@ -106,7 +90,7 @@ def _names(folder: Path) -> Outcome:
 
 
 def _sample(n: int) -> Callable[[Path], Outcome]:
-    """A case that attacks n of 48 images, in a folder and so in order of classes."""
+    """A case that attacks n of 48 images in order of classes."""
 
     def run(folder: Path) -> Outcome:
         small_experiment(
@@ -138,56 +122,56 @@ CLEAN = "clean images are classified"
 CASES = [
     Case(
         "checks-honest",
-        "A network, kNN, DkNN, surrogate, FGSM and BIM as they should be, with --strict.",
+        "A correct network, kNN, DkNN, surrogate, FGSM and BIM, with --strict.",
         "All checks hold, exit code 0.",
         strict(attack={"surrogates": {"dknnb": {"config": "surrogate.yaml"}}}),
     ),
     Case(
         "checks-two-images",
         "Attacks two images, with --strict.",
-        "All checks hold, exit code 0: two images are no chance.",
+        "All checks hold, exit code 0.",
         strict(attack={"images": 2}),
     ),
     Case(
         "09-saturated",
-        "Logits times 1000: the cross-entropy has no gradients, and most adversarials are the clean images.",
+        "Logits times 1000: gradients of the cross-entropy vanish, and most adversarials equal the images.",
         "Two checks fail, exit code 3 with --strict.",
         strict(MOVED, GRADIENTS, network=scaled(1000.0)),
     ),
     Case(
         "checks-stays",
-        "An attack of one's own returns the images as they are.",
+        "Your own attack returns the images unchanged.",
         "A check fails.",
         strict(MOVED, attack=own("stays", eps=0.1)),
     ),
     Case(
         "checks-silent-success",
-        "An attack of one's own finds adversarials and returns other images.",
+        "Your own attack finds adversarials and returns other images.",
         "A check fails.",
         strict(KEPT, attack=own("overshoots", eps=0.1)),
     ),
     Case(
         "17-class-order",
-        "Weights trained with folders 1, 2, 10, 11 in order of numbers; here they are in order of names.",
-        "Names and labels are printed and kept; a check names the network that its own kNN is far ahead of.",
+        "Weights trained with folders 1, 2, 10, 11 in numerical order; here they are in order of names.",
+        "Names and labels are printed and kept; a check reports that the kNN is far better than the network.",
         _names,
     ),
     Case(
         "checks-two-classes",
-        "Weights in which two of the four classes are exchanged.",
+        "Weights with two of the four classes exchanged.",
         "A check fails.",
         strict(CLEAN, weights=(0, 1, 3, 2)),
     ),
     Case(
         "19-wrong-scale",
-        "A std of 1/255 for a network that was trained on images in [0, 1]: logits are some 255 times too large.",
+        "std 1/255 for a network trained on images in [0, 1]: logits are about 255 times too large.",
         "Checks fail.",
         strict(MOVED, GRADIENTS, network={"init_args.mean": [0.0] * 3, "init_args.std": [0.00392] * 3}),
     ),
     Case(
         "checks-first-images",
-        "12 of the 48 test images of a folder, the first of which are all of one class.",
-        "3 images of each of the four classes, and results say so.",
+        "12 of the 48 test images of a folder, in order of classes.",
+        "3 images of each of the four classes, as the results state.",
         _sample(12),
     ),
     Case(

@@ -1,4 +1,4 @@
-"""Keys of what is kept, and runs that share it."""
+"""The cache: its keys, concurrent runs that share it, and damaged or read-only files."""
 
 import contextlib
 import errno
@@ -14,25 +14,25 @@ from unittest import mock
 import torch
 
 import attack as attack_script
-from lightning_advknn.search.scans import quantize as codes
+from lightning_advknn.search.scans import quantize
 from reliability.case import Case, Outcome, Ran, evaluate, small_experiment
-from reliability.together import made
+from reliability.concurrent_runs import events
 
-STAGE = "query origin/fgsm"  # which makes the attack, and which others wait for
-NUMBERS = ["adversarial", "calibration", "observations"]  # what depends on how a machine rounds
+STAGE = "query origin/fgsm"  # a stage that makes the attack too
+NUMBERS = ["adversarial", "calibration", "observations"]  # stages that depend on a machine's rounding
 
 _Circumstances = contextlib.AbstractContextManager[object]
 
 
-def _together(folder: Path, stop: str, *names: str) -> tuple[list[int], str]:
-    """Exit codes of processes that ran one small experiment at once, and what is wrong with what they made."""
+def _run_concurrently(folder: Path, stop: str, *names: str) -> tuple[list[int], str]:
+    """Run one small experiment in several processes; their exit codes, and what is wrong with the results."""
     small_experiment(folder)
-    command = [sys.executable, "-m", "reliability.together", str(folder), stop, *names]
+    command = [sys.executable, "-m", "reliability.concurrent_runs", str(folder), stop, *names]
     root = Path(attack_script.__file__).parent
     paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "WANDB_MODE": "disabled"}
     ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
-    ends = [what for _, verb, what in made(folder) if verb == "ends"]
+    ends = [what for _, verb, what in events(folder) if verb == "ends"]
     wrong = []
     if len(ends) != len(set(ends)) or len(ends) < 8:
         wrong.append(f"made: {sorted(ends)}")
@@ -50,7 +50,7 @@ def _together(folder: Path, stop: str, *names: str) -> tuple[list[int], str]:
 
 
 def _results(output: Path) -> dict[str, str]:
-    """Everything a run found, as text by file; nothing if it came to no end."""
+    """All results of a run as text, by file; empty if it did not end."""
     if not (output / "summary.json").is_file():
         return {}
     found = {str(path.relative_to(output)): path.read_text() for path in output.rglob("*.csv")}
@@ -59,25 +59,25 @@ def _results(output: Path) -> dict[str, str]:
 
 
 def _two(folder: Path) -> Outcome:
-    ends, wrong = _together(folder, "", "first", "second")
-    makers = {name for name, *_ in made(folder)}
+    ends, wrong = _run_concurrently(folder, "", "first", "second")
+    makers = {name for name, *_ in events(folder)}
     words = wrong or "each stage was made once, and both have equal results"
     return Outcome(f"exits {ends}; {words}; made by {len(makers)}", ends == [0, 0] and not wrong)
 
 
 def _killed(folder: Path) -> Outcome:
-    ends, wrong = _together(folder, STAGE, "killed", "first", "second")
-    lines = list(made(folder))
+    ends, wrong = _run_concurrently(folder, STAGE, "killed", "first", "second")
+    lines = list(events(folder))
     begun = {what for name, verb, what in lines if (name, verb) == ("killed", "begins")}
     ended = {what for name, verb, what in lines if (name, verb) == ("killed", "ends")}
     if len(begun - ended) != 1:
         wrong = f"{wrong}; the killed one was in {begun - ended}"
-    words = wrong or "the others waited for it, went on and have equal results; each stage was made once"
+    words = wrong or "the others waited for it, continued and have equal results; each stage was made once"
     return Outcome(f"exits {ends}; {words}", ends == [-9, 0, 0] and not wrong)
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Files of the cache, with what tells whether they were written again."""
+    """Files of the cache, with their times."""
     cache = folder / "runs" / "cache"
     return {
         str(path.relative_to(cache)): path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()
@@ -91,7 +91,7 @@ def _kinds(names: set[str]) -> list[str]:
 def _again(
     folder: Path, before: _Circumstances, after: _Circumstances, remade: list[str], **changes: object
 ) -> Outcome:
-    """Run a small experiment under two circumstances; which stages should be made again, beside what was kept."""
+    """Run a small experiment under two circumstances; `remade` are the stages that should be made again."""
     small_experiment(folder, attack=changes)
     with before:
         first = evaluate(folder)
@@ -107,7 +107,7 @@ def _again(
 
 
 def _quick(name: str) -> _Circumstances:
-    """A processor that is fastest in a precision."""
+    """A processor on which this precision is the fastest."""
     return mock.patch("lightning_advknn.search.scans.quantize._is_quick_in_int8", return_value=name == "int8")
 
 
@@ -150,7 +150,7 @@ def _read_only(folder: Path) -> Outcome:
     first = evaluate(folder)
     touch = Path.touch
 
-    def refuse(self: Path, *arguments: object, **named: object) -> None:  # as root may write everywhere
+    def refuse(self: Path, *arguments: object, **named: object) -> None:  # because root may write everywhere
         if "cache" in self.parts:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
         touch(self)
@@ -172,9 +172,9 @@ def _damaged(folder: Path) -> Outcome:
     second = evaluate(folder)
     third = evaluate(folder)
     said = [ran.err.count("It is made again") for ran in (first, second, third)]
-    codes_ = [ran.code for ran in (first, second, third)]
+    codes = [ran.code for ran in (first, second, third)]
     return Outcome(
-        f"exits {codes_}; said that it is made again {said} times", (codes_, said) == ([0] * 3, [0, 1, 0])
+        f"exits {codes}; said that it is made again {said} times", (codes, said) == ([0] * 3, [0, 1, 0])
     )
 
 
@@ -184,12 +184,12 @@ def _overflow(folder: Path) -> Outcome:
     def saturating(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return (left.int() @ right.int()).clamp(-(2**15), 2**15 - 1)
 
-    codes._int8_is_exact.cache_clear()
+    quantize._int8_is_exact.cache_clear()
     try:
         with mock.patch("torch._int_mm", saturating):
             ran: Ran = evaluate(folder)
     finally:
-        codes._int8_is_exact.cache_clear()
+        quantize._int8_is_exact.cache_clear()
     return ran.refused("Expected exact int8 products", "Use `backend='auto'`")
 
 
@@ -202,14 +202,14 @@ CASES = [
     ),
     Case(
         "keys-killed",
-        "Three processes run one experiment at the same time; one is killed by signal 9 in mid-stage.",
-        "The two that wait for it go on, make each stage once and end with equal results.",
+        "Three processes run one experiment at the same time; one is killed by signal 9 within a stage.",
+        "The two that wait for it continue, make each stage once and end with equal results.",
         _killed,
     ),
     Case(
         "keys-instruction-sets",
-        "An attack on the victim, `backend: auto`; goes on on a machine that is fastest in another precision.",
-        "The attack on the victim is made again, as the precision steers it; FGSM and all clean votes are kept.",
+        "An attack on the victim with `backend: auto` continues on a machine with another fastest precision.",
+        "The attack on the victim, which depends on it, is made again; FGSM and clean votes are kept.",
         _instructions,
     ),
     Case(
@@ -221,12 +221,12 @@ CASES = [
     Case(
         "keys-copied-cache",
         "A cache and results copied from a machine with another instruction set.",
-        "The same experiment goes on in the same folder: trainings are kept, adversarials and observations made again.",
+        "Trainings are kept; adversarials and observations are made again.",
         _copied,
     ),
     Case(
         "keys-limited-instructions",
-        "ONEDNN_MAX_CPU_ISA is set between two runs, which changes how convolutions round.",
+        "ONEDNN_MAX_CPU_ISA is set between two runs, which changes the rounding of convolutions.",
         "Adversarials and observations are made again; trainings are kept.",
         _limited,
     ),
@@ -238,14 +238,14 @@ CASES = [
     ),
     Case(
         "keys-read-only-cache",
-        "A cache on a read-only file system, with all that the run needs; then with a stage missing.",
-        "All is read and nothing made; the missing stage is refused in words before its work.",
+        "A complete cache on a read-only file system; then one with a missing stage.",
+        "All is read and nothing is made; the missing stage is an error before its work.",
         _read_only,
     ),
     Case(
         "keys-damaged",
-        "A file of the cache has lost its end.",
-        "It is made again once, with a warning; a third run says nothing.",
+        "A file of the cache is truncated.",
+        "It is made again once, with a warning; a third run warns of nothing.",
         _damaged,
     ),
 ]

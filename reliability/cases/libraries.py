@@ -54,7 +54,7 @@ def _refused(command: str, each: dict[str, Any], *words: str) -> Callable[[Path]
         ran = _run(folder, command, {"theirs": each})
         outcome = ran.refused(each["function"], *words)
         trained = (folder / "runs/cache").exists() and any((folder / "runs/cache").rglob("*.ckpt"))
-        return outcome._replace(ok=outcome.ok and not trained)  # before anything long
+        return outcome._replace(ok=outcome.ok and not trained)
 
     return run
 
@@ -98,8 +98,8 @@ FOOLBOX, ART, OWN = "foolbox.attacks", "art.attacks.evasion", "reliability.own_a
 CASES = [
     Case(
         "10-norms",
-        "Ranks attacks of foolbox and torchattacks, among them DDN, HopSkipJump, LinfDeepFool, and APGD with norm L2, l2, 2 and inf.",
-        "Each under the norm that its library says.",
+        "Ranks attacks of foolbox and torchattacks: DDN, HopSkipJump, LinfDeepFool, and APGD of four norms.",
+        "Each is ranked under its library's norm.",
         _norms,
     ),
     Case(
@@ -139,37 +139,37 @@ CASES = [
     ),
     Case(
         "libraries-disagree",
-        "Writes norm: linf beside ART's DeepFool, which keeps L2 small.",
+        "Sets norm: linf for ART's DeepFool, which minimises L2.",
         "Refused at the start: both norms are named.",
         _refused("leaderboard", _library(f"{ART}.DeepFool") | {"norm": "linf"}, "'l2'", "'linf'"),
     ),
     Case(
         "libraries-silent",
-        "Ranks ART's SpatialTransformation, which keeps no norm small.",
-        "Refused at the start: norm has to be said.",
+        "Ranks ART's SpatialTransformation, which has no norm.",
+        "Refused at the start: `norm` must be given.",
         _refused("leaderboard", _library(f"{ART}.SpatialTransformation"), "Add `norm: l2` or `norm: linf`"),
     ),
     Case(
         "libraries-targeted",
-        "Evaluates ART's BoundaryAttack, whose default is to aim at the labels (ART's issue 948).",
-        "Refused at the start: labels are to be left.",
+        "Evaluates ART's BoundaryAttack, which is targeted by default (ART's issue 948).",
+        "Refused at the start: the attack must be untargeted.",
         _refused("evaluate", _library(f"{ART}.BoundaryAttack"), "`targeted` must be false"),
     ),
     Case(
         "libraries-mid-run",
-        "Evaluates foolbox's GenAttack, which knows targets only and says so when it runs (foolbox's issue 614).",
-        "Refused at the start, with what it raises.",
+        "Evaluates foolbox's GenAttack, which is only targeted and fails when it runs (foolbox's issue 614).",
+        "Refused at the start, with its own error.",
         _refused("evaluate", _library(f"{FOOLBOX}.GenAttack", eps=0.1), "ValueError: unsupported criterion"),
     ),
     Case(
         "libraries-more",
         "Evaluates a class that extends torchattacks' PGD and returns images and labels.",
-        "Refused at the start: a tuple is no image.",
+        "Refused at the start: it must return a tensor.",
         _refused("evaluate", _library(f"{OWN}.WithLabels", eps=0.1), "got a tuple"),
     ),
     Case(
         "libraries-own-module",
-        "Evaluates attacks of one's own that call model.eval() and model.parameters(), or need three channels.",
+        "Evaluates your own attacks that call model.eval() and model.parameters(), or need three channels.",
         "Tables, exit code 0.",
         _own,
     ),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_advknn.attacks import ask, kernel_knn, soft_nearest
-from lightning_advknn.attacks.ask import similarity_logits
-from lightning_advknn.attacks.kernel import kernel_margins, squared_widths
+from lightning_advknn.attacks.ask import _similarity_logits
+from lightning_advknn.attacks.kernel import _kernel_margins, _squared_widths
 from lightning_advknn.attacks.parts import guide_distances as guided
 from lightning_advknn.attacks.parts.descent import ascent, own_and_others
 from lightning_advknn.attacks.parts.guide_distances import Guides
@@ -146,7 +146,7 @@ def test_logits_of_ask_are_the_plain_loop(victim, device):
     images, _ = hand_images(device)
     _, rows = nearest_in_each_layer(victim, images, 2)
     cosine = torch.tensor([bank.metric == "cosine" for bank in victim.banks.values()], device=device)
-    found = similarity_logits(Guides(victim, rows), cosine[:, None, None], 0.1, images)
+    found = _similarity_logits(Guides(victim, rows), cosine[:, None, None], 0.1, images)
     for image, point in enumerate(POINTS):
         for position, layer in enumerate(("both", "height")):
             expected = ask_logits(victim, layer, point, rows_of(victim, images, image))
@@ -256,8 +256,8 @@ def test_balls_and_the_unit_interval(victim, device, eps):
 def test_kernels_are_the_double_loop(victim, device):
     images, labels = hand_images(device)
     squares, rows = nearest_in_each_layer(victim, images, 2)
-    widths = squared_widths(squares)
-    found = kernel_margins(Guides(victim, rows).squared_distances(images), widths.float(), labels)
+    widths = _squared_widths(squares)
+    found = _kernel_margins(Guides(victim, rows).squared_distances(images), widths.float(), labels)
     for image, point in enumerate(POINTS):
         own, others = [], []
         for position, layer in enumerate(("both", "height")):

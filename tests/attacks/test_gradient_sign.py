@@ -280,7 +280,9 @@ def test_images_of_bytes(attack):
 )
 def test_labels_of_another_shape_or_type(attack, wrong):
     images, labels = batch("cpu")
-    with pytest.raises(ValueError, match=r"Expected int64 `labels` of shape \(8,\), one an image, but got"):
+    with pytest.raises(
+        ValueError, match=r"Expected int64 `labels` of shape \(8,\), one for each image, but got"
+    ):
         attack(convnet("cpu"), images, wrong(labels))
 
 

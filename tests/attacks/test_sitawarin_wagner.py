@@ -11,7 +11,7 @@ from lightning_advknn import attacks
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.attacks.parts import guide_distances as guided
 from lightning_advknn.attacks.parts.guide_distances import Guides
-from lightning_advknn.attacks.sitawarin_wagner import soft_vote_loss
+from lightning_advknn.attacks.sitawarin_wagner import _soft_vote_loss
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Digits
 from lightning_advknn.evaluation import perturb
@@ -69,7 +69,7 @@ def test_the_loss_is_the_double_loop(hand_dknn, device, steepness):
     images, _ = hand_images(device)
     rows = torch.tensor([[2, 3], [3, 2], [0, 5], [4, 1]], device=device)
     radii = torch.tensor([0.9, 0.3], device=device)
-    found = soft_vote_loss(Guides(hand_dknn, rows).squared_distances(images), radii, steepness)
+    found = _soft_vote_loss(Guides(hand_dknn, rows).squared_distances(images), radii, steepness)
     for image, point in enumerate(POINTS):
         expected = 0.0
         for row in rows[image].tolist():

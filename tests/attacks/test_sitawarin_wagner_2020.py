@@ -8,7 +8,7 @@ import torch
 
 from lightning_advknn.attacks import sitawarin_wagner_minimum_norm
 from lightning_advknn.attacks.parts.guide_distances import Guides
-from lightning_advknn.attacks.sitawarin_wagner_2020 import hinge_loss
+from lightning_advknn.attacks.sitawarin_wagner_2020 import _hinge_loss
 
 # The rows of `hand_dknn` in conftest.
 ROWS = np.array([(0, 0), (0.1, 0), (0.2, 1), (1, 0), (0.9, 1), (1, 1)])
@@ -29,7 +29,7 @@ def test_the_loss_is_the_double_loop(hand_dknn, device):
     guides = Guides(hand_dknn, torch.tensor(rows, device=device))
     with torch.no_grad():
         distances = guides.squared_distances(points(*images, device=device))
-    found = hinge_loss(distances, torch.tensor(radii, device=device), torch.tensor(halves, device=device))
+    found = _hinge_loss(distances, torch.tensor(radii, device=device), torch.tensor(halves, device=device))
     for image, point in enumerate(images):
         expected = 0.0
         for place, row in enumerate(rows[image]):
@@ -123,9 +123,9 @@ def test_guides_shrink_to_a_majority_after_success(plane_knn, device, monkeypatc
 
     def spy(distances, radii, counted):
         halves.append(counted.tolist())
-        return hinge_loss(distances, radii, counted)
+        return _hinge_loss(distances, radii, counted)
 
-    monkeypatch.setattr("lightning_advknn.attacks.sitawarin_wagner_2020.hinge_loss", spy)
+    monkeypatch.setattr("lightning_advknn.attacks.sitawarin_wagner_2020._hinge_loss", spy)
     images, labels = points((0.2, 0.5), device=device), torch.zeros(1, device=device).long()
     settings = {"m": 12, "weight": 100.0, "lr": 0.05, "steps": 40, "refresh_every": 20, "search_steps": 4}
     adversarial = sitawarin_wagner_minimum_norm(victim, images, labels, **settings)

@@ -18,13 +18,12 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_advknn.attacks import Attack, AttackSettings
-from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation
-from lightning_advknn.callbacks import attacked_images as scene
+from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, attacked_images
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
-from lightning_advknn.data.base import ImageSplit
 from lightning_advknn.data.sample import fair_order
-from lightning_advknn.evaluation import judge, make_rows, perturb
+from lightning_advknn.data.splits import ImageSplit
+from lightning_advknn.evaluation import Verdicts, judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.search.build import build_banks
@@ -171,12 +170,15 @@ def rows_by_hand(
     goal = before.knn if label_source == "knn" else labels
     attack = AttackSettings("fgsm", {"eps": eps}).bind()
     adversarial = perturb(attack, surrogate or network, images, goal)
-    return {
-        "clean": make_rows(ids, labels, images, images, before, before, surrogate),
-        "fgsm": make_rows(
-            ids, labels, images, adversarial, before, judge(dknn, "relu", adversarial), surrogate
-        ),
-    }
+
+    def rows(attacked: Tensor, after: Verdicts) -> dict[str, Tensor]:
+        classes = None
+        if surrogate is not None:
+            with torch.no_grad():
+                classes = surrogate(images).argmax(1), surrogate(attacked).argmax(1)
+        return make_rows(ids, labels, images, attacked, before, after, classes)
+
+    return {"clean": rows(images, before), "fgsm": rows(adversarial, judge(dknn, "relu", adversarial))}
 
 
 def reduced_by_hand(rows: dict[str, Tensor], clean: bool) -> dict[str, float]:
@@ -213,7 +215,7 @@ def test_each_attack_has_its_own_precision(
         seen.append(args[4:])
         return perturb(*args)
 
-    monkeypatch.setattr(scene, "perturb", keep)
+    monkeypatch.setattr(attacked_images, "perturb", keep)
     attacks = {"exact": FGSM, "fast": AttackSettings("fgsm", {"eps": 0.1}, "winograd")}
     trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
     trainer.validate(make_module(), datamodule=Digits(), verbose=False)

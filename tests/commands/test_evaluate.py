@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 
 import attack
 from lightning_advknn.data import Digits
-from lightning_advknn.experiment import judges as victims
-from lightning_advknn.experiment import run as stages
-from lightning_advknn.experiment import training
+from lightning_advknn.experiment import attack_stages, judges, shards, training
+from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import read_experiment
 from lightning_advknn.models import ConvNet, LeNet5
 from lightning_advknn.modules import BackboneModule
@@ -85,7 +84,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("attack") / "digits"
     config = write_config(folder, "digits", k=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "SHARD", 200)
+        patch.setattr(shards, "_SHARD", 200)
         assert evaluate(config, f"--results={folder / 'results'}") == 0
     return folder
 
@@ -93,7 +92,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished experiment to go on from, in which training again fails the test."""
-    monkeypatch.setattr(stages, "SHARD", 200)
+    monkeypatch.setattr(shards, "_SHARD", 200)
     shutil.copytree(done, tmp_path / "copy")
     config = tmp_path / "copy" / "attack.yaml"
     text = config.read_text().replace(str(done), str(tmp_path / "copy"))
@@ -222,7 +221,7 @@ def test_files_say_how_they_were_made(done: Path) -> None:
     assert summary["settings"]["label_source"] == "knn"
     assert {"command", "device", "date"} <= summary.keys()
     stages_seen = {stage.split()[0] for stage in summary["seconds"]}
-    assert stages_seen == {"train", "build", "query", "attack"}
+    assert stages_seen == {"train", "build", "query", "attack", "differentiate"}
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         picture = (done / "out" / f"neighbours.{suffix}").read_bytes()
         assert picture.startswith(magic)
@@ -352,12 +351,12 @@ def test_approximate_neighbours_are_named_with_every_number(
 def test_only_approximate_neighbours_are_in_keys(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("faiss")
 
-    def run(*options: str) -> stages.ExperimentRun:
-        return stages.ExperimentRun(read_experiment([f"--config={copy}", *options]))
+    def run(*options: str) -> ExperimentRun:
+        return ExperimentRun(read_experiment([f"--config={copy}", *options]))
 
     def keys(*options: str) -> tuple[str, ...]:
         made = run(*options)
-        return made.attacked._key, made._adversarial_key("origin", "bim")
+        return made.attacked.key, made.stages.attacked.key("origin", "bim")
 
     exact = keys()
     assert (
@@ -373,7 +372,7 @@ def test_only_approximate_neighbours_are_in_keys(copy: Path, capsys: pytest.Capt
 
     # Surrogates imitate the victim's kNN.
     def arguments(*options: str) -> dict[str, Any]:
-        settings = training.training_settings(run(*options)._trainings["dknnb"])
+        settings = training.training_settings(run(*options).networks.trainings["dknnb"])
         return dict(settings["model"]["init_args"])
 
     assert not {"backend", "index"} & set(arguments("--victim.backend=float32"))
@@ -390,12 +389,12 @@ def test_what_steers_an_attack_on_a_victim_is_in_its_key(copy: Path) -> None:
     config["attacks"]["least"] = {"function": "minimum_norm", "through": "dknnb", "targets": ["dknn"]}
     copy.write_text(yaml.safe_dump(config))
 
-    def made(backend: str) -> stages.ExperimentRun:
-        return stages.ExperimentRun(read_experiment([f"--config={copy}", f"--victim.backend={backend}"]))
+    def made(backend: str) -> ExperimentRun:
+        return ExperimentRun(read_experiment([f"--config={copy}", f"--victim.backend={backend}"]))
 
     runs = [made(backend) for backend in ("auto", "int8", "float32")]
-    assert len({run._adversarial_key("dknn", "least") for run in runs}) == 3
-    assert len({run._adversarial_key("origin", "bim") for run in runs}) == 1
+    assert len({run.stages.attacked.key("dknn", "least") for run in runs}) == 3
+    assert len({run.stages.attacked.key("origin", "bim") for run in runs}) == 1
     assert [run.describe()["victim"].get("backend") for run in runs] == [None, "int8", "float32"]
 
 
@@ -405,13 +404,13 @@ def test_how_a_machine_computes_is_in_keys(copy: Path, monkeypatch: pytest.Monke
     copy.write_text(yaml.safe_dump(config))
 
     def keys() -> dict[str, str]:
-        run = stages.ExperimentRun(read_experiment([f"--config={copy}"]))
+        run = ExperimentRun(read_experiment([f"--config={copy}"]))
         return {
-            "training": run.attacked.network_key + run.untrained("dknnb")[1].name,
+            "training": run.networks.key("origin") + run.networks.checkpoint("dknnb").name,
             "experiment": digest(run.describe()),
-            "votes": run.attacked._key,
-            "bim": run._adversarial_key("origin", "bim"),
-            "least": run._adversarial_key("dknn", "least"),
+            "votes": run.attacked.key,
+            "bim": run.stages.attacked.key("origin", "bim"),
+            "least": run.stages.attacked.key("dknn", "least"),
         }
 
     def changed() -> set[str]:
@@ -464,8 +463,8 @@ def test_an_edited_attack_of_ones_own_is_run_again(
 
 def test_a_best_score_of_zero_is_a_score(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(tmp_path / "digits", "digits", k=10)
-    run = stages.ExperimentRun(read_experiment([f"--config={config}"]))
-    cli, trained = run.attacked.cli, run.attacked.trained
+    run = ExperimentRun(read_experiment([f"--config={config}"]))
+    cli, trained = run.networks.trainings["origin"], run.networks.trained("origin")
     monkeypatch.setattr(type(cli.trainer), "fit", lambda *args, **kwargs: None)
     (best,) = (done / "cache" / "backbone").glob("*.ckpt")
     picker = training._picker(cli, trained)
@@ -551,7 +550,7 @@ def transferred(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content |= {"output": str(folder / "transfer"), "cache": str(folder / "cache")}
     (folder / "transfer.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "SHARD", 200)
+        patch.setattr(shards, "_SHARD", 200)
         assert evaluate(folder / "transfer.yaml", f"--results={folder / 'transfer_results'}") == 0
     return folder
 
@@ -682,7 +681,7 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
     expected = numbers(copy.parent / "out")
     for folder in ("out", "cache/adversarial", "cache/observations"):
         shutil.rmtree(copy.parent / folder)
-    perturb, calls = stages.perturb, []
+    perturb, calls = attack_stages.perturb, []
 
     def interrupt(*args: Any) -> torch.Tensor:
         calls.append(1)
@@ -690,7 +689,7 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
             raise KeyboardInterrupt
         return perturb(*args)
 
-    monkeypatch.setattr(stages, "perturb", interrupt)
+    monkeypatch.setattr(attack_stages, "perturb", interrupt)
     assert evaluate(copy) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not (copy.parent / "out" / "table2.csv").exists()
@@ -741,7 +740,7 @@ def test_training_that_was_interrupted_goes_on_bitwise(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     config = write_config(tmp_path / "digits", "digits", k=10)
-    monkeypatch.setattr(stages, "SHARD", 200)
+    monkeypatch.setattr(shards, "_SHARD", 200)
     epochs = []
 
     def interrupt(self: Any) -> None:
@@ -897,7 +896,7 @@ def test_bad_input_is_refused_before_anything_long(
     other["data"] = {"class_path": "lightning_advknn.data.Digits", "init_args": {"split_seed": 1}}
     (config.parent / "other.yaml").write_text(yaml.safe_dump(other))
     monkeypatch.setattr(training, "fit", no_training)
-    monkeypatch.setattr(victims, "build_banks", no_training)
+    monkeypatch.setattr(judges, "build_banks", no_training)
     try:
         code = evaluate(config, *(o.replace("{configs}", str(config.parent)) for o in options))
     except SystemExit as exit_:  # jsonargparse
@@ -929,7 +928,7 @@ def test_wrong_checkpoints_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(copy.parent)
-    for module, name in ((training, "fit"), (victims, "build_banks"), (stages, "perturb")):
+    for module, name in ((training, "fit"), (judges, "build_banks"), (attack_stages, "perturb")):
         monkeypatch.setattr(module, name, no_training)
     checkpoint = torch.load(next((copy.parent / "cache" / "backbone").glob("*.ckpt")), weights_only=True)
     change(checkpoint)

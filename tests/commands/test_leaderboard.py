@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +23,7 @@ from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Digits
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.evaluation import perturb
-from lightning_advknn.experiment import judges as victims
-from lightning_advknn.experiment import run as stages
-from lightning_advknn.experiment import training
-from lightning_advknn.experiment.cache import StageCache
-from lightning_advknn.experiment.judges import Victims
+from lightning_advknn.experiment import attack_stages, judges, shards, training
 from lightning_advknn.experiment.settings import VictimSettings
 from lightning_advknn.storage import load_tensors, save_tensors
 from tests.wandb_runs import offline_wandb, read_runs
@@ -97,8 +92,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("leaderboard") / "digits"
     config = write_config(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "SHARD", 12)
-        patch.setattr(stages, "PIECE", 5)
+        patch.setattr(shards, "_SHARD", 12)
+        patch.setattr(shards, "_PIECE", 5)
         assert leaderboard(config, f"--results={folder / 'results'}") == 0
     return folder
 
@@ -106,8 +101,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of a copy of the finished leaderboard."""
-    monkeypatch.setattr(stages, "SHARD", 12)
-    monkeypatch.setattr(stages, "PIECE", 5)
+    monkeypatch.setattr(shards, "_SHARD", 12)
+    monkeypatch.setattr(shards, "_PIECE", 5)
     shutil.copytree(done, tmp_path / "copy")
     config = tmp_path / "copy" / "leaderboard.yaml"
     config.write_text(config.read_text().replace(str(done), str(tmp_path / "copy")))
@@ -203,7 +198,7 @@ def test_files_say_how_they_were_made_and_what_was_checked(done: Path) -> None:
 
 def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "fit", no_training)
-    monkeypatch.setattr(stages, "perturb", no_training)
+    monkeypatch.setattr(attack_stages, "perturb", no_training)
     kept, before = times(copy.parent / "cache"), (copy.parent / "out" / "leaderboard.csv").read_text()
     assert leaderboard(copy, f"--results={copy.parent / 'results'}") == 0
     assert times(copy.parent / "cache") == kept
@@ -232,7 +227,7 @@ def test_an_interrupted_attack_on_a_victim_keeps_its_pieces(
         made.append(len(images))
         return perturb(attack, target, images, *rest)
 
-    monkeypatch.setattr(stages, "perturb", counted)
+    monkeypatch.setattr(attack_stages, "perturb", counted)
     assert leaderboard(copy) == 0
     assert sorted(made) == sorted(sizes)
     seconds = 10  # the column of what is measured anew
@@ -323,7 +318,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished small leaderboard of the 1-NN on pixels, in pieces of 5 images."""
     folder = tmp_path_factory.mktemp("pixels") / "digits"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "PIECE", 5)
+        patch.setattr(shards, "_PIECE", 5)
         assert leaderboard(write_config(folder, **PIXELS)) == 0
     return folder
 
@@ -331,7 +326,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pixels_copy(pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of a copy of it."""
-    monkeypatch.setattr(stages, "PIECE", 5)
+    monkeypatch.setattr(shards, "_PIECE", 5)
     shutil.copytree(pixels, tmp_path / "copy")
     config = tmp_path / "copy" / "leaderboard.yaml"
     config.write_text(config.read_text().replace(str(pixels), str(tmp_path / "copy")))
@@ -413,7 +408,7 @@ def test_interrupted_bounds_keep_their_pieces(pixels_copy: Path, monkeypatch: py
         made.append(len(known[2]))
         return exact_minimum(*known)
 
-    monkeypatch.setattr(victims, "exact_minimum", counted)
+    monkeypatch.setattr(judges, "exact_minimum", counted)
     before = (folder / "out" / "leaderboard.csv").read_text()
     assert leaderboard(pixels_copy) == 0
     assert made == [5]
@@ -422,34 +417,25 @@ def test_interrupted_bounds_keep_their_pieces(pixels_copy: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_bounds_by_hand(plane_knn: Callable[..., DkNN], tmp_path: Path, k: int) -> None:
+def test_bounds_by_hand(plane_knn: Callable[..., DkNN], k: int) -> None:
     # Two points, or two copies of each: the class changes at x = .5.
     rows = [(0.2, 0.5, 0), (0.8, 0.5, 1)] * (1 if k == 1 else 2)
     knn = plane_knn(rows, k)
-    images = torch.tensor([[0.3, 0.9], [0.3, 0.9], [0.6, 0.2]])[:, None, None].to(
-        knn.calibration_votes.device
-    )
-    known = SimpleNamespace(
-        dknn=knn,
-        settings=VictimSettings("pixels", k=k, metric="euclidean"),
-        network_key="network",
-        cache=StageCache(tmp_path),
-        _stage=str,
-    )
+    device = knn.calibration_votes.device
+    images = torch.tensor([[0.3, 0.9], [0.3, 0.9], [0.6, 0.2]])[:, None, None].to(device)
+    known: Any = SimpleNamespace(dknn=knn, settings=VictimSettings("pixels", k=k, metric="euclidean"))
+    scale = torch.ones(2, dtype=torch.float64, device=device)
 
-    def bounds(images: Tensor, labels: list[int]) -> list[float]:
-        scale = torch.ones(2, dtype=torch.float64, device=images.device)
-        given: Any = known  # of the victims it needs no more
-        find = partial(Victims.bounds, given, "pixels", scale, images, torch.tensor(labels).to(images.device))
-        found = known.cache.tensors(*Victims.bound_file(given, "pixels", "all"), find)["bounds"]
+    def bounds(labels: list[int]) -> list[float]:
+        found = judges.Judges.bounds(known, "pixels", scale, images, torch.tensor(labels).to(device))[
+            "bounds"
+        ]
         assert found.dtype == torch.float64
         return found.tolist()
 
     # The second is wrong as it is.
-    assert bounds(images, [0, 1, 1]) == pytest.approx([0.2, 0, 0.1], abs=1e-6)
-    assert bounds(images * 0, [1, 1, 1]) == pytest.approx([0.2, 0, 0.1], abs=1e-6)  # kept
-    known.network_key = "another"
-    assert bounds(images, [0, 0, 0]) == pytest.approx([0.2, 0.2, 0], abs=1e-6)
+    assert bounds([0, 1, 1]) == pytest.approx([0.2, 0, 0.1], abs=1e-6)
+    assert bounds([0, 0, 0]) == pytest.approx([0.2, 0.2, 0], abs=1e-6)
 
 
 def test_a_dashboard_shows_the_curves_of_every_entry(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

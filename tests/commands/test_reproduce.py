@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.test_attack_script import read, write_config
 
 import attack
-from lightning_advknn.experiment import run as stages
+from lightning_advknn.commands.options import parse
+from lightning_advknn.commands.reproduce import plan
+from lightning_advknn.experiment import shards
+from lightning_advknn.experiment.grid import Grid
+from tests.commands.test_evaluate import read, write_config
 from tests.wandb_runs import offline_wandb, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,7 +69,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished grid, in shards of 100 images."""
     grid = write_grid(tmp_path_factory.mktemp("reproduce") / "grid")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "SHARD", 100)
+        patch.setattr(shards, "_SHARD", 100)
         assert reproduce(grid) == 0
     return grid
 
@@ -74,7 +77,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished grid to go on from."""
-    monkeypatch.setattr(stages, "SHARD", 100)
+    monkeypatch.setattr(shards, "_SHARD", 100)
     shutil.copytree(done.parent, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*.yaml"):
         path.write_text(path.read_text().replace(str(done.parent), str(tmp_path / "copy")))
@@ -112,18 +115,17 @@ def test_cells_leave_results_where_the_grid_says(done: Path, capsys: pytest.Capt
 
 
 def test_a_cells_command_gives_the_cells_results(done: Path, copy: Path) -> None:
-    (task,) = attack.plan(attack_grid(copy), ["digits/neighbours/k=5"])
-    command = task.cell.command.removeprefix("python attack.py ").split()
+    (task,) = plan(read_grid(copy), ["digits/neighbours/k=5"])
+    command = task.cell.command.removeprefix("lightning-advknn ").split()
     before = tables(copy)
     shutil.rmtree(task.cell.results)
     assert attack.main(command) == 0
     assert tables(copy) == before
 
 
-def attack_grid(config: Path) -> Any:
-    options = attack.make_parser()
-    parsed = options.instantiate(options.parse_args(["reproduce", f"--config={config}"])).reproduce
-    return attack.Grid(**{name: getattr(parsed, name) for name in attack.Grid.__dataclass_fields__})
+def read_grid(config: Path) -> Grid:
+    options = parse("reproduce", [f"--config={config}"], "")
+    return Grid(**{name: getattr(options, name) for name in Grid.__dataclass_fields__})
 
 
 def test_finished_cells_are_not_run_again(
@@ -182,7 +184,7 @@ def test_a_dashboard_has_a_run_of_each_experiment_and_one_of_the_report(copy: Pa
 def test_killed_in_the_middle_it_goes_on_and_equals_an_uninterrupted_grid(done: Path, tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     script = (
-        "import sys; from lightning_advknn.experiment import run; run.SHARD = 100;"
+        "import sys; from lightning_advknn.experiment import shards; shards.SHARD = 100;"
         "import attack; sys.exit(attack.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "reproduce", f"--config={grid}"]

@@ -1,6 +1,5 @@
 """Sweeps offline: what is drawn, the command that W&B's agent would run, two trials with all that they log."""
 
-import runpy
 import shutil
 import subprocess
 import sys
@@ -15,11 +14,12 @@ import yaml
 from pytorch_lightning import Trainer
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from lightning_advknn import sweep
-from lightning_advknn.cli import AdvKNNCLI
+from lightning_advknn.commands import sweep
+from lightning_advknn.commands.main import main
 from lightning_advknn.data import Digits
 from lightning_advknn.models import ConvNet
 from lightning_advknn.modules import BackboneModule
+from lightning_advknn.training_cli import AdvKNNCLI
 from tests.wandb_runs import offline_wandb, read_runs
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,8 @@ SWEEPS = [path.relative_to(ROOT) for path in sorted(ROOT.glob("configs/*/sweep.y
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with train.py, the digits' configurations, their training cut short, and an untrained backbone."""
+    """A folder with the digits' configurations, their training cut short, and an untrained backbone."""
     shutil.copytree(ROOT / "configs" / "digits", tmp_path / "configs" / "digits")
-    shutil.copy(ROOT / "train.py", tmp_path)
     path = tmp_path / "configs" / "digits" / "surrogate.yaml"
     config = yaml.safe_load(path.read_text())
     config["trainer"] |= {
@@ -63,18 +62,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run_here(command: list[str], env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
     """Run a trial's command in this process: importing torch takes longer than the trial."""
-    env_command, interpreter, script, *arguments = command
+    env_command, interpreter, option, module, *arguments = command
     assert (env_command, interpreter, check) == ("/usr/bin/env", sys.executable, False)
+    assert (option, module) == ("-m", "lightning_advknn")
     wandb.teardown()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("WANDB_MODE", "WANDB_RUN_GROUP"):
             patch.setenv(name, env[name])
-        patch.setattr(sys, "argv", [script, *arguments])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(script, run_name="__main__")
+        code = main(arguments)
         wandb.finish()
-    code = end.value.code
-    assert isinstance(code, int)
     return subprocess.CompletedProcess(command, code)
 
 
@@ -86,9 +82,9 @@ def value_of(config: dict[str, Any], name: str) -> Any:
 
 
 def test_two_trials_run_offline(home: Path) -> None:
-    assert sweep.main(["configs/digits/sweep.yaml", "--trials", "2"]) == 0  # as its header says
+    assert main(["sweep", "digits/sweep", "--trials", "2"]) == 0  # as its header says
     written = yaml.safe_load((home / "configs" / "digits" / "sweep.yaml").read_text())
-    trials = sweep.draw_trials(written, 2)
+    trials = sweep._draw_trials(written, 2)
     assert trials[0] != trials[1]
     runs = read_runs(home / "runs" / "digits")
     assert len(runs) == 2
@@ -113,19 +109,16 @@ def test_two_trials_run_offline(home: Path) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=str)
 def test_the_command_is_the_one_of_wandbs_agent(path: Path) -> None:
     written = yaml.safe_load((ROOT / path).read_text())
-    for trial in sweep.draw_trials(written, 3):
+    for trial in sweep._draw_trials(written, 3):
         # As `wandb.wandb_agent.Agent` expands it.
         macros = create_sweep_command_args({"args": {name: {"value": v} for name, v in trial.items()}})
         macros |= {"interpreter": ["python"], "program": [written["program"]], "env": ["/usr/bin/env"]}
         theirs: list[str] = []
         for part in create_sweep_command(list(written["command"])):
             theirs += macros[part[2:-1]] if part.startswith("${") else [part]
-        ours = sweep.command_of(written, trial)
-        assert [Path(ours[1]).name.rstrip("0123456789."), ours[0], *ours[2:]] == [
-            theirs[1],
-            theirs[0],
-            *theirs[2:],
-        ]
+        ours = sweep._command_of(written, trial)
+        assert ours[1] == sys.executable
+        assert [ours[0], "python", *ours[2:]] == theirs
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=str)
@@ -133,11 +126,11 @@ def test_every_value_is_one_that_training_takes(path: Path, monkeypatch: pytest.
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_DATA_DIR", "unused")
-    monkeypatch.setattr(sys, "argv", ["train.py"])  # pytest's own arguments are not its
     written = yaml.safe_load(path.read_text())
     assert {name.rpartition(".")[2] for name in written["parameters"]} == {"cls_weight", "layer", "k", "eps"}
-    (config,) = [part for part in written["command"] if part.endswith("surrogate.yaml")]
-    backbone = yaml.safe_load(Path(config).with_name("backbone.yaml").read_text())["model"]["init_args"]
+    config = written["command"][written["command"].index("--config") + 1]
+    assert config == f"{path.parent.name}/surrogate"
+    backbone = yaml.safe_load(path.with_name("backbone.yaml").read_text())["model"]["init_args"]
     lists = {name: parameter["values"] for name, parameter in written["parameters"].items()}
     assert lists["model.init_args.layer"] == backbone["layers"]
     for place in (0, -1):
@@ -152,13 +145,13 @@ def test_trials_are_of_the_grid_and_no_two_alike() -> None:
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}, "c": {"value": None}}
     everything = [{"a": a, "b": b, "c": None} for a in (1, 2, 3) for b in ("x", "y")]
     grid = {"method": "grid", "parameters": parameters}
-    assert sweep.draw_trials(grid, 100) == everything
-    assert sweep.draw_trials(grid, 4) == everything[:4]
-    drawn = sweep.draw_trials({**grid, "method": "random"}, 100)
+    assert sweep._draw_trials(grid, 100) == everything
+    assert sweep._draw_trials(grid, 4) == everything[:4]
+    drawn = sweep._draw_trials({**grid, "method": "random"}, 100)
     assert drawn != everything
     assert sorted(map(str, drawn)) == sorted(map(str, everything))
-    assert sweep.draw_trials({**grid, "method": "random"}, 3) == drawn[:3]
-    assert sweep.draw_trials({**grid, "method": "random"}, 100, seed=1) != drawn
+    assert sweep._draw_trials({**grid, "method": "random"}, 3) == drawn[:3]
+    assert sweep._draw_trials({**grid, "method": "random"}, 100, seed=1) != drawn
 
 
 @pytest.mark.parametrize(
@@ -185,7 +178,7 @@ def test_files_that_are_no_sweep_are_refused(tmp_path: Path, capsys: pytest.Capt
     for text in ("a: [", "- 1", ""):
         path.write_text(text)
         assert sweep.main([str(path)]) == 2
-        assert "sweep: error: Expected" in capsys.readouterr().err
+        assert "lightning-advknn sweep: error: Expected" in capsys.readouterr().err
 
 
 def test_a_failed_trial_shows_in_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ import yaml
 from pytorch_lightning.loggers import WandbLogger
 
 import lightning_advknn
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import SVHN, Digits
 from lightning_advknn.models import ConvNet
 from lightning_advknn.modules import BackboneModule, SurrogateModule
 from lightning_advknn.modules.checkpoint import AtomicCheckpointIO
+from lightning_advknn.training_cli import AdvKNNCLI
 from tests.wandb_runs import offline_wandb, read_runs
 
 pytestmark = [

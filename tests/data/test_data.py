@@ -1,4 +1,4 @@
-"""Splits, batches and damaged files, against the bytes of the files themselves."""
+"""Splits, batches and damaged files, against the bytes of the files."""
 
 import hashlib
 import shutil
@@ -132,7 +132,7 @@ def test_training_order_depends_on_the_seed_and_the_epoch_only(mnist_root):
 
     def order(seed, epoch, draws=0):
         seed_everything(seed, verbose=False)
-        torch.rand(draws)  # what a run before a resumed one would have drawn
+        torch.rand(draws)  # random numbers that an interrupted run has drawn
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return torch.cat([batch.ids for batch in loader]).tolist()
@@ -153,7 +153,7 @@ def test_digits_are_all_there(device):
         "train": 850, "val": 150, "calibration": 250, "test": 547,
     }  # fmt: skip
     assert data.split("calibration").labels.bincount().tolist() == [25] * 10
-    # The four parts together are scikit-learn's 1797 digits: their labels, and their images enlarged.
+    # The four splits together are scikit-learn's 1797 digits, enlarged.
     from sklearn.datasets import load_digits
 
     labels = torch.cat([data.split(name).labels for name in SPLITS])
@@ -161,7 +161,7 @@ def test_digits_are_all_there(device):
     images = torch.cat([data.split(name).images for name in SPLITS])
     assert images.shape == (1797, 1, 28, 28)
     assert images.dtype == torch.uint8
-    # Bilinear enlargement by 3.5 keeps the mean of the ink (ink is 0 to 16) but for the border.
+    # Bilinear enlargement by 3.5 keeps the mean (values are 0 to 16) except for the border.
     means = images.double().mean((1, 2, 3)).sort().values / 255
     expected = torch.from_numpy(load_digits().images).mean((1, 2)).sort().values / 16
     torch.testing.assert_close(means, expected, rtol=0, atol=0.02)
@@ -292,7 +292,7 @@ def test_mnist_images_of_another_shape(mnist_copy, shape):
 def test_mnist_images_without_a_label_each(mnist_copy, n):
     (mnist_copy / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(idx(np.ones((n, 28, 28))))
     with pytest.raises(
-        ValueError, match="readable MNIST files" if n == 0 else rf"a label each, but got .*{n}.*300"
+        ValueError, match="readable MNIST files" if n == 0 else rf"one label for each, but got .*{n}.*300"
     ):
         read_whole(MNIST, mnist_copy)
 
@@ -346,7 +346,7 @@ def test_truncated_svhn_files(svhn_copy, compress, share):
     "position", [125, 128, 136, 137]
 )  # version, type of the first element, zlib's header
 def test_svhn_files_with_a_flipped_byte(svhn_copy, position):
-    # Few positions, each tried: scipy's reader crashes the interpreter on some damaged headers (checksums prevent it).
+    # Only these positions: scipy's reader crashes on some other damaged headers (checksums prevent that).
     save_svhn(svhn_copy, compress=True)
     file = svhn_copy / "train_32x32.mat"
     content = bytearray(file.read_bytes())
@@ -399,7 +399,7 @@ def test_official_files(kind):
     assert {name: len(data.split(name)) for name in SPLITS} == {
         "train": 55_000, "val": 5_000, "calibration": 750, "test": 9_250,
     }  # fmt: skip
-    # Known of the training sets: Fashion-MNIST has 6000 of each class, MNIST's first labels are 5 0 4 1 9.
+    # Known facts: Fashion-MNIST has 6000 training images of each class; MNIST's first labels are 5 0 4 1 9.
     images, labels = data.load(train=True)
     if kind is FashionMNIST:
         assert labels.bincount().tolist() == [6000] * 10

@@ -1,4 +1,4 @@
-"""Pixels of image files, against numpy, float64 colour arithmetic and what was written."""
+"""Decoded pixels against the written ones, NumPy, and colour arithmetic in float64."""
 
 from io import BytesIO
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageCms
 
 from lightning_advknn.data.decoding import _is_deep, decode, extensions, formats
-from reliability.cases.folders import (
+from reliability.image_files import (
     DISPLAY_P3,
     SRGB,
     colour_profile,
@@ -27,7 +27,7 @@ def read(content: bytes, background: tuple[float, float, float] | None = None) -
     return decode(content, None, background).permute(1, 2, 0).numpy()
 
 
-# What EXIF 2.3 says of the place of row 0 and column 0 of what is stored, as what a viewer does to it.
+# What a viewer does with the stored pixels for each orientation of EXIF 2.3.
 ORIENTATIONS = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
@@ -41,7 +41,7 @@ ORIENTATIONS = {
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
-@pytest.mark.parametrize("orientation", [*ORIENTATIONS, 0, 9])  # the last two mean nothing
+@pytest.mark.parametrize("orientation", [*ORIENTATIONS, 0, 9])  # the last two are undefined
 def test_images_are_turned_as_exif_says(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -67,7 +67,7 @@ def test_resizing_comes_after_turning() -> None:
 
 
 def blended(colours: np.ndarray, alpha: np.ndarray, background: tuple[float, float, float]) -> np.ndarray:
-    """``(H, W, 3)`` and ``(H, W)`` over a colour, in float64."""
+    """Colours ``(H, W, 3)`` with alpha ``(H, W)`` over a background, in float64."""
     share = alpha[..., None] / 255
     return share * colours + (1 - share) * 255 * np.array(background)
 
@@ -157,7 +157,7 @@ def test_more_than_8_bits_a_channel_are_refused(content: bytes) -> None:
     [("JPEG2000", b"\xff\x4f\xff\x51", 42, 11), ("AVIF", b"av1C", 6, 0x40), ("AVIF", b"av1C", 6, 0x60)],
 )
 def test_headers_of_more_than_8_bits(kind: str, mark: bytes, place: int, bits: int) -> None:
-    # Pillow writes RGB of 8 bits alone in these: the header is changed, by the formats' specifications.
+    # Pillow writes only 8 bits in these formats, so the header is changed by hand.
     content = bytearray(encoded(Image.fromarray(PIXELS), kind))
     with Image.open(BytesIO(content)) as image:
         assert not _is_deep(image, bytes(content))
@@ -189,8 +189,11 @@ def test_of_a_photograph_with_a_second_view_the_first_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "kind", "off"),
-    [("1", "PNG", 0), ("L", "PNG", 0), ("P", "GIF", 0), ("P", "BMP", 0), ("CMYK", "TIFF", 0), ("CMYK", "JPEG", 3), ("YCbCr", "TIFF", 2)],
-)  # fmt: skip
+    [
+        *(("1", "PNG", 0), ("L", "PNG", 0), ("P", "GIF", 0), ("P", "BMP", 0)),
+        *(("CMYK", "TIFF", 0), ("CMYK", "JPEG", 3), ("YCbCr", "TIFF", 2)),
+    ],
+)
 def test_modes_are_read_as_pillow_shows_them(mode: str, kind: str, off: int) -> None:
     smooth = np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1))
     rgb = Image.fromarray(np.dstack([smooth] * 3))
@@ -215,7 +218,7 @@ def test_lab_is_refused() -> None:
 
 
 def in_srgb(linear: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1, of light in [0, 1] to [0, 255]."""
+    """The sRGB curve of IEC 61966-2-1, from linear light in [0, 1] to [0, 255]."""
     linear = linear.clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -223,7 +226,7 @@ def in_srgb(linear: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize(("primaries", "gamma"), [(DISPLAY_P3, 2.2), (SRGB, 1.8), (SRGB, 1.0)])
 def test_colour_profiles_are_followed(kind: str, primaries: tuple, gamma: float) -> None:
-    colours = np.random.default_rng(2).integers(100, 160, (5, 7, 3), np.uint8)  # in either's gamut
+    colours = np.random.default_rng(2).integers(100, 160, (5, 7, 3), np.uint8)  # in both gamuts
     settings = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(
         Image.fromarray(colours), kind, icc_profile=colour_profile(primaries, gamma), **settings
@@ -240,7 +243,7 @@ def test_colour_profiles_of_greys() -> None:
     for pixels in (GREY, np.dstack([GREY, alpha])):
         seen = read(encoded(Image.fromarray(pixels), "PNG", icc_profile=profile))
         assert np.abs(seen - in_srgb(GREY / 255)[..., None]).max() <= 1.5
-    # With the profile of another kind of channels: RGB's is followed for greys, greys' says nothing of RGB.
+    # An RGB profile applies to grey images; a grey profile does not apply to RGB.
     seen = read(encoded(Image.fromarray(GREY), "PNG", icc_profile=colour_profile(SRGB, 1.0)))
     assert np.abs(seen - in_srgb(GREY / 255)[..., None]).max() <= 1.5
     assert np.array_equal(read(encoded(Image.fromarray(PIXELS), "PNG", icc_profile=profile)), PIXELS)

@@ -1,4 +1,4 @@
-"""Folders of images: what is read is what was written, and what is wrong is named."""
+"""Folders of images: the images are the written ones, and problems are named."""
 
 import os
 import re
@@ -70,7 +70,7 @@ def test_images_are_the_files_numbered_by_path(root: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(20, 60), (60, 20)])
 def test_resizing_keeps_the_shape_and_cropping_the_centre(root: Path, height: int, width: int) -> None:
-    # Three bands of one colour each, along the longer side: the middle one is what is left.
+    # Three bands of one colour each, along the longer side: only the middle one is left.
     bands = np.zeros((20, 60, 3), np.uint8)
     bands[:, :20], bands[:, 20:40], bands[:, 40:] = (255, 0, 0), (10, 200, 30), (0, 0, 255)
     save(root / "train" / "ant" / "0.png", bands if width > height else bands.transpose(1, 0, 2))
@@ -189,7 +189,7 @@ def damage(root: Path, what: str) -> None:
         ("one class", r"at least two classes in .*train, but got \['ant'\]"),
         (
             "empty",
-            r"images in .*test/bee, but there are none that Pillow reads\. Not used.*\.txt 5.*Put some there",
+            r"images in .*test/bee, but there are none that Pillow can read\. Not used.*\.txt 5.*Put some",
         ),
         ("truncated", r"readable images.*train/bee/2\.png \(.+\)\. .*replace or delete"),
         ("no image", r"train/bee/2\.png \(cannot identify.*replace or delete"),
@@ -228,7 +228,7 @@ def test_sizes_are_whole_numbers(root: Path, size: Any) -> None:
 
 
 def test_sizes_of_numpy_are_sizes(root: Path) -> None:
-    data, other = (ImageFolder(str(root), image_size=np.int64(size), **SMALL) for size in (8, 9))  # type: ignore[arg-type]
+    data, other = (ImageFolder(str(root), image_size=np.int64(size), **SMALL) for size in (8, 9))
     assert data.split("train").images.shape[1:] == (3, 8, 8)
     other.share(data)
     assert other.split("train").images.shape[1:] == (3, 9, 9)
@@ -260,7 +260,7 @@ def test_a_file_that_changes_is_named(root: Path) -> None:
 
 
 def warned(root: Path, **options: object) -> tuple[ImageFolder, str]:
-    """The data, and what it warned of, once."""
+    """The data, and its one warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = ImageFolder(str(root), **{**SMALL, **options})
@@ -303,7 +303,7 @@ def test_classes_are_in_order_of_their_names_as_text(root: Path) -> None:
 
 
 def put(*places: str) -> Callable[[Path], None]:
-    """Copies an image of ants to places below the root."""
+    """Copy an image of ants to these paths."""
 
     def change(root: Path) -> None:
         for place in places:
@@ -314,26 +314,50 @@ def put(*places: str) -> Callable[[Path], None]:
 
 
 def link(place: str, target: str) -> Callable[[Path], None]:
-    """Links a place below the root to another."""
+    """Make a link from one path to another."""
     return lambda root: (root / place).symlink_to(root / target)
 
 
 UNUSED = {
-    "extension": (put("train/ant/a.heic", "test/bee/b.HEIC", "test/bee/c"), r"files of kinds that Pillow does not read: 3 \(\.heic 2, none 1; test/bee/b"),
-    "dot": (put("train/ant/._0.png", "train/.DS_Store/0.png"), r"hidden .*: 2 \(train/\.DS_Store, train/ant/\._0\.png\)"),
-    "notebook": (put("train/ant/.ipynb_checkpoints/0-checkpoint.png"), r"hidden .*: 1 \(train/ant/\.ipynb_checkpoints\)"),
-    "servers": (put("train/@eaDir/0.png", "test/__MACOSX/ant/0.png", "test/ant/Thumbs.db"), r"hidden .*: 3 \("),
-    "beside": (put("train/0.png", "test/labels.csv"), r"files beside the class folders: 2 \(test/labels\.csv, train/0\.png\)"),
-    "out": (link("train/ant/z.png", "train/bee/0.png"), r"links out of their class folder.*: 1 \(train/ant/z\.png\)"),
+    "extension": (
+        put("train/ant/a.heic", "test/bee/b.HEIC", "test/bee/c"),
+        r"files of kinds that Pillow does not read: 3 \(\.heic 2, none 1; test/bee/b",
+    ),
+    "dot": (
+        put("train/ant/._0.png", "train/.DS_Store/0.png"),
+        r"hidden .*: 2 \(train/\.DS_Store, train/ant/\._0\.png\)",
+    ),
+    "notebook": (
+        put("train/ant/.ipynb_checkpoints/0-checkpoint.png"),
+        r"hidden .*: 1 \(train/ant/\.ipynb_checkpoints\)",
+    ),
+    "servers": (
+        put("train/@eaDir/0.png", "test/__MACOSX/ant/0.png", "test/ant/Thumbs.db"),
+        r"hidden .*: 3 \(",
+    ),
+    "beside": (
+        put("train/0.png", "test/labels.csv"),
+        r"files beside the class folders: 2 \(test/labels\.csv, train/0\.png\)",
+    ),
+    "out": (
+        link("train/ant/z.png", "train/bee/0.png"),
+        r"links out of their class folder.*: 1 \(train/ant/z\.png\)",
+    ),
     "outside": (link("train/ant/z.png", "../other.png"), r"links .*: 1 \("),
     "broken": (link("train/ant/z.png", "nowhere.png"), r"links .*: 1 \("),
     "itself": (link("train/ant/z.png", "train/ant/z.png"), r"links .*: 1 \("),
-    "around": (link("train/ant/z", "train"), r"links out of their class folder, to folders or to nothing: 1 \(train/ant/z\)"),
+    "around": (
+        link("train/ant/z", "train"),
+        r"links out of their class folder, to folders or to nothing: 1 \(train/ant/z\)",
+    ),
     "no class": (link("train/z", "nowhere"), r"files beside the class folders: 1 \(train/z\)"),
-    "pipe": (lambda root: os.mkfifo(root / "train" / "ant" / "z.png"), r"pipes, sockets and devices: 1 \(train/ant/z\.png\)"),
+    "pipe": (
+        lambda root: os.mkfifo(root / "train" / "ant" / "z.png"),
+        r"pipes, sockets and devices: 1 \(train/ant/z\.png\)",
+    ),
     "third part": (put("val/ant/0.png", "docs/0.png"), r"folders beside train and test .*: 1 \(val\)"),
     "bytes": (put(f"train/ant/{os.fsdecode(b'caf' + bytes([0xE9]))}.txt"), r"train/ant/caf\\xe9\.txt"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "words"), UNUSED.values(), ids=UNUSED)
@@ -362,7 +386,7 @@ def test_equal_images_in_train_and_test_are_named(root: Path) -> None:
     data, said = warned(root)
     pairs = "test/ant/same.png = train/ant/2.png, test/bee/coded.bmp = train/bee/3.png"
     assert said == (
-        f"Equal pixel by pixel, test images that are training images too: 2 ({pairs}). Delete those that should not be there."
+        f"Equal pixel by pixel, test images that are training images too: 2 ({pairs}). Delete the wrong ones."
     )
     assert data.note == "test images that are training images too: 2"
 

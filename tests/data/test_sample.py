@@ -1,4 +1,4 @@
-"""Samples of a split: classes as in the whole, whatever their size."""
+"""Samples of a split have its class shares, whatever their size."""
 
 from fractions import Fraction
 
@@ -18,8 +18,7 @@ COUNTS = {
 
 
 def fairly_shared(counts: list[int], seats: list[int]) -> bool:
-    """Whether seats are a division by Webster's method with at least one a class, in exact arithmetic: no seat would be better
-    placed with another class."""
+    """Whether seats follow Webster's method with at least one a class: no seat fits another class better."""
     gains = [
         Fraction(count, 2 * own + 1)
         for count, own in zip(counts, seats, strict=True)
@@ -60,6 +59,6 @@ def test_the_order_is_of_the_seed_and_draws_from_everywhere() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
-    # A tenth of each class: mean position within it 249.5, standard error 19.4.
+    # For a tenth of each class, the mean position is 249.5, with standard error 19.4.
     places = orders[0][:200].sort().values.view(4, 50) % 500
     assert ((places.double().mean(1) - 249.5).abs() < 4 * 19.4).all()

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +21,14 @@ import yaml
 from torch.distributed import TCPStore
 
 import attack
-from lightning_advknn.cli import AdvKNNCLI
 from lightning_advknn.data import Digits
 from lightning_advknn.data.sample import fair_order
+from lightning_advknn.experiment import fill
 from lightning_advknn.ranks import LostRankError, Ranks, join
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.sharded import merge
+from lightning_advknn.search.sharded import _merge
 from lightning_advknn.storage import load_tensors
+from lightning_advknn.training_cli import AdvKNNCLI
 from tests.ranks_worker import CLASSES, METRICS, K, points, questions
 
 ROOT = Path(__file__).parents[2]
@@ -91,10 +91,7 @@ def write_configs(folder: Path) -> None:
             "cache": str(folder / f"cache-{name}"),
         }
     fit = json.loads(json.dumps(contents["surrogate"]))
-    fit["model"]["init_args"] |= {
-        "backbone_checkpoint": str(folder / "backbone.ckpt"),
-        "votes_file": str(folder / "votes"),
-    }
+    fit["model"]["init_args"] |= {"backbone_checkpoint": str(folder / "backbone.ckpt")}
     logger = {
         "class_path": "pytorch_lightning.loggers.CSVLogger",
         "init_args": {"save_dir": str(folder), "name": "log"},
@@ -172,7 +169,7 @@ def test_every_image_counts_once(job: Job) -> None:
         # Nothing is left of the parts that files were made in.
         cache = folder / f"cache-{name}"
         left = [path for path in cache.rglob("*") if path.is_file() and path.parent.parent.parent != cache]
-        assert {path.parent.name for path in left} == {"backbone", "surrogate", "votes", "calibration"}
+        assert {path.parent.name for path in left} == {"backbone", "surrogate", "calibration"}
 
 
 def brute_force(
@@ -217,7 +214,7 @@ def test_shards_give_the_neighbours_of_the_whole(job: Job, metric: str) -> None:
 def test_ties_between_shards_go_to_the_lower_row() -> None:
     distances = torch.tensor([[1.0, 2.0, 0.5, 1.0, torch.inf]]).double()
     rows = torch.tensor([[7, 1, 9, 2, 10]])
-    near, found = merge(distances, rows, 3)
+    near, found = _merge(distances, rows, 3)
     assert (near.tolist(), found.tolist()) == ([[0.5, 1.0, 1.0]], [[9, 2, 7]])
 
 
@@ -241,7 +238,6 @@ def test_lightning_trains_and_validates_on_each_image_once(job: Job) -> None:
             "--trainer.logger=false",
             f"--trainer.default_root_dir={folder}",
             "--trainer.accelerator=cpu",
-            "--model.init_args.votes_file=null",
             f"--ckpt_path={checkpoint}",
         ]
     )
@@ -251,12 +247,17 @@ def test_lightning_trains_and_validates_on_each_image_once(job: Job) -> None:
 
 def test_leave_one_out_votes_of_two_processes_are_those_of_one(job: Job) -> None:
     folder, *_ = job
-    (one,) = (folder / "cache-one" / "votes").glob("*.train.safetensors")
-    expected = load_tensors(one)[0]["votes"]
-    assert expected.sum(1).tolist() == [NEIGHBOURS] * 851
-    (two,) = (folder / "cache-two" / "votes").glob("*.train.safetensors")
-    for path in (two, folder / "votes.train.safetensors"):  # of attack.py, of train.py
-        assert torch.equal(load_tensors(path)[0]["votes"], expected)
+    one, two = (
+        {
+            path.stem: load_tensors(path)[0]["votes"]
+            for path in (folder / name / "votes").rglob("*.safetensors")
+        }
+        for name in ("cache-one", "cache-two")
+    )
+    assert one["train"].sum(1).tolist() == [NEIGHBOURS] * 851
+    assert one.keys() == two.keys() == {"train", "val"}
+    for split, expected in one.items():
+        assert torch.equal(two[split], expected)
 
 
 def test_a_killed_rank_ends_the_job(job: Job) -> None:
@@ -328,13 +329,12 @@ def test_each_rank_learns_what_all_say(rank: Callable[..., Ranks]) -> None:
 def test_ranks_that_do_not_share_the_cache_are_told(
     rank: Callable[..., Ranks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
-    module = import_module("lightning_advknn.experiment.fill")
-    monkeypatch.setattr(module, "_SEEN", 0.3)
+    monkeypatch.setattr(fill, "_SEEN", 0.3)
 
     def check(number: int, folder: str) -> str:
-        cache = SimpleNamespace(folder=tmp_path / folder)
+        stages: Any = SimpleNamespace(networks=None)
         try:
-            module._check_shared(SimpleNamespace(ranks=rank(number, 2, 30.0), cache=cache))
+            fill._Filler(stages, rank(number, 2, 30.0), tmp_path / folder)._check_shared()
         except ValueError as error:
             return str(error)
         return ""

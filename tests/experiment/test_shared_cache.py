@@ -7,9 +7,9 @@ import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +17,24 @@ from typing import Any
 import filelock
 import pytest
 import torch
-from tests.test_ranks import SERVERS
 from torch import Tensor
 from torch.distributed import TCPStore
 
+from lightning_advknn.experiment import fill
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.stage import Stage
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.storage import locked, save_tensors
+from tests.experiment.test_ranks import SERVERS
 
 ROOT = Path(__file__).parents[2]
+
+
+def keep(folder: Path, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A stage, made if it is missing, as one process does it."""
+    stages: Any = SimpleNamespace(networks=None)
+    fill._Filler(stages, Ranks(), folder).make("files", [Stage(name, "stage", lambda _: make())])
+    return StageCache(folder).read(name, "stage")
 
 
 def left(folder: Path) -> list[str]:
@@ -103,29 +112,35 @@ def test_where_files_cannot_be_locked_runs_go_on_with_a_warning(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.warns(UserWarning, match=r"Expected to be able to lock files .* do the same work twice"):
-        made = StageCache(tmp_path).tensors("stage/file", "stage", lambda: {"x": torch.ones(1)})
+        made = keep(tmp_path, "stage/file", lambda: {"x": torch.ones(1)})
     assert made["x"].item() == 1
     assert [path.name for path in (tmp_path / "stage").iterdir()] == ["file.safetensors"]
 
 
 def test_waiting_counts_towards_no_stage(tmp_path: Path) -> None:
-    cache, held = StageCache(tmp_path), threading.Event()
+    held = threading.Event()
 
-    def inner() -> dict[str, Tensor]:
+    def make() -> dict[str, Tensor]:
         held.set()
         time.sleep(1)
         return {"x": torch.ones(1)}
 
-    def outer() -> dict[str, Tensor]:
-        held.wait(60)
-        return cache.tensors("inner", "inner", dict)
+    def quick() -> dict[str, Tensor]:
+        return {"x": torch.ones(1)}
 
-    other = threading.Thread(target=lambda: StageCache(tmp_path).tensors("inner", "inner", inner))
+    other = threading.Thread(target=keep, args=(tmp_path, "slow", make))
     other.start()
-    cache.tensors("outer", "outer", outer)
+    held.wait(60)
+    stages: Any = SimpleNamespace(networks=None)
+    filler = fill._Filler(stages, Ranks(), tmp_path)
+    listed = [Stage(name, name, lambda _: quick()) for name in ("slow", "quick")]
+    filler.make("files", listed)
     other.join()
-    assert cache.seconds()["outer"] < 0.5
-    assert cache.seconds()["inner"] >= 1
+    cache = StageCache(tmp_path)
+    for stage in listed:
+        cache.read(stage.name, stage.label)
+    assert cache.seconds()["quick"] < 0.5
+    assert cache.seconds()["slow"] >= 1
 
 
 def test_a_damaged_file_is_made_again_by_one_of_two(tmp_path: Path) -> None:
@@ -136,13 +151,13 @@ def test_a_damaged_file_is_made_again_by_one_of_two(tmp_path: Path) -> None:
         time.sleep(0.3)
         return {"x": torch.full((3,), 2.0)}
 
-    def ask(cache: StageCache) -> Tensor:
+    def ask(_: int) -> Tensor:
         both.wait()
-        return cache.tensors("file", "stage", make)["x"]
+        return keep(tmp_path, "file", make)["x"]
 
     (tmp_path / "file.safetensors").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="It is made again") as said, ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(ask, [StageCache(tmp_path), StageCache(tmp_path)]))
+        found = list(pool.map(ask, range(2)))
     assert len(made) == len(said) == 1
     assert [each.tolist() for each in found] == [[2.0] * 3] * 2
 
@@ -156,17 +171,15 @@ def test_a_cache_that_cannot_be_written_gives_what_it_has(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    cache = StageCache(tmp_path)
-    assert cache.tensors("there", "stage", dict)["x"].item() == 1
+    assert keep(tmp_path, "there", lambda: pytest.fail("made"))["x"].item() == 1
     with pytest.raises(OSError, match=r"Expected to be able to write in .*, but got: Read-only file system"):
-        cache.tensors("missing", "stage", lambda: pytest.fail("made"))
+        keep(tmp_path, "missing", lambda: pytest.fail("made"))
 
 
 def test_jobs_of_several_ranks_and_one_process_share_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spread = import_module("lightning_advknn.experiment.fill")
-    monkeypatch.setattr(spread, "_TAKEN", 2)
+    monkeypatch.setattr(fill, "_TAKEN", 2)
     made: Counter[tuple[str, int]] = Counter()
     count = threading.Lock()
 
@@ -179,19 +192,12 @@ def test_jobs_of_several_ranks_and_one_process_share_a_cache(
     names = [f"stage/{number}" for number in range(7)]
 
     def work(ranks: Ranks) -> None:
-        cache = StageCache(tmp_path)
-        listed = [spread._File(name, "stage", partial(make, name), 5, 2) for name in names]
-        victims: Any = SimpleNamespace(wait=ranks.barrier)
-        run: Any = SimpleNamespace(ranks=ranks, cache=cache)
-        spread._make(run, victims, "files", listed)
-
-    def alone() -> None:
-        cache = StageCache(tmp_path)
-        for name in reversed(names):
-            cache.tensors(name, "stage", partial(make, name, range(5)))
+        stages: Any = SimpleNamespace(networks=None)
+        listed = [Stage(name, "stage", partial(make, name), 5, 2) for name in names]
+        fill._Filler(stages, ranks, tmp_path).make("files", listed[:: 1 if ranks.size > 1 else -1])
 
     with ThreadPoolExecutor(5) as pool:
-        done = [pool.submit(alone)]
+        done = [pool.submit(work, Ranks())]
         for _ in range(2):
             server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             SERVERS.append(server)
@@ -205,7 +211,7 @@ def test_jobs_of_several_ranks_and_one_process_share_a_cache(
         f"{number}.safetensors" for number in range(7)
     }
     for name in names:
-        assert StageCache(tmp_path).tensors(name, "stage", dict)["x"].tolist() == [0, 1, 2, 3, 4]
+        assert StageCache(tmp_path).read(name, "stage")["x"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_filelock_takes_a_new_file_if_its_own_has_gone(tmp_path: Path) -> None:

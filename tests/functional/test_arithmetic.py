@@ -1,4 +1,4 @@
-"""What is expected of torch's settings, of labels and of numbers, and victims' float32."""
+"""Checks of torch's settings, labels and integers, and float32 arithmetic."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_advknn.choices import whole
 from lightning_advknn.functional import (
     check_images,
     check_labels,
@@ -16,7 +17,6 @@ from lightning_advknn.functional import (
     l2_distortion,
     linf_distortion,
     vote_distribution,
-    whole,
 )
 
 LABELS = torch.tensor([0, 2, 1])
@@ -46,8 +46,8 @@ def test_float32_inside_and_all_as_before_outside() -> None:
         (LABELS.double(), r"torch\.float64"),
         (LABELS > 0, r"torch\.bool"),
         (LABELS[:, None], r"Take `labels\.squeeze\(1\)"),
-        (torch.eye(3), r"Take `labels\.argmax\(1\)`"),
-        (LABELS[:2], r"shape \(2,\)\. Give each image one"),
+        (torch.eye(3), r"take `labels\.argmax\(1\)`"),
+        (LABELS[:2], r"shape \(2,\)\. Pass one label for each image"),
         (LABELS.numpy(), r"a numpy\.ndarray\. Convert them with `torch\.as_tensor"),
         (LABELS - 1, r"in \[0, 2\] \(the classes\), but got -1 to 1"),
         (LABELS + 1, r"in \[0, 2\] \(the classes\), but got 1 to 3"),
@@ -75,7 +75,7 @@ def test_nothing_else_is_a_whole_number(value: Any) -> None:
 
 
 def test_votes_in_other_integers_are_counted_exactly() -> None:
-    # 26 of 75 is most; in bytes, 26 * 10 would be 4.
+    # 26 is the largest. In uint8, 26 * 10 overflows to 4.
     votes = torch.tensor([24, 26, 0, 0, 0, 0, 0, 0, 0, 25])
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert knn_prediction(votes.to(dtype)) == 1
@@ -102,7 +102,7 @@ def test_another_default_dtype_is_refused_and_changes_no_share(dtype: torch.dtyp
 def test_another_default_device_is_refused() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="default device to be the CPU, but got meta"):
         check_images(torch.rand(1, 1, 2, 2, device="cpu"))
-    with pytest.raises(ValueError, match="device meta, which has none"):
+    with pytest.raises(ValueError, match="on the meta device"):
         check_images(torch.rand(1, 1, 2, 2, device="meta"))
 
 

@@ -70,15 +70,21 @@ def test_timm_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) ->
             "import path such as torchvision.models.resnet18, but got 'resnet18'",
         ),
         ("no_such_module.make", {}, {}, ImportError, "Install no_such_module, or put it beside the script"),
-        ("torchvision.models.resnet19", {}, {}, ValueError, "torchvision.models has none of this name"),
+        ("torchvision.models.resnet19", {}, {}, ValueError, "torchvision.models has none of that name"),
         (
             RESNET,
             {"classes": 3},
             {},
             ValueError,
-            "settings {'classes': 3}, but: TypeError.*keyword arguments",
+            "settings {'classes': 3}, but it failed: TypeError.*keyword arguments",
         ),
-        (RESNET, {"weights": "BEST"}, {}, ValueError, "settings {'weights': 'BEST'}, but: KeyError"),
+        (
+            RESNET,
+            {"weights": "BEST"},
+            {},
+            ValueError,
+            "{'weights': 'BEST'}, but it failed: KeyError",
+        ),
         ("collections.OrderedDict", {}, {}, ValueError, "torch.nn.Module, but it made a OrderedDict"),
         ("torch.nn.Flatten", {}, {"layer1": 2}, ValueError, "but got 'layer1': 2. Its layers are"),
         ("torch.nn.Flatten", {}, {"model": 0}, ValueError, "size of at least 1, but got 'model': 0"),
@@ -93,7 +99,7 @@ def test_what_cannot_be_made_is_refused(
 
 def test_a_layer_without_maps_is_not_pooled(images: torch.Tensor) -> None:
     network = LibraryNetwork("torch.nn.Flatten", {}, MEAN, STD, {"model": 2})
-    with pytest.raises(ValueError, match=r"'model', which `pool` names.*but got \(2, 3072\)"):
+    with pytest.raises(ValueError, match=r"'model' of `pool`.*but got \(2, 3072\)"):
         FeatureNetwork(network, ["model"]).features(images)
 
 

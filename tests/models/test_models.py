@@ -1,4 +1,4 @@
-"""Networks against shapes from the literature, forward passes done by hand, and linear algebra in numpy."""
+"""Networks against shapes from the literature, forward passes by hand, and linear algebra in NumPy."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from lightning_advknn.models import (
     Normalize,
     Surrogate,
 )
-from lightning_advknn.modules.checkpoint import check_network
 
 LAYERS = ("relu1", "relu2", "relu3", "logits")
 
@@ -77,7 +76,7 @@ def test_convnet_is_this_function(device):
 )
 def test_convnet_of_impossible_images(shape, mean, std):
     with pytest.raises(
-        ValueError, match=r"at least 20x20 pixels and one `mean` a channel, but got \(.*\) and \(.*\)"
+        ValueError, match=r"at least 20x20 pixels and one `mean` for each channel, but got \(.*\) and \(.*\)"
     ):
         ConvNet(shape, mean=mean, std=std)
 
@@ -112,7 +111,7 @@ def test_normalize_by_hand(device):
     ("mean", "std"), [((0.0, 0.0), (1.0,)), ((0.0,), (0.0,)), ((0.0,), (-1.0,)), ((), ())]
 )
 def test_normalize_refuses(mean, std):
-    with pytest.raises(ValueError, match="`mean` and positive `std` of one value a channel, but got"):
+    with pytest.raises(ValueError, match="one `mean` and one positive `std` for each channel, but got"):
         Normalize(mean, std)
 
 
@@ -137,12 +136,12 @@ def test_means_and_deviations_are_of_images_in_the_unit_interval(mean, std):
         lambda mean, std: LibraryNetwork("torch.nn.Flatten", mean=mean, std=std),
         *([lambda mean, std: LeNet5(mean=mean, std=std)] if len(mean) == 1 else []),
     ):
-        with pytest.raises(ValueError, match=r"`mean` and `std` of images in \[0, 1\].*Divide both by 255"):
+        with pytest.raises(ValueError, match=r"`mean` and `std` in \[0, 1\].*divide both by 255"):
             make(mean, std)
 
 
 def test_the_largest_means_and_deviations():
-    # Of a channel that is white all over, and of none: the extremes that images in [0, 1] can have.
+    # The mean of an all-white and of an all-black channel: the extremes for images in [0, 1].
     assert Normalize((1.0, 0.0), (1.0, 1e-3)).mean.flatten().tolist() == [1.0, 0.0]
 
 
@@ -252,7 +251,7 @@ def test_an_in_place_layer_does_not_change_earlier_features():
     assert (features < 0).any()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # scripts are old, and still about
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # deprecated, but still in use
 @pytest.mark.parametrize(
     "made", [torch.jit.script, lambda network: torch.jit.trace(network, torch.rand(1, 2, 2))]
 )
@@ -260,18 +259,3 @@ def test_layers_of_torchscript_are_refused(made):
     network = made(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval())
     with pytest.raises(ValueError, match=r"ordinary modules, but \['1'\] are TorchScript"):
         FeatureNetwork(network, ["1"])
-
-
-def test_logits_beside_other_things_are_refused():
-    class Gives(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.flat = nn.Flatten()
-
-        def forward(self, images):
-            return {"logits": self.flat(images)}
-
-    with pytest.raises(
-        ValueError, match=r"logits of shape \(B, 4\), but got a dict\. Let its `forward` return"
-    ):
-        check_network(FeatureNetwork(Gives(), ["flat"]), (1, 2, 2), 4)

@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.storage import load_tensors
 
 MakeTrainer = Callable[..., Trainer]
 MakeSurrogate = Callable[..., SurrogateModule]
@@ -123,6 +121,18 @@ def eq_16(logits: Tensor, votes: np.ndarray, cls_weight: float, cl_weight: float
     return cls_weight * F.cross_entropy(logits, labels) + cl_weight * divergence
 
 
+class Learned(Callback):
+    """Keeps what a module learns from, or is compared with, by split."""
+
+    def __init__(self) -> None:
+        self.votes: dict[str, Tensor] = {}
+
+    def _look(self, trainer: Trainer, module: Any) -> None:
+        self.votes |= {split: targets.votes.cpu() for split, targets in module._targets.items()}
+
+    on_train_epoch_end = on_validation_epoch_end = on_test_epoch_end = _look
+
+
 def head(module: SurrogateModule) -> tuple[Tensor, Tensor]:
     return module.surrogate.dknnb.weight.detach().clone(), module.surrogate.dknnb.bias.detach().clone()
 
@@ -134,20 +144,19 @@ def test_targets_equal_a_brute_force_without_the_own_image(
     make_trainer: MakeTrainer,
     small_net: type[nn.Module],
     backbone_checkpoint: Path,
-    tmp_path: Path,
     device: torch.device,
     data: Digits,
     metric: str,
 ) -> None:
-    module = make_surrogate(metric=metric, votes_file=str(tmp_path / "votes"))
-    trainer = make_trainer(accelerator=device.type)
+    module, learned = make_surrogate(metric=metric), Learned()
+    trainer = make_trainer(accelerator=device.type, callbacks=[learned])
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
 
     bank = activations(backbone_checkpoint, small_net, data, "train", "relu")
     labels = data.split("train").labels
     for split, leave_out in (("train", True), ("val", False), ("test", False)):
-        votes = load_file(tmp_path / f"votes.{split}.safetensors")["votes"].numpy()
+        votes = learned.votes[split].numpy()
         queries = activations(backbone_checkpoint, small_net, data, split, "relu")
         expected = brute_force(queries, bank, labels, K, metric, leave_out)
         np.testing.assert_array_equal(votes, expected, err_msg=split)
@@ -334,123 +343,52 @@ def test_other_data_on_the_same_module_has_its_own_targets(
     assert again == expected
 
 
-def test_kept_votes_are_used_again(
-    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, tmp_path: Path, searches: list[int]
+def test_taught_votes_are_learned_instead_of_a_search(
+    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, searches: list[int]
 ) -> None:
-    votes_file = str(tmp_path / "deep" / "votes")
     results = []
+    votes: dict[str, Tensor] = {}
     for _ in range(2):
-        module, data = make_surrogate(votes_file=votes_file), small_data()
-        trainer = make_trainer()
-        trainer.fit(module, datamodule=data)
-        trainer.test(module, datamodule=data, verbose=False)
+        module, learned = make_surrogate(), Learned()
+        module.teach(votes)
+        seed_everything(0, verbose=False)
+        trainer = make_trainer(callbacks=[learned])
+        trainer.fit(module, datamodule=small_data())
         results.append((head(module), {**trainer.callback_metrics}, sum(searches)))
         searches.clear()
+        votes = learned.votes
     (first, logged, searched), (second, logged_again, searched_again) = results
-    assert searched == 150 + 850 + 547  # train, val, test: each image once
+    assert searched == 150 + 850  # train, val: each image once
     assert searched_again == 0
     assert torch.equal(first[0], second[0])
     assert logged == logged_again
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
-        f"votes.{split}.safetensors" for split in ("test", "train", "val")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "data"),
-    [
-        ({"k": K + 1}, {}),
-        ({"layer": "conv"}, {}),
-        ({"metric": "euclidean"}, {}),
-        ({"checkpoint": 1}, {}),
-        ({}, {"split_seed": 1}),
-        ({}, {"val_size": 849}),
-    ],
-    ids=["k", "layer", "metric", "backbone", "split", "size"],
-)
-def test_kept_votes_of_something_else_are_not_used(
-    make_surrogate: MakeSurrogate,
-    make_trainer: MakeTrainer,
-    make_backbone: Callable[[int], Path],
-    tmp_path: Path,
-    searches: list[int],
-    arguments: dict[str, Any],
-    data: dict[str, Any],
-) -> None:
-    if "checkpoint" in arguments:
-        arguments = {"checkpoint": make_backbone(arguments["checkpoint"])}
-
-    def votes_after(file: str, arguments: dict[str, Any], data: dict[str, Any]) -> Tensor:
-        searches.clear()
-        module = make_surrogate(votes_file=str(tmp_path / file), **arguments)
-        make_trainer().validate(module, datamodule=small_data(**data), verbose=False)
-        return load_file(tmp_path / f"{file}.val.safetensors")["votes"]
-
-    kept = votes_after("kept", {}, {})
-    changed = votes_after("kept", arguments, data)
-    assert sum(searches) == len(changed)
-    assert torch.equal(changed, votes_after("fresh", arguments, data))
-    assert changed.shape != kept.shape or not torch.equal(changed, kept)
+    # What is taught is what is learned: other votes, another head.
+    module = make_surrogate()
+    module.teach({split: each.flip(1) for split, each in votes.items()})
+    make_trainer().fit(module, datamodule=small_data())
+    assert not torch.equal(head(module)[0], first[0])
 
 
 def test_an_approximate_knn_is_imitated_and_its_recall_logged(
-    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, tmp_path: Path, searches: list[int]
+    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, searches: list[int]
 ) -> None:
     pytest.importorskip("faiss")
 
     def validated(**arguments: Any) -> tuple[dict[str, float], Tensor]:
         searches.clear()
-        module = make_surrogate(votes_file=str(tmp_path / "votes"), **arguments)
-        (logged,) = make_trainer().validate(module, datamodule=small_data(), verbose=False)
-        return dict(logged), load_file(tmp_path / "votes.val.safetensors")["votes"]
+        module, learned = make_surrogate(**arguments), Learned()
+        (logged,) = make_trainer(callbacks=[learned]).validate(module, datamodule=small_data(), verbose=False)
+        return dict(logged), learned.votes["val"]
 
     exact, votes = validated()
-    everywhere = {"backend": "ivf", "index": {"nlist": 3, "nprobe": 3}}
-    for searched in (True, False):
-        logged, found = validated(**everywhere)
-        assert bool(searches) is searched  # not the votes of the exact kNN, and then its own again
-        assert torch.equal(found, votes)
-        assert logged == {**exact, "val/recall": 1.0}
+    logged, found = validated(backend="ivf", index={"nlist": 3, "nprobe": 3})  # everywhere
+    assert searches
+    assert torch.equal(found, votes)
+    assert logged == {**exact, "val/recall": 1.0}
     # Half of the rows, and more than the k + 32 that a search wants.
     logged, found = validated(backend="ivf", index={"nlist": 2, "nprobe": 1})
-    assert searches
     differing = (found != votes)[:100].any(1).double().mean().item()
     assert 0 < 1 - logged["val/recall"] < differing < 1
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-10],
-        lambda content: content[:5],
-        lambda content: b"",
-        lambda content: b"not safetensors at all, but longer than a header",
-        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
-    ],
-    ids=["end missing", "header missing", "empty", "text", "flipped"],
-)
-def test_damaged_votes_are_computed_again(
-    make_surrogate: MakeSurrogate,
-    make_trainer: MakeTrainer,
-    tmp_path: Path,
-    searches: list[int],
-    damage: Callable[[bytes], bytes],
-) -> None:
-    def validate() -> dict[str, float]:
-        searches.clear()
-        module = make_surrogate(votes_file=str(tmp_path / "votes"))
-        (logged,) = make_trainer().validate(module, datamodule=small_data(), verbose=False)
-        return dict(logged)
-
-    expected = validate()
-    file = tmp_path / "votes.val.safetensors"
-    whole, (votes, key) = file.read_bytes(), load_tensors(file)
-    file.write_bytes(damage(whole))
-    assert validate() == expected
-    assert sum(searches) == 850
-    again, same = load_tensors(file)
-    assert (torch.equal(again["votes"], votes["votes"]), same) == (True, key)
-    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -486,11 +424,11 @@ def test_k_outside_of_the_bank_is_refused_before_any_search(
 
 
 def test_the_largest_k_lets_every_other_image_vote(
-    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, tmp_path: Path
+    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer
 ) -> None:
-    data = small_data()
-    make_trainer().fit(make_surrogate(k=149, votes_file=str(tmp_path / "votes")), datamodule=data)
-    votes = load_file(tmp_path / "votes.train.safetensors")["votes"]
+    data, learned = small_data(), Learned()
+    make_trainer(callbacks=[learned]).fit(make_surrogate(k=149), datamodule=data)
+    votes = learned.votes["train"]
     labels = data.split("train").labels
     assert torch.equal(votes, labels.bincount(minlength=10) - F.one_hot(labels, 10))
 

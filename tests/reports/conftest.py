@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.csv_files import write_csv
-from lightning_advknn.reports.records.over_seeds import CLASSES, Plan, Planned
-from lightning_advknn.reports.records.paper_records import TABLE1, TABLE2
+from lightning_advknn.reports.records.names import DATA_CLASSES
+from lightning_advknn.reports.records.over_seeds import Plan, Planned
+from lightning_advknn.reports.records.paper_records import COLUMNS
 from lightning_advknn.reports.render.style import save_figure
 from lightning_advknn.storage import write_json
 
-TABLE3 = ("network", "victim", "method", "attack", "eps", "accuracy", "paper", "l2_mean", "n", "seed")
 ORIGIN = {"origin": {"layers": ["relu1", "relu2", "relu3", "logits"], "learning_rate": 1e-3}}
 
 
@@ -60,7 +60,7 @@ def settings(
         "victim": {"layer": "relu3", "k": k, "metric": "cosine", "convention": "strict"},
         "attacks": dict(attacks),
         "label_source": "knn",
-        "data": {"name": CLASSES[data], "fingerprint": "0"},
+        "data": {"name": DATA_CLASSES[data], "fingerprint": "0"},
         "version": "0.1.0",
     }
 
@@ -78,8 +78,8 @@ def write_results(
     Args:
         folder: Results folder.
         settings: Of the experiment.
-        accuracy: Of victim, method, attack (``clean`` is one) and seed, in %; the DNN's and surrogates' have their own
-            name as victim.
+        accuracy: Of victim, method, attack (``clean`` is one) and seed, in %; the DNN's and surrogates' have
+            their own name as victim.
         seeds: Of training.
         l2: Of method and attack.
         more: Further content of the summaries.
@@ -90,7 +90,9 @@ def write_results(
     for seed in seeds:
         for victim in ("dnn", "knn", "dknn", *methods[1:]):
             line = {"victim": victim, "accuracy": accuracy(victim, "origin", "clean", seed), "n": 9250}
-            table1.append(line | {"paper": published.table1(data, victim, settings["victim"]), "seed": seed})
+            table1.append(
+                line | {"paper": published.clean_accuracy(data, victim, settings["victim"]), "seed": seed}
+            )
         for method in methods:
             for name in ("clean", *attacks):
                 used = attacks[name]["settings"] if name != "clean" else {}
@@ -102,7 +104,9 @@ def write_results(
                         "attack": name,
                         "eps": used.get("eps", 0),
                         "accuracy": accuracy(victim, method, name, seed),
-                        "paper": published.table2(data, victim, method, name, used, settings["victim"]),
+                        "paper": published.accuracy_under_attack(
+                            data, victim, method, name, used, settings["victim"]
+                        ),
                         "l2_mean": distortion,
                         "l2_mean_success": None,
                         "credibility_mean": 0.25,
@@ -126,8 +130,8 @@ def write_results(
             **more,
         }
         write_json(folder / f"seed{seed}.json", summary)
-    write_csv(folder / "table1.csv", TABLE1, table1)
-    write_csv(folder / "table2.csv", TABLE2, table2)
+    write_csv(folder / "table1.csv", COLUMNS["table1"], table1)
+    write_csv(folder / "table2.csv", COLUMNS["table2"], table2)
 
 
 def write_table3(folder: Path, accuracy: Callable[[str, str, str], float], methods: Sequence[str]) -> None:
@@ -150,7 +154,7 @@ def write_table3(folder: Path, accuracy: Callable[[str, str, str], float], metho
         for method in methods
         for victim in ("dnn", "knn", "dknn")
     ]
-    write_csv(folder / "table3.csv", TABLE3, lines)
+    write_csv(folder / "table3.csv", COLUMNS["table3"], lines)
 
 
 def plan_of(names: Sequence[str], seeds: Sequence[int] = (0,)) -> Plan:
@@ -253,18 +257,20 @@ def _layers(folder: Path) -> None:
         methods=methods,
         attacks={f"bim_{eps}": attack("bim", eps / 100) for eps in (5, 10, 15, 20, 25, 30, 40, 50)},
     )
-    credibility = {"origin/clean": {"dknn": {"all": _spread(9250, 0.7), "success": _spread(90, 4)}}}
+    credibility = {
+        "origin/clean": {"dknn": {"all": _distribution(9250, 0.7), "success": _distribution(90, 4)}}
+    }
     for position, name in enumerate(own["attacks"]):
         some = {
-            "all": _spread(9250, 1.0 + position),
-            "success": _spread(1000 + 1600 * position, 2.0 + position),
+            "all": _distribution(9250, 1.0 + position),
+            "success": _distribution(1000 + 1600 * position, 2.0 + position),
         }
         credibility[f"relu3_cl/{name}"] = {"dknn": some}
     write_results(folder, own, _faded(own), [0, 1], _distortion(own), credibility=credibility, images=9250)
     _picture(folder / "adversarials")
 
 
-def _spread(n: int, power: float) -> list[list[float]]:
+def _distribution(n: int, power: float) -> list[list[float]]:
     """About n values j / 750 whose mass moves to 0 as `power` grows."""
     shares = [((j + 1) / 751) ** (1 / power) - (j / 751) ** (1 / power) for j in range(751)]
     counted = [[j / 750, round(n * share)] for j, share in enumerate(shares)]

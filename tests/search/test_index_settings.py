@@ -1,20 +1,10 @@
-"""Approximate backends: exact where they look everywhere, and honest about what they miss where they do not."""
-
-from types import SimpleNamespace
+"""Approximate backends: exact if they search everything, and honest about what they miss otherwise."""
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_advknn.search import (
-    MemoryBank,
-    StoredRows,
-    check_room,
-    describe_index,
-    in_memory,
-    index_settings,
-    recall,
-)
+from lightning_advknn.search import MemoryBank, StoredRows, describe_index, index_settings, recall
 from lightning_advknn.search.index_settings import training_rows
 
 pytest.importorskip("faiss")
@@ -57,7 +47,7 @@ def test_who_looks_everywhere_finds_all(tmp_path, backend, index, metric, disk):
 
 
 def line(index, backend="ivf"):
-    """40 rows of class 0 on a line at 0, -.3, ... and 40 of class 1 at 10, 10.3, ...: two lists, whose border is at 5."""
+    """40 rows of class 0 on a line at 0, -.3, ..., 40 of class 1 at 10, 10.3, ...: two lists."""
     place = torch.cat([-0.3 * torch.arange(40), 10 + 0.3 * torch.arange(40)])[:, None]
     return MemoryBank(place, torch.arange(80) // 40, torch.arange(80), 2, "euclidean", backend, index)
 
@@ -65,7 +55,8 @@ def line(index, backend="ivf"):
 def test_recall_by_hand():
     queries = torch.tensor([[4.9], [-3.1], [5.2]])
     bank = line({"nlist": 2, "nprobe": 1})
-    # Nearest to 4.9 are 0, -.3, 10 and 10.3, two of them in its list; to 5.2 10, 10.3, 0 and 10.6, three of them.
+    # Nearest to 4.9 are 0, -.3, 10 and 10.3, two of them in its list; to 5.2 10, 10.3, 0 and 10.6, three of
+    # them.
     assert recall(bank, queries, 4).tolist() == [0.5, 1.0, 0.75]
     assert bank.search(queries[:1], 4)[1].tolist() == [[0, 1, 2, 3]]
     assert bank.votes(queries, 4).tolist() == [[4, 0], [4, 0], [0, 4]]
@@ -123,31 +114,6 @@ def test_settings_by_default():
 def test_settings_out_of_range_are_refused(backend, index, message):
     with pytest.raises(ValueError, match=message):
         line(index, backend)
-
-
-def test_memory_counts_the_index_wherever_the_rows_are():
-    # 40,000 rows of 1000 features. In 200 lists: codes of a byte, twice while lists grow, with 8 bytes of number, and
-    # four copies of 64 rows a list to learn from, 4 bytes a feature.
-    index = 40000 * (2 * 1000 + 8) + 4 * 4 * 12800 * 1000
-    least = (640 * 2**20 + 120 * 40000 + index) / 2**30
-    assert in_memory(40000, {"relu": 1000}, 1.001 * least, "ivf") == set()
-    with pytest.raises(ValueError, match="to search banks of 40000 rows from disk"):
-        in_memory(40000, {"relu": 1000}, 0.999 * least, "ivf")
-    whole = least + 40000 * 1000 * 4 / 2**30
-    assert in_memory(40000, {"relu": 1000}, 1.001 * whole, "ivf") == {"relu"}
-    assert in_memory(40000, {"relu": 1000}, 0.999 * whole, "ivf") == set()
-
-
-def test_a_disk_without_room_is_found_before_it_is_full(tmp_path, monkeypatch):
-    # 1000 rows of 30 features: 4 bytes each, and 1 of codes.
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=149_999))
-    with pytest.raises(OSError, match=r"features of 1000 images \(relu1, relu2\).*raise `memory_gib`"):
-        check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=150_000))
-    check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8")
-    check_room(None, 1000, {}, "int8")
-    with pytest.raises(OSError, match=r"\(relu1, relu2\), 2 times, but it has"):
-        check_room(tmp_path, 1000, {"relu1": 10, "relu2": 20}, "int8", 2)
 
 
 def test_an_index_learns_from_no_fewer_rows_than_it_has_lists():

@@ -1,16 +1,11 @@
 """Banks on disk: the same votes, in the memory that was asked for."""
 
 import errno
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from lightning_advknn.data import Batch
-from lightning_advknn.models import FeatureNetwork, LeNet5
-from lightning_advknn.search import MemoryBank, StoredRows, in_memory
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search import MemoryBank, StoredRows
 
 
 def stored(rows, folder, device="cpu"):
@@ -79,74 +74,6 @@ def test_faiss_wants_its_bank_in_memory(tmp_path):
         MemoryBank(stored(rows, tmp_path), labels, ids, 2, "cosine", "faiss")
 
 
-@pytest.mark.parametrize(
-    ("backend", "error"),
-    [
-        ("faiss", "a bank in memory for `backend='faiss'`"),
-        ("int8", "at most 5 features for `backend='int8'`"),
-    ],
-)
-def test_what_no_backend_can_do_is_refused_at_the_first_batch(tmp_path, monkeypatch, backend, error):
-    if backend == "faiss":
-        pytest.importorskip("faiss")
-    monkeypatch.setattr("lightning_advknn.search.stored_rows._WORKING", 0)
-    monkeypatch.setattr("lightning_advknn.search.bank.WIDEST", 5)
-
-    class Loader:
-        dataset, batch_size = range(100), 4
-
-        def __iter__(self):
-            yield Batch(torch.rand(4, 1, 28, 28), torch.zeros(4).long(), torch.arange(4))
-            pytest.fail("the first batch tells")
-
-    network = FeatureNetwork(LeNet5(), ["relu2"]).eval()
-    with pytest.raises(ValueError, match=error):
-        build_banks(network, Loader(), 2, backend=backend, memory_gib=60000 / 2**30, folder=tmp_path)
-
-
-def test_the_smallest_banks_stay_in_memory():
-    # 60,000 rows of 10, 1152, 6272 and 12544 float32 features, and as many bytes again for codes: 3 MB, 346 MB,
-    # 1.9 GB and 3.8 GB.
-    widths = {"relu1": 12544, "relu2": 6272, "relu3": 1152, "logits": 10}
-    assert in_memory(60000, widths, 8) == set(widths)
-    assert in_memory(60000, widths, 4) == {"relu2", "relu3", "logits"}
-    assert in_memory(60000, widths, 1.2) == {"relu3", "logits"}
-    assert in_memory(60000, widths, 0.7) == {"logits"}
-    with pytest.raises(
-        ValueError, match=r"`memory_gib` to be at least 0\.6\d to search .* 60000 rows .* but got 0\.25"
-    ):
-        in_memory(60000, widths, 0.25)
-
-
-def test_memory_counts_what_backends_keep_beside_the_rows():
-    # 60,000 rows of 1000 features: 240 MB, beside 671 for searches.
-    for backend, bytes_of_a_feature in (
-        ("float32", 4),
-        ("int8", 5),
-        ("bfloat16", 6),
-        ("auto", 6),
-        ("faiss", 12),
-    ):
-        gib = (671.09e6 + 60000 * (120 + 1000 * bytes_of_a_feature)) / 2**30
-        assert in_memory(60000, {"relu": 1000}, 1.001 * gib, backend) == {"relu"}
-        assert in_memory(60000, {"relu": 1000}, 0.999 * gib, backend) == set()
-
-
-def test_build_banks_keeps_what_fits_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.stored_rows._WORKING", 0)
-    network = FeatureNetwork(LeNet5(), ["relu2", "relu3", "logits"]).eval()
-    images = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(2))
-    loader = [
-        Batch(part, torch.zeros(len(part)).long(), torch.arange(len(part))) for part in images.split(20)
-    ]
-    whole = build_banks(network, loader, 2)
-    halved = build_banks(network, loader, 2, memory_gib=60000 / 2**30, folder=tmp_path)
-    assert [isinstance(bank.features, StoredRows) for bank in halved.values()] == [True, False, False]
-    for layer, bank in whole.items():
-        assert torch.equal(bank.features, halved[layer].features[:])
-        assert torch.equal(bank.votes(bank.features, 5), halved[layer].votes(bank.features, 5))
-
-
 @pytest.mark.parametrize("backend", ["int8", "bfloat16"])
 def test_rows_that_codes_cannot_tell_apart_are_not_read_one_by_one(tmp_path, monkeypatch, backend):
     generator = torch.Generator().manual_seed(3)
@@ -165,42 +92,3 @@ def test_rows_that_codes_cannot_tell_apart_are_not_read_one_by_one(tmp_path, mon
 
 
 read_row = StoredRows._read
-
-PEAK = """
-import sys, torch
-from pathlib import Path
-from torch import nn
-from lightning_advknn.classifiers import build_banks
-from lightning_advknn.data import Batch
-from lightning_advknn.models import FeatureNetwork
-rows, width = 40000, 4096  # 655 MB
-network = nn.Sequential()
-network.add_module("flatten", nn.Flatten())
-network.add_module("relu", nn.Sequential(nn.Linear(9, width), nn.ReLU()))
-network.add_module("logits", nn.Linear(width, 10))
-network = FeatureNetwork(network, ["relu"]).eval()
-class Loader:
-    dataset, batch_size = range(rows), 1000
-    def __iter__(self):
-        for start in range(0, rows, 1000):
-            yield Batch(torch.rand(1000, 1, 3, 3), torch.arange(1000) % 10, torch.arange(start, start + 1000))
-torch.manual_seed(0)
-def peak():  # in KiB; `ru_maxrss` would begin at the parent's
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-before = peak()
-bank = build_banks(network, Loader(), 10, memory_gib=0.635, folder=Path(sys.argv[1]))["relu"]
-extracted = peak() - before
-bank.votes(network.features(torch.rand(300, 1, 3, 3))["relu"], 75)
-print(type(bank.features).__name__, extracted / 2**10, (peak() - before) / 2**10)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_bank_on_disk_takes_no_more_memory_than_stated(tmp_path):
-    said = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True, timeout=300
-    ).stdout
-    kind, extracted, peak = said.split()
-    assert kind == "StoredRows"
-    assert float(extracted) < 200  # MiB: a batch is 16, and 16 more with what comes before the ReLU
-    assert float(peak) < 0.635 * 1024  # MiB, as `in_memory` reckons; the bank and its codes are 780

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.classifiers import DkNN
-from lightning_advknn.search import MemoryBank
+from lightning_advknn.search import Bank
 
 
 @torch.no_grad()
-def nearest_of_each_class(bank: MemoryBank, features: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def _nearest_of_each_class(bank: Bank, features: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """The m nearest bank rows of every class, nearest first.
 
     Args:
@@ -22,13 +22,13 @@ def nearest_of_each_class(bank: MemoryBank, features: Tensor, m: int) -> tuple[T
     Raises:
         ValueError: If a class has fewer than m rows.
     """
-    found = [nearest_of_class(bank, features, label, m) for label in range(bank.num_classes)]
+    found = [_nearest_of_class(bank, features, label, m) for label in range(bank.num_classes)]
     distances, rows = zip(*found, strict=True)
     return torch.stack(distances, 1), torch.stack(rows, 1)
 
 
 @torch.no_grad()
-def nearest_of_class(bank: MemoryBank, features: Tensor, label: int, m: int) -> tuple[Tensor, Tensor]:
+def _nearest_of_class(bank: Bank, features: Tensor, label: int, m: int) -> tuple[Tensor, Tensor]:
     """The same of one class: distances ``(B, m)`` and bank rows ``(B, m)``.
 
     From float32 products, which is many times faster than the exact search: rows that are as far but for rounding may
@@ -69,17 +69,17 @@ def nearest_in_each_layer(
     squares, rows = {}, {}
     for layer, features in victim.features(images).items():
         bank = victim.banks[layer]
-        distances, rows[layer] = nearest_of_each_class(bank, features, m)
+        distances, rows[layer] = _nearest_of_each_class(bank, features, m)
         squares[layer] = as_lengths(bank, distances).square()
     return squares, rows
 
 
-def as_lengths(bank: MemoryBank, distances: Tensor) -> Tensor:
+def as_lengths(bank: Bank, distances: Tensor) -> Tensor:
     """A bank's distances as Euclidean ones, between unit vectors where its metric is cosine."""
     return (2 * distances).clamp(min=0).sqrt() if bank.metric == "cosine" else distances
 
 
-def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def nearest_wrong_class(bank: Bank, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """The class, other than an image's own, whose m nearest rows have the smallest mean distance.
 
     Args:
@@ -94,16 +94,16 @@ def nearest_wrong_class(bank: MemoryBank, features: Tensor, labels: Tensor, m: i
     Raises:
         ValueError: If a class has fewer than m rows.
     """
-    distances, rows = nearest_of_each_class(bank, features, m)  # (B, C, m)
+    distances, rows = _nearest_of_each_class(bank, features, m)  # (B, C, m)
     own = labels[:, None] == torch.arange(bank.num_classes, device=labels.device)
     wrong = as_lengths(bank, distances).mean(2).masked_fill(own, torch.inf).argmin(1)
     return wrong, rows[torch.arange(len(labels), device=labels.device), wrong]
 
 
-def nearest_of_classes(bank: MemoryBank, features: Tensor, classes: Tensor, m: int) -> Tensor:
+def nearest_of_classes(bank: Bank, features: Tensor, classes: Tensor, m: int) -> Tensor:
     """The m nearest rows of a class for each image, int64 ``(B,)``: rows int64 ``(B, m)``, nearest first."""
     rows = torch.empty(len(features), m, dtype=torch.int64, device=features.device)
     for label in torch.unique(classes).tolist():
         some = classes == label
-        rows[some] = nearest_of_class(bank, features[some], label, m)[1]
+        rows[some] = _nearest_of_class(bank, features[some], label, m)[1]
     return rows

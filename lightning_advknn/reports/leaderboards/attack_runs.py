@@ -1,4 +1,4 @@
-"""Runs of attacks with the verdicts of every victim on them, from per-sample rows."""
+"""Runs of attacks with every victim's verdicts, from per-sample rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.choices import Norm
-from lightning_advknn.evaluation import Judged, Rows, judge_rows
-from lightning_advknn.experiment.run import ExperimentRun
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, family
-from lightning_advknn.models import Surrogate
+from lightning_advknn.evaluation import Judged, Rows
+from lightning_advknn.experiment.settings import ORIGIN, Experiment, family
 
 CLEAN = "clean"  # entry of images as they are
 FALSE_ALARMS = 0.05
@@ -19,23 +17,23 @@ FALSE_ALARMS = 0.05
 
 @dataclass(frozen=True)
 class AttackRun:
-    """One run of an attack, or clean images as one.
+    """One run of an attack, or clean images as one. Its target is what the attack is run on.
 
     Args:
-        entry: The attack and what it is on.
-        method: What it is on: ``origin``, a surrogate, ``knn`` or ``dknn``; "" of clean images.
-        attack: Its function and settings, as `AttackSettings.describe`; empty of clean images.
-        norm: What its eps is measured in, or what it makes small; None of clean images, or if nothing says
-            so.
-        eps: Its ball's radius; None of a minimum-norm attack.
+        entry: The attack and its target.
+        method: The target: ``origin``, a surrogate, ``knn`` or ``dknn``; "" of clean images.
+        attack: Function and settings, as `AttackSettings.describe`; empty of clean images.
+        norm: The norm of eps, or the one that the attack minimizes; None of clean images, or if it is
+        unknown.
+        eps: Radius of the attack's ball; None of a minimum-norm attack.
         l2: True L2 of the adversarials, float64 ``(n,)``.
         linf: Largest change of a pixel, float64 ``(n,)``.
-        victims: What each makes of the adversarials.
-        own: Whether what it is on gets them wrong, bool ``(n,)``.
-        meant: Whether the label that it moves away from is the true one, bool ``(n,)``.
-        seconds: Wall time of the attack, for an image.
-        queries: How often the attack asked its victim, for an image.
-        imitates: The victim that what it is on imitates; None unless that is a surrogate.
+        victims: Each victim's verdicts on the adversarials.
+        own: Whether the target misclassifies the adversarial, bool ``(n,)``.
+        meant: Whether the attack moves away from the true label, bool ``(n,)``.
+        seconds: Wall time of the attack for an image.
+        queries: Queries of the victim for an image.
+        imitates: The victim that the target imitates; None unless the target is a surrogate.
         iterates: As `ExperimentRun.iterates`.
     """
 
@@ -61,33 +59,45 @@ class AttackRun:
 
     @property
     def left(self) -> Tensor:
-        """Images that the attack was to change and that what it is on still gets right, bool ``(n,)``."""
+        """Images on which the attack failed: the target still says the true class, bool ``(n,)``."""
         return self.meant & ~self.own
 
     def distance(self, norm: Norm | None) -> Tensor:
-        """How far its adversarials are, float64 ``(n,)``."""
+        """Distance of each adversarial, float64 ``(n,)``: Linf for ``linf``, else true L2."""
         return self.linf if norm == "linf" else self.l2
 
 
-def attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) -> AttackRun:
+def clean_run(rows: Rows, victims: Mapping[str, Judged]) -> AttackRun:
+    """Clean images as a run of an attack.
+
+    Args:
+        rows: Without an attack, of the backbone.
+        victims: Verdicts on them.
+    """
+    wrong = victims["dnn"].wrong
+    return AttackRun(CLEAN, "", {}, None, 0.0, rows["l2"], rows["linf"], victims, wrong, ~wrong)
+
+
+def attack_run(
+    experiment: Experiment,
+    method: str,
+    attack: str,
+    rows: Rows,
+    victims: Mapping[str, Judged],
+    **more: Any,
+) -> AttackRun:
     """A run of an experiment's attack.
 
     Args:
-        run: The experiment.
+        experiment: Its settings.
         method: What was attacked.
-        attack: Name of the attack; None leaves the images as they are.
+        attack: Name of the attack.
         rows: Its rows.
+        victims: Verdicts on the adversarials.
+        more: Further fields of `AttackRun`, from ``seconds`` on.
     """
-    experiment, victims = run.experiment, run.attacked
-    judged = judge_rows(
-        rows, victims.network.layers, victims.calibration_votes.cpu(), experiment.victim.convention
-    )
-    if attack is None:
-        wrong = judged["dnn"].wrong
-        return AttackRun(CLEAN, "", {}, None, 0.0, rows["l2"], rows["linf"], judged, wrong, ~wrong)
     settings = experiment.attacks[attack]
-    seconds, queries = run.cost(method, attack)
-    own = {ORIGIN: "dnn", "knn": "knn", "dknn": "dknn"}.get(method, "surrogate")
+    target = {ORIGIN: "dnn", "knn": "knn", "dknn": "dknn"}.get(method, "surrogate")
     labels = rows["knn_before"] if experiment.label_source == "knn" else rows["label"]
     return AttackRun(
         f"{family(attack)}, {method}",
@@ -97,29 +107,17 @@ def attack_run(run: ExperimentRun, method: str, attack: str | None, rows: Rows) 
         settings.eps,
         rows["l2"],
         rows["linf"],
-        judged,
-        rows[f"{own}_after"] != rows["label"],
+        victims,
+        rows[f"{target}_after"] != rows["label"],
         labels == rows["label"],
-        seconds,
-        queries,
-        imitated(run, method),
-        run.iterates(method, attack),
+        **more,
     )
 
 
-def imitated(run: ExperimentRun, method: str) -> str | None:
-    """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN; None of what is no surrogate."""
-    if method in (ORIGIN, *VICTIMS):
-        return None
-    target = run.logits_fn(method)
-    votes = isinstance(target, Surrogate) and target.layer in run.attacked.layers
-    return f"knn/{target.layer}" if votes else "dknn"
-
-
 def alarm_threshold(credibility: Tensor) -> float:
-    """The largest threshold below which at most `FALSE_ALARMS` of clean images are.
+    """The largest threshold with at most a share of `FALSE_ALARMS` of clean images below it.
 
-    An image whose credibility is below it is taken for an adversarial.
+    An image whose credibility is below the threshold counts as detected.
 
     Args:
         credibility: Of clean images, ``(n,)``, n > 0.
@@ -134,7 +132,8 @@ def nearest(runs: Sequence[AttackRun], victim: str, norm: Norm | None) -> tuple[
     """Each image's nearest adversarial that fools a victim.
 
     Returns:
-        How far it is, float64 ``(n,)``, infinite without one; and which run it is of, the first of equals, int64 ``(n,)``.
+        Its distance, float64 ``(n,)``, infinite if there is none; and the index of its run, the first of
+        equals, int64 ``(n,)``.
     """
     distances = torch.stack([run.distance(norm) for run in runs])
     wrong = torch.stack([run.victims[victim].wrong for run in runs])

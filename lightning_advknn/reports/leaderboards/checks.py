@@ -1,6 +1,6 @@
-"""Whether a leaderboard can be right: what no sound evaluation of robustness violates (arXiv 1902.06705, 1802.00420).
+"""Checks of a leaderboard that no sound evaluation of robustness fails (arXiv 1902.06705, 1802.00420).
 
-A check that does not hold stops nothing: it says where to look.
+A failed check stops nothing: it says where to look.
 """
 
 import statistics
@@ -11,42 +11,65 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_advknn.experiment.iterates import ROUNDING
+from lightning_advknn.experiment.settings import ROUNDING
 from lightning_advknn.reports.leaderboards.attack_runs import AttackRun, nearest
 
-TOLERANCE = 0.5  # points of accuracy, or % of a distance, that may be chance
+MARGIN = 0.5  # points of accuracy, or % of a distance, that may be chance
 
 
 class Check(NamedTuple):
     """A sanity check."""
 
     check: str
+    """What should hold."""
     holds: bool | None
-    """None if there was nothing to look at."""
+    """None if there was nothing to check."""
     detail: str
+    """What fails, or how much was checked."""
 
 
-def check_runs(
+def failed(checks: Sequence[Check]) -> list[str]:
+    """A line for each check that fails.
+
+    >>> failed([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "-")])
+    ['Check failed: b: bim, origin']
+    """
+    return [f"Check failed: {check.check}: {check.detail}" for check in checks if check.holds is False]
+
+
+def counted(checks: Sequence[Check]) -> str:
+    """How many checks hold.
+
+    >>> counted([Check("a", True, "3 attacks"), Check("b", False, "bim, origin"), Check("c", None, "-")])
+    'Checks: 1 hold, 1 do not, 1 had nothing to look at.'
+    """
+    hold = sum(check.holds is True for check in checks)
+    empty = sum(check.holds is None for check in checks)
+    return f"Checks: {hold} hold, {len(checks) - hold - empty} do not, {empty} had nothing to look at."
+
+
+def run_checks(
     runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor] | None = None
 ) -> list[Check]:
-    """All checks that need no more than runs.
+    """The checks that need runs alone.
 
     Args:
         runs: Of all entries.
         clean: The images as they are.
-        bounds: By victim, how far from each image all that fools it is at least (0 where the image itself does), true L2, ``(n,)``.
+        bounds: By victim, a lower bound of the true L2 of each image's adversarials, ``(n,)``; 0 where the
+            victim misclassifies the image itself.
     """
     return [
-        in_balls(runs),
-        falls_with_eps(runs),
-        unbounded_reach_zero(runs),
-        more_steps_never_hurt(runs),
-        never_below_bounds(runs, clean, bounds or {}),
+        _in_balls(runs),
+        _falls_with_eps(runs),
+        _unbounded_reach_zero(runs),
+        _more_steps_never_hurt(runs),
+        _never_below_bounds(runs, clean, bounds or {}),
     ]
 
 
-def in_balls(runs: Sequence[AttackRun]) -> Check:
-    """Whether every adversarial of an attack with an eps is within it, and eps is of the norm that it is taken for."""
+def _in_balls(runs: Sequence[AttackRun]) -> Check:
+    """Adversarials of an attack with an eps must be within it, in the norm that eps is taken for."""
     bounded = [(run, run.eps) for run in runs if run.eps is not None and run.norm]
     beyond = []
     for run, eps in bounded:
@@ -58,47 +81,47 @@ def in_balls(runs: Sequence[AttackRun]) -> Check:
     return check_of("adversarials stay within eps", len(bounded), "attacks with eps", beyond)
 
 
-def falls_with_eps(runs: Sequence[AttackRun]) -> Check:
-    """Whether each attack leaves every victim less accurate at a larger eps, all else equal."""
-    pairs = [pair for series in series_of(runs, "eps") for pair in pairwise(series)]
+def _falls_with_eps(runs: Sequence[AttackRun]) -> Check:
+    """Each victim's accuracy must fall as an attack's eps grows and nothing else changes."""
+    pairs = _steps(runs, "eps")
     rising = []
     for small, large in pairs:
         for victim in small.victims:
             before, after = (_accuracy(run.victims[victim].wrong) for run in (small, large))
-            if after > before + TOLERANCE:
+            if after > before + MARGIN:
                 rising.append(
-                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at {large.eps:g}"
+                    f"{large.entry} on {victim}: {before:.2f} % at {small.eps:g}, {after:.2f} % at"
+                    f" {large.eps:g}"
                 )
-    name = f"accuracy falls monotonically with eps, to {TOLERANCE:g} points"
+    name = f"accuracy falls monotonically with eps, to {MARGIN:g} points"
     return check_of(name, len(pairs), "steps from one eps to the next", rising)
 
 
-def unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
-    """Whether attacks that nothing keeps near fool what they are on wherever they move away from the true label."""
+def _unbounded_reach_zero(runs: Sequence[AttackRun]) -> Check:
+    """Unbounded attacks must fool their target on every image attacked with its true label."""
     # All images in [0, 1] are within an Linf ball of 1.
     free = [run for run in runs if run.eps is None or (run.norm == "linf" and run.eps >= 1)]
-    left = [(run, int((~run.own & run.meant).sum())) for run in free]
+    left = [(run, int(run.left.sum())) for run in free]
     some = [f"{run.name}: {count} of {int(run.meant.sum())} images left" for run, count in left if count]
     return check_of("unbounded attacks reach 0 % on what they attack", len(free), "such attacks", some)
 
 
-def more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
-    """Whether an attack of more steps does no worse on what it attacks, all else equal: no higher accuracy, no larger median."""
-    pairs = [pair for series in series_of(runs, "steps") for pair in pairwise(series)]
+def _more_steps_never_hurt(runs: Sequence[AttackRun]) -> Check:
+    """More steps must not weaken an attack on its target: no higher accuracy, no larger median distance."""
+    pairs = _steps(runs, "steps")
     worse = []
     for few, many in pairs:
         before, after = (_result(run) for run in (few, many))
-        slack = TOLERANCE if few.eps is not None else before * TOLERANCE / 100
+        slack = MARGIN if few.eps is not None else before * MARGIN / 100
         if after > before + slack:
             steps = [run.attack["settings"]["steps"] for run in (few, many)]
             worse.append(f"{many.name}: {before:.4g} after {steps[0]} steps, {after:.4g} after {steps[1]}")
-    return check_of(
-        f"more steps never hurt, to {TOLERANCE:g} points or %", len(pairs), "steps from fewer to more", worse
-    )
+    name = f"more steps never hurt, to {MARGIN:g} points or %"
+    return check_of(name, len(pairs), "steps from fewer to more", worse)
 
 
-def never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor]) -> Check:
-    """Whether nothing that fools a victim is nearer than can be."""
+def _never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapping[str, Tensor]) -> Check:
+    """No adversarial may be nearer than the lower bound of its victim."""
     below = []
     for victim, bound in bounds.items():
         distance, index = nearest([clean, *runs], victim, "l2")
@@ -107,20 +130,21 @@ def never_below_bounds(runs: Sequence[AttackRun], clean: AttackRun, bounds: Mapp
             first = int(under.nonzero()[0])
             run = [clean, *runs][int(index[first])]
             below.append(
-                f"{victim}: {int(under.sum())} images, the first of {run.name} at {distance[first]:.6f}, bound {bound[first]:.6f}"
+                f"{victim}: {int(under.sum())} images, the first of {run.name} at {distance[first]:.6f},"
+                f" bound {bound[first]:.6f}"
             )
     return check_of("no distance is below its lower bound", len(bounds), "victims with bounds", below)
 
 
 def check_of(name: str, n: int, what: str, against: Sequence[str]) -> Check:
-    """A check on n things, such as attacks, that holds if nothing speaks against it."""
+    """A check on n things, such as attacks. It holds if nothing speaks against it."""
     if not n:
         return Check(name, None, f"no {what}")
     return Check(name, not against, "; ".join(against) or f"{n} {what}")
 
 
 def series_of(runs: Sequence[AttackRun], setting: str) -> list[list[AttackRun]]:
-    """Runs of one attack on one thing that differ in one setting alone, in its order."""
+    """Runs of one attack on one target that differ in one setting alone, by growing values of it."""
     found: dict[str, dict[float, AttackRun]] = {}
     for run in runs:
         settings = dict(run.attack["settings"])
@@ -131,8 +155,13 @@ def series_of(runs: Sequence[AttackRun], setting: str) -> list[list[AttackRun]]:
     return [[series[value] for value in sorted(series)] for series in found.values()]
 
 
+def _steps(runs: Sequence[AttackRun], setting: str) -> list[tuple[AttackRun, AttackRun]]:
+    """Neighbours in each series."""
+    return [pair for series in series_of(runs, setting) for pair in pairwise(series)]
+
+
 def _result(run: AttackRun) -> float:
-    """What an attack makes small: accuracy in % within a ball, else its median distance."""
+    """What an attack minimizes: accuracy in % within a ball, else its median distance."""
     if run.eps is not None:
         return _accuracy(run.own)
     median: float = statistics.median(run.distance(run.norm).where(run.own, torch.inf).tolist())

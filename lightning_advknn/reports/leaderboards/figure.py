@@ -8,26 +8,26 @@ from matplotlib.figure import Figure
 from lightning_advknn.reports.leaderboards.attack_runs import CLEAN
 from lightning_advknn.reports.leaderboards.board import Board
 from lightning_advknn.reports.leaderboards.records import BOUND, WORST_CASE
-from lightning_advknn.reports.records.over_seeds import Mean
+from lightning_advknn.reports.render.means import Mean
 from lightning_advknn.reports.render.style import WIDTH, draw_means, for_print, legend_below
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("s", "^", "D", "v", "P", "X")
-NAMED = 2 * len(COLOURS)  # curves that can be told apart
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("s", "^", "D", "v", "P", "X")
+_NAMED = 2 * len(_COLOURS)  # curves that can be told apart
 
 
 @for_print
 def board_figure(board: Board) -> Figure:
-    """Accuracy that each entry leaves within growing budgets of true L2: DkNN's, and that of the kNN on the layer under attack.
+    """Accuracy of DkNN and the attacked kNN within growing budgets of true L2, a curve an entry.
 
-    The worst case is black, the lower bound dotted red. Attacks have colours, for the curve on what each is strongest on against the
-    victim, those first that are strong against either; other curves are grey.
+    The worst case is black, the lower bound dotted red. The attacks that are strongest against either victim
+    have colours, each for its strongest entry against the victim. Other curves are grey.
     """
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     victims = [victim for victim in board.victims if victim != "dnn"]
-    named = _strongest_of_all(board, victims)[:NAMED]
+    named = _strongest_of_all(board, victims)[:_NAMED]
     grey: dict[str, Any] = {"color": "0.65", "linewidth": 0.7, "zorder": 1, "label": "other attacks"}
-    # Below the best attack, which is often all but the worst case.
+    # Drawn below the best attack, whose curve is often the same.
     black = {"color": "black", "linewidth": 3.5, "zorder": 2, "label": "worst case of all"}
     dotted = {"color": "red", "linestyle": ":", "zorder": 5, "label": "lower bound of any attack"}
     for axes, victim in zip(figure.subplots(1, 2, sharey=True), victims, strict=True):
@@ -39,7 +39,7 @@ def board_figure(board: Board) -> Figure:
             for attack, entry in _strongest(board, victim).items()
             if attack in named
         }
-        # Without bands over seeds: there are too many curves.
+        # No bands over seeds: there are too many curves.
         for name in [*styles, *(other for other in board.ranked(victim) if other not in styles)]:
             curve = [(eps, value.mean) for eps, value in _curve(board, name, victim)]
             axes.plot(*zip(*curve, strict=True), **styles.get(name, grey))
@@ -55,7 +55,7 @@ def board_figure(board: Board) -> Figure:
 
 
 def _strongest(board: Board, victim: str) -> dict[str, str]:
-    """By attack, the strongest first, its entry on what it is strongest on."""
+    """By attack, the strongest first, its strongest entry."""
     best: dict[str, str] = {}
     for name in board.ranked(victim):
         best.setdefault(name.partition(",")[0], name)
@@ -63,7 +63,7 @@ def _strongest(board: Board, victim: str) -> dict[str, str]:
 
 
 def _strongest_of_all(board: Board, victims: Sequence[str]) -> list[str]:
-    """Attacks by their best place against any of these victims."""
+    """Attacks by their best rank against any of these victims."""
     places = [list(_strongest(board, victim)) for victim in victims]
     return sorted(places[0], key=lambda attack: min(order.index(attack) for order in places))
 
@@ -75,11 +75,11 @@ def _curve(board: Board, name: str, victim: str) -> list[tuple[float, Mean]]:
 
 
 def _style(position: int) -> dict[str, Any]:
-    second, place = divmod(position, len(COLOURS))
+    second, place = divmod(position, len(_COLOURS))
     return {
-        "color": COLOURS[place],
-        "marker": MARKERS[place],
+        "color": _COLOURS[place],
+        "marker": _MARKERS[place],
         "linestyle": "--" if second else "-",
-        "markerfacecolor": "white" if second else COLOURS[place],
-        "zorder": 4 - position / NAMED,  # the strongest on top
+        "markerfacecolor": "white" if second else _COLOURS[place],
+        "zorder": 4 - position / _NAMED,  # the strongest on top
     }

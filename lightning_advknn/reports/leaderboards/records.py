@@ -1,19 +1,20 @@
-"""What attacks do to every victim, as records of a leaderboard.
+"""Records of a leaderboard: what attacks do to every victim.
 
-Terms. An attack on something is an *entry*, such as ``bim, dknnb_cl``: all its runs, one for each combination of what it
-varies. A victim is the backbone (``dnn``), the kNN on a layer (``knn/<layer>``) or ``dknn``. An adversarial *fools* a victim
-that gets it wrong, as stored; so a clean image fools a victim that gets it wrong as it is, at no distance. Which of
-an image's adversarials a record is about, its column ``counted`` says:
+An *entry* is an attack on one target, such as ``bim, dknnb_cl``: all its runs, one for each combination of
+what it varies. A victim is the backbone (``dnn``), the kNN on a layer (``knn/<layer>``) or ``dknn``. An
+adversarial *fools* a victim that misclassifies it as stored. So a clean image that a victim misclassifies
+fools it at distance 0. The column ``counted`` says which adversarial of each image a record counts:
 
-- ``run``: that of the run at this eps, be it a success or not, so the accuracy is the one under this attack. (Of several runs at
-  one eps, which vary something else, an image counts the nearest that fools, else the first.) A minimum-norm attack
-  has no eps. Clean images are an attack with eps 0.
-- ``nearest``: the nearest in the record's norm that fools, of all the entry's runs and the clean image, if it is within eps. The accuracy
-  is the share of images without one: what is left within a budget of eps. Of these the entry ``worst case`` has
-  those of all entries together.
-- ``bound``: none. The entry ``lower bound`` says of a victim, where it is known, how far from each image all that fools it is at
-  least, be it by an attack that no one has thought of; 0 of an image that the victim gets wrong. Its accuracy at an
-  eps of L2 is the share of images whose bound exceeds it: no attack leaves less. Its least true L2 are the bounds.
+- ``run``: the one of the run at this eps, success or not. The accuracy is the one under this attack. Of
+  several runs at one eps, which vary something else, the nearest that fools counts, else the first run's. A
+  minimum-norm attack has no eps. Clean images are an attack with eps 0.
+- ``nearest``: the nearest in the record's norm that fools, of all the entry's runs and the clean image, if it
+  is within eps. The accuracy is the share of images without one: what is left within a budget of eps. The
+  entry ``worst case`` has such records of all entries together.
+- ``bound``: none. The entry ``lower bound`` has, for a victim where it is known, a lower bound of the
+  distance of every adversarial that can exist; 0 for an image that the victim misclassifies. Its accuracy at
+  an eps of L2 is the share of images whose bound exceeds it: no attack leaves less. Its least true L2 are the
+  bounds.
 """
 
 import math
@@ -25,9 +26,10 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.choices import Norm
-from lightning_advknn.experiment.iterates import ROUNDING
+from lightning_advknn.experiment.settings import ROUNDING
 from lightning_advknn.reports.leaderboards.attack_runs import AttackRun, alarm_threshold, nearest
 from lightning_advknn.reports.records.csv_files import Record
+from lightning_advknn.reports.records.grouping import grouped
 
 LEADERBOARD = (
     "attack",
@@ -50,8 +52,10 @@ LEADERBOARD = (
     "detected",
     "queries",
 )
-BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
-"""Eps that entries have records at, beside those that attacks were run at."""
+"""Columns of ``leaderboard.csv``."""
+
+_BUDGETS: dict[Norm, Sequence[float]] = {"linf": (), "l2": tuple(half / 2 for half in range(1, 11))}
+"""Eps of an entry's records, beside those that attacks were run at."""
 
 WORST_CASE, BOUND = "worst case", "lower bound"  # entries that are no attacks, beside `CLEAN`
 
@@ -59,30 +63,28 @@ WORST_CASE, BOUND = "worst case", "lower bound"  # entries that are no attacks, 
 def leaderboard_records(
     runs: Sequence[AttackRun], clean: AttackRun, seed: int, bounds: Mapping[str, Tensor] | None = None
 ) -> list[Record]:
-    """All records, of columns `LEADERBOARD`: clean images first, then entries as they come, the worst case, the lower bound.
+    """All records: clean images first, then entries in order, the worst case, the lower bound.
 
-    ``accuracy``, ``fooled`` and ``detected`` are in %. Over the images that have an adversarial which counts (see above):
-    ``l2_mean`` is mean true L2, ``linf`` the largest change of a pixel, ``credibility_mean`` mean credibility; over those of
-    them that fool the victim: ``credibility_success_mean``, and ``detected``, the share whose credibility is below
-    `alarm_threshold`. Of the entry as a whole, whatever the record: ``fooled``, the share of images of which the clean
-    image or an adversarial at any distance fools the victim; ``min_l2_mean`` and ``min_l2_median`` of the least true L2 at
-    which one does (the mean only if all are fooled, the median unless it is infinite). ``seconds_per_image`` and
-    ``queries`` add up the runs that the record draws on.
+    ``accuracy``, ``fooled`` and ``detected`` are in %. Over the images with an adversarial that counts:
+    ``l2_mean`` is mean true L2, ``linf`` the largest change of a pixel, ``credibility_mean`` mean
+    credibility. Over those of them that fool the victim: ``credibility_success_mean``, and ``detected``, the
+    share with a credibility below `alarm_threshold`. Over the whole entry: ``fooled``, the share of images
+    with an adversarial that fools at any distance; ``min_l2_mean`` and ``min_l2_median`` of the least true L2
+    that fools (the mean only if all images are fooled, the median unless it is infinite).
+    ``seconds_per_image`` and ``queries`` are sums over the runs that the record uses.
 
     Args:
         runs: Of all entries, on the same images.
         clean: The same images as they are.
         seed: Of training.
-        bounds: By victim, as in `checks.check_runs`.
+        bounds: By victim, as in `checks.run_checks`.
     """
     radii: dict[Norm, list[float]] = {}
-    for norm, budgets in BUDGETS.items():
+    for norm, budgets in _BUDGETS.items():
         radii[norm] = sorted(
             {run.eps for run in runs if run.norm == norm and run.eps is not None} | set(budgets)
         )
-    entries: dict[str, list[AttackRun]] = {}
-    for run in runs:
-        entries.setdefault(run.entry, []).append(run)
+    entries = grouped(runs, lambda run: run.entry)
     records: list[Record] = []
     for victim, judged in clean.victims.items():
         threshold = None if judged.credibility is None else alarm_threshold(judged.credibility)
@@ -99,7 +101,7 @@ def leaderboard_records(
 
 @dataclass(frozen=True)
 class _Records:
-    """Makes the records of one victim; a credibility below the threshold is detected."""
+    """Makes the records of one victim. A credibility below the threshold counts as detected."""
 
     victim: str
     clean: AttackRun
@@ -111,11 +113,9 @@ class _Records:
         return self._all_of([self.clean]) | {"attack": self.clean.entry, "eps": 0}
 
     def of_entry(self, runs: Sequence[AttackRun], radii: Mapping[Norm, Sequence[float]]) -> list[Record]:
-        """One record at each eps that an attack was run at, and one at each budget that it was not."""
+        """One record at each eps that the attack was run at, and one at each other budget."""
         entry: Record = {"attack": runs[0].entry, "method": runs[0].method, **self._least(runs)}
-        at_eps: dict[tuple[Norm | None, float | None], list[AttackRun]] = {}
-        for run in runs:
-            at_eps.setdefault((run.norm, run.eps), []).append(run)
+        at_eps = grouped(runs, lambda run: (run.norm, run.eps))
         records = [
             entry | _cost(some) | self._all_of(some) | {"norm": norm, "eps": eps}
             for (norm, eps), some in at_eps.items()
@@ -125,15 +125,15 @@ class _Records:
         return records + [entry | _cost(runs) | self._within(runs, *place) for place in places]
 
     def of_worst_case(self, runs: Sequence[AttackRun], radii: Mapping[Norm, Sequence[float]]) -> list[Record]:
-        """What all entries together leave at each eps that there is."""
+        """What all entries together leave at each eps."""
         entry: Record = {"attack": WORST_CASE, **self._least(runs), **_cost(runs)}
         places = [(norm, eps) for norm in radii for eps in radii[norm]]
         return [entry | self._within(runs, *place) for place in places]
 
     def of_bound(self, bound: Tensor, radii: Sequence[float]) -> list[Record]:
-        """What all attacks that there can be leave at least at each eps of L2."""
+        """What every possible attack leaves at least at each eps of L2."""
         entry: Record = {"attack": BOUND, "victim": self.victim, "norm": "l2", "counted": "bound"}
-        entry |= {**_spread(bound), "n": len(bound), "seed": self.seed}
+        entry |= {**_mean_and_median(bound), "n": len(bound), "seed": self.seed}
         return [entry | {"eps": eps, "accuracy": _share(bound > eps + ROUNDING)} for eps in radii]
 
     def _all_of(self, runs: Sequence[AttackRun]) -> Record:
@@ -146,7 +146,7 @@ class _Records:
         return record | {"counted": "nearest", "norm": norm, "eps": eps}
 
     def _numbers(self, runs: Sequence[AttackRun], index: Tensor, counts: Tensor) -> Record:
-        """Over the images that count, each by its adversarial of the run with this index."""
+        """Over the images that count, each with its adversarial of the run at its index."""
 
         def pick(columns: Sequence[Tensor]) -> Tensor:
             return torch.stack(list(columns)).gather(0, index[None])[0]
@@ -169,12 +169,12 @@ class _Records:
         return record
 
     def _least(self, runs: Sequence[AttackRun]) -> Record:
-        """Least true L2 that fools, of a whole entry."""
+        """Least true L2 that fools, over a whole entry."""
         distance, _ = nearest([self.clean, *runs], self.victim, "l2")
-        return {"fooled": _share(distance.isfinite()), **_spread(distance)}
+        return {"fooled": _share(distance.isfinite()), **_mean_and_median(distance)}
 
 
-def _spread(distances: Tensor) -> Record:
+def _mean_and_median(distances: Tensor) -> Record:
     return {
         "min_l2_mean": _mean(distances),
         "min_l2_median": _rounded(statistics.median(distances.tolist())),

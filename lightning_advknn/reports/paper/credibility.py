@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from lightning_advknn.reports.records import published
 from lightning_advknn.reports.records.over_seeds import Method, Results
-from lightning_advknn.reports.render.page import Lines, Table
+from lightning_advknn.reports.render.blocks import Lines, Table
 
-THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
+_THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Distribution:
     Args:
         label: Which images.
         l2: Their attack's mean true L2 of all images; 0 for clean images.
-        counts: How many images have each credibility.
-        successes: Whether only images that DkNN gets wrong count.
+        counts: Number of images by credibility.
+        successes: Whether only images that DkNN misclassifies count.
     """
 
     label: str
@@ -29,21 +29,21 @@ class Distribution:
 
     @property
     def n(self) -> int:
-        """How many images."""
+        """Number of images."""
         return sum(self.counts.values())
 
     @property
     def mean(self) -> float:
-        """Their mean credibility."""
+        """Mean credibility."""
         return sum(value * count for value, count in self.counts.items()) / self.n
 
     def below(self, threshold: float) -> float:
-        """Share in % that a threshold filters: those with a credibility below it."""
+        """Share in % with a credibility below a threshold, which the threshold filters."""
         return 100 * sum(count for value, count in self.counts.items() if value < threshold) / self.n
 
 
 def attacked_method(results: Results) -> Method | None:
-    """Whose adversarials Figure 5 shows: the surrogate with consistency learning on the kNN's layer; None without one."""
+    """Figure 5's surrogate: with consistency learning, on the kNN's layer; None without one."""
     for method in results.methods.values():
         if method.kind == "dknnb_cl" and method.layer == results.victim["layer"]:
             return method
@@ -51,7 +51,7 @@ def attacked_method(results: Results) -> Method | None:
 
 
 def distributions(results: Results) -> list[Distribution]:
-    """Clean images, then adversarials at growing distortion: all, and those that succeed."""
+    """Distributions of clean images, then of adversarials at growing distortion: all, and successes."""
     method = attacked_method(results)
     if method is None:
         return []
@@ -68,29 +68,29 @@ def distributions(results: Results) -> list[Distribution]:
 
 
 def filter_table(results: Results, found: Sequence[Distribution]) -> Table:
-    """Share of images that each threshold filters, the paper's below."""
+    """Share of images that each threshold filters; the paper's numbers below."""
     ours: list[list[Lines]] = [
         [
             (each.label + (", successes" if each.successes else ""),),
             (f"{each.l2:.2f}",),
             (str(each.n),),
             (f"{each.mean:.3f}",),
-            *((f"{each.below(threshold):.2f}",) for threshold in THRESHOLDS),
+            *((f"{each.below(threshold):.2f}",) for threshold in _THRESHOLDS),
         ]
         for each in found
     ]
     return Table(
         f"{results.title}: share of images in % whose credibility is below a threshold, convention"
-        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong; L2 is that of all"
-        " images of the attack.",
-        ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in THRESHOLDS)],
+        f" `{results.victim['convention']}`, seeds together. Successes are the images that DkNN gets wrong;"
+        " L2 is that of all images of the attack.",
+        ["images", "mean true L2", "n", "mean credibility", *(f"{threshold:g}" for threshold in _THRESHOLDS)],
         [*ours, *(_published() if results.dataset == "MNIST" else [])],
         sources=[results.name],
     )
 
 
 def filter_sentence(results: Results, found: Sequence[Distribution]) -> str:
-    """Ours beside what the paper says of threshold .5; "" where it says nothing."""
+    """Our numbers for the threshold .5 beside the paper's; "" where it has none."""
     attacked = [each for each in found if each.l2 > 0 and not each.successes]
     if results.dataset != "MNIST" or not attacked or found[0].l2 > 0:
         return ""
@@ -98,16 +98,16 @@ def filter_sentence(results: Results, found: Sequence[Distribution]) -> str:
     true = published.true_l2(l2)
     nearest = min(attacked, key=lambda each: abs(each.l2 - true))
     return (
-        f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of {nearest.l2:.2f} and"
-        f" {found[0].below(0.5):.2f} % of clean images (convention `{results.victim['convention']}`). The paper:"
-        f" {share} % at {l2:g}, which is a true L2 of {true:.2f} if its code's unit is meant, and"
-        f" {published.FILTERED_CLEAN} % of clean images; it does not say which convention, nor whether all adversarials or"
-        " successes alone."
+        f"A threshold of .5 filters {nearest.below(0.5):.2f} % of adversarials at a mean true L2 of"
+        f" {nearest.l2:.2f} and {found[0].below(0.5):.2f} % of clean images (convention"
+        f" `{results.victim['convention']}`). The paper: {share} % at {l2:g}, which is a true L2 of"
+        f" {true:.2f} if its code's unit is meant, and {published.FILTERED_CLEAN} % of clean images; it does"
+        " not say which convention, nor whether all adversarials or successes alone."
     )
 
 
 def _published() -> list[list[Lines]]:
-    """What the paper says of thresholds and means."""
+    """The paper's shares and mean credibilities."""
     (share, l2), (mean, far), (theirs, their_l2) = (
         published.FILTERED,
         published.CREDIBILITY,
@@ -120,8 +120,8 @@ def _published() -> list[list[Lines]]:
         ("the paper's adversarials", f"{published.true_l2(far):.2f} ({far:g} in its unit)", f"{mean}", ""),
         ("Sitawarin & Wagner", f"{their_l2:g} (true L2)", f"{theirs}", ""),
     ):
-        shares: list[Lines] = [("",)] * len(THRESHOLDS)
-        shares[THRESHOLDS.index(0.5)] = (at_half,)
+        shares: list[Lines] = [("",)] * len(_THRESHOLDS)
+        shares[_THRESHOLDS.index(0.5)] = (at_half,)
         rows.append([(images,), (distortion,), ("",), (credibility,), *shares])
     return rows
 

@@ -1,6 +1,5 @@
-"""What each part of a grid shows: its tables, its figures with their numbers."""
+"""Tables and figures of each part of a grid, with the numbers of the figures."""
 
-import base64
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +15,18 @@ from lightning_advknn.reports.paper.credibility import (
     filter_table,
 )
 from lightning_advknn.reports.paper.curve_areas import fit_sentence, ranking, strongest_at, weight_sentence
-from lightning_advknn.reports.paper.tables import series_table, table2, table3
+from lightning_advknn.reports.paper.tables import attacked_table, series_table, transfer_table
 from lightning_advknn.reports.records import published
-from lightning_advknn.reports.records.over_seeds import KINDS, VICTIMS, Measurement, Results
-from lightning_advknn.reports.render.page import Block, Lines, Picture, Table
+from lightning_advknn.reports.records.names import KIND_TITLES, VICTIM_TITLES
+from lightning_advknn.reports.records.over_seeds import Measurement, Results
+from lightning_advknn.reports.render.blocks import Block, Illustration, Lines, Table
 from lightning_advknn.reports.render.style import save_figure
 from lightning_advknn.storage import atomic_path
 
 
 @dataclass(frozen=True)
 class Exhibits:
-    """Blocks of a page for the results of one data set and part; figures are written as they are made.
+    """Blocks of a page from the results of one data set and part. Figures are written at once.
 
     Args:
         output: Folder of the figures.
@@ -34,36 +34,35 @@ class Exhibits:
 
     output: Path
 
-    def table2(self, found: list[Results]) -> list[Block]:
-        """One table an experiment."""
-        return [table2(each) for each in found]
+    def attacked(self, found: list[Results]) -> list[Block]:
+        """Table 2 of each experiment."""
+        return [attacked_table(each) for each in found]
 
-    def table3(self, found: list[Results]) -> list[Block]:
-        """One table an experiment and network that judges."""
+    def transferred(self, found: list[Results]) -> list[Block]:
+        """Table 3 of each experiment and transfer network."""
         blocks: list[Block] = []
         for each in found:
-            blocks += [table3(each, network) for network in each.networks] or [f"{each.name} has no Table 3."]
+            tables = [transfer_table(each, network) for network in each.networks]
+            blocks += tables or [f"{each.name} has no Table 3."]
         return blocks
 
-    def figure3(self, found: list[Results]) -> list[Block]:
-        """The picture that the experiment left."""
-        caption = "Clean images and their adversarials with the five nearest training images and the victims' verdicts"
+    def neighbours(self, found: list[Results]) -> list[Block]:
+        """Figure 3, which each experiment left."""
+        caption = (
+            "Clean images and their adversarials with the five nearest training images and the victims'"
+            " verdicts"
+        )
         return [self._copied(each, "neighbours", caption) for each in found]
 
-    def figure4(self, found: list[Results]) -> list[Block]:
-        """Curves, ranking, numbers."""
+    def layers(self, found: list[Results]) -> list[Block]:
+        """Figure 4: curves, ranking, numbers."""
         blocks: list[Block] = []
         for each in found:
-            ours = "mean true L2 of all images"
-            blocks.append(
-                self._picture(
-                    f"{each.data}-layers",
-                    curves.layers_figure(each),
-                    f"Figure 4, {each.title}: accuracy of kNN and DkNN against {ours} under BIM at growing eps, through the"
-                    " backbone (Origin) and through surrogates on each layer.",
-                    [each],
-                )
+            caption = (
+                f"Figure 4, {each.title}: accuracy of kNN and DkNN against mean true L2 of all images under"
+                " BIM at growing eps, through the backbone (Origin) and through surrogates on each layer."
             )
+            blocks.append(self._picture(f"{each.data}-layers", curves.layers_figure(each), caption, [each]))
             blocks += filter(None, [_published_sentence(each)])
             blocks.append(_ranking_table(each))
             points = sorted(each.measurements(), key=lambda one: one.eps)
@@ -71,32 +70,33 @@ class Exhibits:
             blocks.append(series_table(f"Numbers of Figure 4, {each.title}", "method", series, [each]))
         return blocks
 
-    def figure5(self, found: list[Results]) -> list[Block]:
-        """Cumulative distributions, and what thresholds filter."""
+    def credibility(self, found: list[Results]) -> list[Block]:
+        """Figure 5: cumulative distributions, and what thresholds filter."""
         blocks: list[Block] = []
         for each in found:
             distributed, method = distributions(each), attacked_method(each)
             if not distributed or method is None:
                 blocks.append(
-                    f"{each.name} has no credibility of a surrogate with consistency learning on the kNN's layer."
+                    f"{each.name} has no credibility of a surrogate with consistency learning on the kNN's"
+                    " layer."
                 )
                 continue
             figure = curves.credibility_figure(distributed, each.victim["convention"])
             caption = (
-                f"Figure 5, {each.title}: share of images whose DkNN credibility is below a threshold, clean and under"
-                f" attacks through {method.label}; seeds together."
+                f"Figure 5, {each.title}: share of images whose DkNN credibility is below a threshold, clean"
+                f" and under attacks through {method.label}; seeds together."
             )
             blocks.append(self._picture(f"{each.data}-credibility", figure, caption, [each]))
             blocks += filter(None, [filter_sentence(each, distributed)])
             blocks.append(filter_table(each, distributed))
         return blocks
 
-    def figure6(self, found: list[Results]) -> list[Block]:
-        """The picture that the experiment left."""
+    def adversarials(self, found: list[Results]) -> list[Block]:
+        """Figure 6, which each experiment left."""
         return [self._copied(each, "adversarials", "Adversarials under growing eps") for each in found]
 
-    def figure7(self, found: list[Results]) -> list[Block]:
-        """Curves and numbers."""
+    def growing_k(self, found: list[Results]) -> list[Block]:
+        """Figure 7: curves and numbers."""
         title = found[0].title
         caption = f"Figure 7, {title}: success of attacks against kNN and DkNN with k neighbours."
         figure = curves.growing_k_figure(found)
@@ -105,7 +105,7 @@ class Exhibits:
             (_attack_through(one), f"k = {each.victim['k']}", one)
             for each in ordered
             for one in each.measurements()
-            if one.function != "clean" or one.method.kind == "origin"
+            if not one.clean or one.method.kind == "origin"
         )
         return [
             self._picture(f"{found[0].data}-k", figure, caption, found),
@@ -115,11 +115,14 @@ class Exhibits:
         ]
 
     def weights(self, found: list[Results]) -> list[Block]:
-        """Curves and numbers."""
+        """The sweep of lambda: curves and numbers."""
         title = found[0].title
-        caption = f"{title}: accuracy under attack against lambda, the weight of L_CLS in Eq. (16); .3 in the paper."
+        caption = (
+            f"{title}: accuracy under attack against lambda, the weight of L_CLS in Eq. (16); .3 in the"
+            " paper."
+        )
         measured = sorted(
-            (one for each in found for one in each.measurements() if one.function != "clean"),
+            (one for each in found for one in each.attacked()),
             key=lambda one: (
                 one.method.kind != "origin",
                 one.method.kind == "dknnb",
@@ -134,25 +137,25 @@ class Exhibits:
         ]
 
     def eps(self, found: list[Results]) -> list[Block]:
-        """Curves, the eps that fits the paper's row, numbers."""
+        """The sweep of eps: curves, the eps that fits the paper's row, numbers."""
         blocks: list[Block] = []
         for each in found:
             caption = f"{each.title}: accuracy against eps; level lines are the paper's cells of Table 2."
             blocks.append(self._picture(f"{each.data}-eps", curves.eps_figure(each), caption, [each]))
             blocks += filter(None, [fit_sentence(each)])
-            points = sorted(each.measurements(), key=lambda one: one.eps)
-            series = ((_attack_through(one), _eps(one.eps), one) for one in points if one.function != "clean")
+            points = sorted(each.attacked(), key=lambda one: one.eps)
+            series = ((_attack_through(one), _eps(one.eps), one) for one in points)
             blocks.append(series_table(f"Numbers of the sweep, {each.title}", "attack", series, [each]))
         return blocks
 
-    def _picture(self, name: str, figure: Figure, caption: str, sources: Sequence[Results]) -> Picture:
+    def _picture(self, name: str, figure: Figure, caption: str, sources: Sequence[Results]) -> Illustration:
         save_figure(figure, self.output / name)
         axes = [axis for axis in figure.axes if axis.lines]
         lines = dict.fromkeys(label for axis in axes for label in axis.get_legend_handles_labels()[1])
         alt = f"Line chart. {caption} Lines: {'; '.join(lines)}. The table of numbers is below."
         return self._shown(name, caption, alt, sources)
 
-    def _copied(self, results: Results, name: str, caption: str) -> str | Picture:
+    def _copied(self, results: Results, name: str, caption: str) -> str | Illustration:
         if not (results.folder / f"{name}.png").is_file():
             return f"{results.name} has no picture `{name}.png`."
         copy = f"{results.data}-{name}"
@@ -162,28 +165,27 @@ class Exhibits:
         text = f"{results.title}: {caption}."
         return self._shown(copy, text, f"Pictures. {text}", [results])
 
-    def _shown(self, name: str, caption: str, alt: str, sources: Sequence[Results]) -> Picture:
-        png = base64.b64encode((self.output / f"{name}.png").read_bytes()).decode("ascii")
-        return Picture(name, caption, alt, png, [each.name for each in sources])
+    def _shown(self, name: str, caption: str, alt: str, sources: Sequence[Results]) -> Illustration:
+        return Illustration.of_file(self.output / name, caption, alt, [each.name for each in sources])
 
 
 def _published_sentence(results: Results) -> str:
-    """The published points of Figure 4 in one unit, and ours at the distortion of Sitawarin & Wagner."""
+    """The published points of Figure 4 in one unit, and our accuracy at Sitawarin & Wagner's L2."""
     if results.dataset != "MNIST":
         return ""
     (their_accuracy, their_l2), (_, own_l2) = published.SITAWARIN_WAGNER, published.OWN_POINT
     text = (
-        "Published points stand at their true L2. The paper draws its own curves in its code's unit (L2 x 255 / 784) but the"
-        f" point of Sitawarin & Wagner, a true L2, on the same axis as it is: {own_l2} beside {their_l2}. In one unit it is"
-        f" {published.true_l2(own_l2):.2f} beside {their_l2}."
+        "Published points stand at their true L2. The paper draws its own curves in its code's unit (L2 x"
+        f" 255 / 784) but the point of Sitawarin & Wagner, a true L2, on the same axis as it is: {own_l2}"
+        f" beside {their_l2}. In one unit it is {published.true_l2(own_l2):.2f} beside {their_l2}."
     )
     strongest = strongest_at(results, "dknn", their_l2)
     if strongest is None:
         return f"{text} No curve here reaches that far."
     method, accuracy = strongest
     return (
-        f"{text} Here DkNN is at {accuracy:.2f} % at {their_l2}, through {method.label}, the strongest there; it is at"
-        f" {their_accuracy} % in theirs."
+        f"{text} Here DkNN is at {accuracy:.2f} % at {their_l2}, through {method.label}, the strongest"
+        f" there; it is at {their_accuracy} % in theirs."
     )
 
 
@@ -194,11 +196,17 @@ def _ranking_table(results: Results) -> Table:
         for position, rank in enumerate(ranks, 1):
             half = "never" if rank.half is None else f"{rank.half:.2f}"
             rows.append(
-                [(VICTIMS[victim],), (str(position),), (rank.method.label,), (f"{rank.area:.2f}",), (half,)]
+                [
+                    (VICTIM_TITLES[victim],),
+                    (str(position),),
+                    (rank.method.label,),
+                    (f"{rank.area:.2f}",),
+                    (half,),
+                ]
             )
     return Table(
-        f"{results.title}: methods from the strongest to the weakest, by their mean accuracy over true L2 from 0 to {end:.2f}"
-        " (area under the curve over its width), which all of them reach.",
+        f"{results.title}: methods from the strongest to the weakest, by their mean accuracy over true L2"
+        f" from 0 to {end:.2f} (area under the curve over its width), which all of them reach.",
         ["victim", "rank", "method", "mean accuracy, %", "true L2 at 50 % accuracy"],
         rows,
         headings=3,
@@ -207,13 +215,13 @@ def _ranking_table(results: Results) -> Table:
 
 
 def _attack_through(one: Measurement) -> str:
-    return "clean" if one.function == "clean" else f"{one.function.upper()}, {KINDS[one.method.kind]}"
+    return "clean" if one.clean else f"{one.function.upper()}, {KIND_TITLES[one.method.kind]}"
 
 
 def _weight(one: Measurement) -> str:
     if one.method.kind == "dknnb_cl":
         return f"lambda {one.method.cls_weight:g}"
-    return "L_CLS alone" if one.method.kind == "dknnb" else KINDS[one.method.kind]
+    return "L_CLS alone" if one.method.kind == "dknnb" else KIND_TITLES[one.method.kind]
 
 
 def _eps(eps: float) -> str:

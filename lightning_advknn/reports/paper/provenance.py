@@ -1,12 +1,15 @@
-"""Which commands, settings, versions and devices made the results, and how long that took."""
+"""Commands, settings, versions, devices and wall time behind the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_advknn.reports.paper.tables import attack_text
-from lightning_advknn.reports.records.over_seeds import KINDS, Planned, Results
-from lightning_advknn.reports.records.summary import which_images
-from lightning_advknn.reports.render.page import Lines, Table, anchor
+from lightning_advknn.reports.records.grouping import columns_of, grouped, pivoted
+from lightning_advknn.reports.records.names import KIND_TITLES
+from lightning_advknn.reports.records.over_seeds import Planned, Results
+from lightning_advknn.reports.records.summaries import which_images
+from lightning_advknn.reports.render.blocks import Lines, Table
+from lightning_advknn.reports.render.page import anchor
 
 
 def commands_table(found: Sequence[Results]) -> Table:
@@ -31,16 +34,11 @@ def commands_table(found: Sequence[Results]) -> Table:
 
 
 def settings_table(found: Sequence[Results]) -> Table:
-    """One row a results folder: victims, what was attacked, attacks."""
+    """One row a results folder: victims, attacked networks, attacks, data."""
     rows: list[list[Lines]] = []
     for results in found:
         if results.runs:
-            settings, victim = results.settings, results.victim
-            who = (
-                f"k {victim['k']}, {victim['metric']}, kNN on {victim['layer']}, DkNN on {', '.join(victim.get('layers', results.layers))}",
-                f"credibility convention {victim['convention']}",
-                *([f"approximate neighbours: {_listed(victim['index'])}"] if "index" in victim else []),
-            )
+            settings = results.settings
             attacks = [
                 f"{name}: {attack_text(attack)}, gradients in {attack['precision']}"
                 for name, attack in settings["attacks"].items()
@@ -48,7 +46,7 @@ def settings_table(found: Sequence[Results]) -> Table:
             rows.append(
                 [
                     (results.name,),
-                    who,
+                    _who(results),
                     tuple(_training(results, name) for name in settings["trainings"]),
                     (*attacks, f"they ascend the {settings['label_source']} label"),
                     _data(settings),
@@ -59,42 +57,43 @@ def settings_table(found: Sequence[Results]) -> Table:
 
 
 def versions_sentence(found: Sequence[Results]) -> str:
-    """Versions, each set with the experiments that had it."""
-    sets: dict[str, list[str]] = {}
-    for results in found:
-        for seed, run in results.runs.items():
-            versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-            sets.setdefault(versions, []).append(f"{results.name} seed {seed}")
+    """Each set of versions, with the experiments that had it."""
+    runs = [(results, seed, run) for results in found for seed, run in results.runs.items()]
+    sets = grouped(
+        runs, lambda one: ", ".join(f"{name} {version}" for name, version in one[2]["versions"].items())
+    )
     if len(sets) == 1:
         return f"All experiments: {next(iter(sets))}."
-    return " ".join(f"{', '.join(names)}: {versions}." for versions, names in sets.items())
+    names = {
+        versions: ", ".join(f"{results.name} seed {seed}" for results, seed, _ in own)
+        for versions, own in sets.items()
+    }
+    return " ".join(f"{own}: {versions}." for versions, own in names.items())
 
 
 def time_table(found: Sequence[Results]) -> Table:
-    """Wall time by stage and part; the last row counts a stage that several experiments share once."""
-    parts: dict[str, dict[str, float]] = {}
+    """Wall time by part and stage. The last row counts a stage that several experiments share once."""
+    spent: list[tuple[str, str, float]] = []  # part, stage, seconds
     once: dict[str, tuple[str, float]] = {}
     for results in found:
         for seed, run in results.runs.items():
-            row = parts.setdefault(f"{results.data}/{results.part}", {})
-            for label, seconds in run["seconds"].items():
-                _add(row, label, seconds)
+            part = f"{results.data}/{results.part}"
+            spent += [(part, label, seconds) for label, seconds in run["seconds"].items()]
             own = f"{results.name}/{seed}"
-            for name, (label, seconds) in _pieces(run).items():
+            for name, piece in _pieces(run).items():
                 # Banks are not kept: each experiment builds its own.
-                once[f"{own}/{name}" if name.startswith("bank/") else name] = label, seconds
-    last: dict[str, float] = {}
-    for label, seconds in once.values():
-        _add(last, label, seconds)
-    parts["all, shared stages once"] = last
-    stages = list(dict.fromkeys(stage for row in parts.values() for stage in row))
-    rows: list[list[Lines]] = [
-        [(part,), *((duration(row.get(stage, 0.0)),) for stage in stages), (duration(sum(row.values())),)]
-        for part, row in parts.items()
-    ]
+                once[f"{own}/{name}" if name.startswith("bank/") else name] = piece
+    spent += [("all, shared stages once", label, seconds) for label, seconds in once.values()]
+    table = pivoted(spent, row=lambda one: one[0], column=lambda one: one[1].partition(" ")[0])
+    stages = columns_of(table)
+    rows: list[list[Lines]] = []
+    for part, row in table.items():
+        sums = {stage: sum(seconds for *_, seconds in row.get(stage, [])) for stage in stages}
+        total = sum(sums[stage] for stage in row)
+        rows.append([(part,), *((_duration(sums[stage]),) for stage in stages), (_duration(total),)])
     return Table(
-        "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that an earlier"
-        " experiment made and this one read.",
+        "Wall time in h:mm:ss of the stages that each part's experiments need, all seeds, also of those that"
+        " an earlier experiment made and this one read.",
         ["part", *stages, "sum"],
         rows,
     )
@@ -103,15 +102,15 @@ def time_table(found: Sequence[Results]) -> Table:
 def missing_table(found: Sequence[Results]) -> Table:
     """One row an experiment that has not run."""
     rows: list[list[Lines]] = [
-        [(results.name,), (str(planned.seed),), (reason(results, planned),), (f"`{planned.command}`",)]
+        [(results.name,), (str(planned.seed),), (_reason(results, planned),), (f"`{planned.command}`",)]
         for results in found
         for planned in results.to_run
     ]
     return Table("Not run.", ["experiment", "seed", "why", "command"], rows, headings=2)
 
 
-def reason(results: Results, planned: Planned) -> str:
-    """Why an experiment has not run, and where its data can be had if that is what is missing."""
+def _reason(results: Results, planned: Planned) -> str:
+    """Why an experiment has not run, and how to get its data if they are missing."""
     if not planned.missing:
         return "not run"
     get = (
@@ -121,18 +120,18 @@ def reason(results: Results, planned: Planned) -> str:
 
 
 def not_run(found: Sequence[Results]) -> list[str]:
-    """A sentence for each experiment of some results that is missing."""
+    """A sentence for each missing experiment of some results."""
     return [
-        f"{results.name}, seed {planned.seed}: {reason(results, planned)}. Its command: `{planned.command}`"
+        f"{results.name}, seed {planned.seed}: {_reason(results, planned)}. Its command: `{planned.command}`"
         for results in found
         for planned in results.to_run
     ]
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Seconds as h:mm:ss.
 
-    >>> duration(3725.4)
+    >>> _duration(3725.4)
     '1:02:05'
     """
     whole = round(seconds)
@@ -140,16 +139,20 @@ def duration(seconds: float) -> str:
 
 
 def _pieces(run: Mapping[str, Any]) -> Mapping[str, tuple[str, float]]:
-    """Stages by the name of what they made; summaries of before there were names have each stage for themselves."""
+    """Stages by the name of their file; each for itself in summaries of earlier versions, without names."""
     return run.get("pieces") or {
         f"bank/{label}": (label, seconds) for label, seconds in run["seconds"].items()
     }
 
 
-def _add(row: dict[str, float], label: str, seconds: float) -> None:
-    """Add a stage's wall time to those of its kind."""
-    stage = label.partition(" ")[0]
-    row[stage] = row.get(stage, 0.0) + seconds
+def _who(results: Results) -> Lines:
+    victim = results.victim
+    layers = ", ".join(victim.get("layers", results.layers))
+    return (
+        f"k {victim['k']}, {victim['metric']}, kNN on {victim['layer']}, DkNN on {layers}",
+        f"credibility convention {victim['convention']}",
+        *([f"approximate neighbours: {_listed(victim['index'])}"] if "index" in victim else []),
+    )
 
 
 def _listed(index: Mapping[str, Any]) -> str:
@@ -165,13 +168,14 @@ def _training(results: Results, name: str) -> str:
     if method is None or method.layer is None:
         return f"{name}: {arguments['network']['class_path'].rpartition('.')[2]}, {epochs}"
     weights = f"{arguments['cls_weight']:g} L_CLS + {arguments['cl_weight']:g} L_CL"
-    return f"{name}: {KINDS[method.kind]} on {method.layer}, {weights}, k {arguments['k']}, {epochs}"
+    return f"{name}: {KIND_TITLES[method.kind]} on {method.layer}, {weights}, k {arguments['k']}, {epochs}"
 
 
 def _data(settings: Mapping[str, Any]) -> Lines:
     arguments = settings["trainings"]["origin"]["data"]["init_args"]
     return (
         settings["data"]["name"],
-        f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a class",
+        f"{arguments['val_size']} validation, {arguments['calibration_per_class']} calibration images a"
+        " class",
         f"splits of seed {arguments['split_seed']}",
     )

@@ -1,28 +1,29 @@
-"""Result tables of the README, generated from `results/`: python -m lightning_advknn.reports.paper.readme."""
+"""Result tables of the README, made from `results/`: python -m lightning_advknn.reports.paper.readme."""
 
 import re
 from pathlib import Path
 
-from lightning_advknn.reports.leaderboards.board import NAME, board_table, published_table, read_board
-from lightning_advknn.reports.paper.tables import table1, table2
+from lightning_advknn.reports.leaderboards.board import NAME, read_board
+from lightning_advknn.reports.leaderboards.page import brief_tables
+from lightning_advknn.reports.paper.tables import attacked_table, clean_table
 from lightning_advknn.reports.records.over_seeds import Planned, Results, load
-from lightning_advknn.reports.records.summary import which_images
-from lightning_advknn.reports.render.page import markdown_table
+from lightning_advknn.reports.records.summaries import which_images
+from lightning_advknn.reports.render.page import captioned
 from lightning_advknn.storage import atomic_path
 
-DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
-REPORT = "report/report.md"
+_DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
+_REPORT = "report/report.md"
 
 
 def main(repository: Path = Path()) -> None:
     """Rewrite the README's part between the result markers."""
     path = repository / "README.md"
     with atomic_path(path) as temporary:
-        text = render(path.read_text(encoding="utf-8"), repository / "results")
+        text = _with_tables(path.read_text(encoding="utf-8"), repository / "results")
         temporary.write_text(text, encoding="utf-8")
 
 
-def render(readme: str, results: Path) -> str:
+def _with_tables(readme: str, results: Path) -> str:
     """The README with its tables as `results` has them.
 
     Args:
@@ -32,10 +33,10 @@ def render(readme: str, results: Path) -> str:
     Raises:
         ValueError: If a marker is missing.
     """
-    plan = {data: {"tables": [Planned(0, _command(data))]} for data in DATA}
-    tables = "\n".join(_section(found) + _leaderboard(found.folder) for found in load(plan, results))
-    if (results / REPORT).is_file():
-        tables = f"All tables and figures: [report]({results.name}/{REPORT}).\n\n{tables}"
+    plan = {data: {"tables": [Planned(0, _command(data))]} for data in _DATA}
+    tables = "\n".join(_data_set(found) + _leaderboard(found.folder) for found in load(plan, results))
+    if (results / _REPORT).is_file():
+        tables = f"All tables and figures: [report]({results.name}/{_REPORT}).\n\n{tables}"
     text, replaced = re.subn(
         "<!-- results -->.*<!-- /results -->",
         lambda _: f"<!-- results -->\n{tables}<!-- /results -->",
@@ -53,21 +54,21 @@ def _command(data: str) -> str:
     return f"python attack.py evaluate --config configs/{data}/attack.yaml --results results/{data}"
 
 
-def _section(results: Results) -> str:
+def _data_set(results: Results) -> str:
     heading = f"### {results.title}\n\n"
     if not results.runs:
         return f"{heading}Not run yet: `{results.to_run[0].command}`.\n"
     made = "; ".join(f"`{run['command']}` ({run['device']}, {run['date']})" for run in results.runs.values())
+    which = which_images(results.settings, results.measurements()[0].n)
     seeds = list(results.runs)
+    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds}"
+    victim, labels = results.victim, results.settings["label_source"]
     facts = (
-        f"{which_images(results.settings, results.measurements()[0].n)}, {f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {seeds}'};"
-        f" k = {results.victim['k']}, credibility convention `{results.victim['convention']}`, attacks ascend the"
-        f" `{results.settings['label_source']}` label. Made by {made}."
+        f"{which}, {of_seeds}; k = {victim['k']}, credibility convention `{victim['convention']}`, attacks"
+        f" ascend the `{labels}` label. Made by {made}."
     )
-    tables = (
-        f"{table.caption}\n\n{markdown_table(table)}\n\n" for table in (table1([results]), table2(results))
-    )
-    return f"{heading}{''.join(tables)}{' '.join([facts, *results.notes])}\n"
+    tables = [captioned(table) for table in (clean_table([results]), attacked_table(results))]
+    return heading + "\n\n".join([*tables, " ".join([facts, *results.notes])]) + "\n"
 
 
 def _leaderboard(folder: Path) -> str:
@@ -75,10 +76,9 @@ def _leaderboard(folder: Path) -> str:
     board = read_board(folder)
     if board is None:
         return ""
-    tables = filter(None, [board_table(board, "dknn", brief=True), published_table(board, "dknn")])
     where = f"{folder.parent.name}/{folder.name}/{NAME}"
     whole = f"[All attacks against every victim]({where}.md), [curves]({where}.png), [numbers]({where}.csv)."
-    shown = "\n\n".join(f"{table.caption}\n\n{markdown_table(table)}" for table in tables)
+    shown = "\n\n".join(map(captioned, brief_tables(board)))
     return f"\nLeaderboard. {shown}\n\n{whole}\n"
 
 

@@ -1,4 +1,4 @@
-"""The report: every table and figure of the paper from result folders, with what differs and what is missing."""
+"""The report: every table and figure of the paper from result folders, differences, what is missing."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,21 +18,23 @@ from lightning_advknn.reports.paper.provenance import (
     time_table,
     versions_sentence,
 )
-from lightning_advknn.reports.paper.tables import table1
+from lightning_advknn.reports.paper.tables import clean_table
+from lightning_advknn.reports.records.grouping import grouped
 from lightning_advknn.reports.records.over_seeds import Plan, Results, load
-from lightning_advknn.reports.render.page import Block, Lines, Section, Table, render_html, render_markdown
+from lightning_advknn.reports.render.blocks import Block, Lines, Section, Table
+from lightning_advknn.reports.render.page import render_html, render_markdown
 from lightning_advknn.storage import atomic_path
 
-ROLES = ("tables", "transfer", "layers", "neighbours", "cls_weight", "eps")
+_ROLES = ("tables", "transfer", "layers", "neighbours", "cls_weight", "eps")
 
 
 def write_report(plan: Plan, results: Path, output: Path) -> None:
     """Write ``index.html``, ``report.md`` and the figures as PNG and PDF; equal results give equal files.
 
     Args:
-        plan: What the grid asks for; what is not there yet is named as missing.
+        plan: What the grid asks for. The report names what is missing of it.
         results: Folder of result folders.
-        output: Where the report goes.
+        output: Folder of the report.
 
     Raises:
         ValueError: If a result is damaged.
@@ -40,22 +42,26 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     """
     found = load(plan, results)
     make = Exhibits(output)
-    others = [part for part in dict.fromkeys(each.part for each in found) if part not in ROLES]
+    others = [part for part in dict.fromkeys(each.part for each in found) if part not in _ROLES]
     tables = [each for each in found if each.part == "tables"]
     section = partial(_section, found)
     sections = [
         _summary(found),
-        Section("table1", "Table 1: clean accuracy", [table1(tables)] if tables else ["Not in the grid."]),
-        section("table2", "Table 2: accuracy under attack", "tables", make.table2),
-        section("table3", "Table 3: transfer to another network", "transfer", make.table3),
-        section("figure3", "Figure 3: neighbours before and after", "tables", make.figure3, brief=True),
-        section("figure4", "Figure 4: layers", "layers", make.figure4),
-        section("figure5", "Figure 5: credibility", "layers", make.figure5, brief=True),
-        section("figure6", "Figure 6: adversarials under growing eps", "layers", make.figure6, brief=True),
-        section("figure7", "Figure 7: k", "neighbours", make.figure7),
+        Section(
+            "table1", "Table 1: clean accuracy", [clean_table(tables)] if tables else ["Not in the grid."]
+        ),
+        section("table2", "Table 2: accuracy under attack", "tables", make.attacked),
+        section("table3", "Table 3: transfer to another network", "transfer", make.transferred),
+        section("figure3", "Figure 3: neighbours before and after", "tables", make.neighbours, brief=True),
+        section("figure4", "Figure 4: layers", "layers", make.layers),
+        section("figure5", "Figure 5: credibility", "layers", make.credibility, brief=True),
+        section(
+            "figure6", "Figure 6: adversarials under growing eps", "layers", make.adversarials, brief=True
+        ),
+        section("figure7", "Figure 7: k", "neighbours", make.growing_k),
         section("lambda", "Lambda, which the paper leaves out", "cls_weight", make.weights),
         section("eps", "Which eps", "eps", make.eps),
-        *(section(f"part-{part}", f"Part {part}", part, make.table2) for part in others),
+        *(section(f"part-{part}", f"Part {part}", part, make.attacked) for part in others),
         leaderboards_section(results, output),
         _differences(found),
         _provenance(found),
@@ -63,9 +69,9 @@ def write_report(plan: Plan, results: Path, output: Path) -> None:
     ]
     done, to_run = sum(len(each.runs) for each in found), sum(len(each.to_run) for each in found)
     introduction = [
-        "Tables and figures of Li et al., AdvKNN: Adversarial Attacks on K-Nearest Neighbor Classifiers with Approximate"
-        " Gradients, measured anew by `lightning_advknn`, with the paper's numbers beside. L2 is true L2, of pixels in"
-        " [0, 1], unless said otherwise.",
+        "Tables and figures of Li et al., AdvKNN: Adversarial Attacks on K-Nearest Neighbor Classifiers with"
+        " Approximate Gradients, measured anew by `lightning_advknn`, with the paper's numbers beside. L2 is"
+        " true L2, of pixels in [0, 1], unless said otherwise.",
         f"Finished experiments: {done}; missing of what was planned: {to_run}.",
     ]
     for name, render in (("index.html", render_html), ("report.md", render_markdown)):
@@ -81,7 +87,7 @@ def _section(
     make: Callable[[list[Results]], list[Block]],
     brief: bool = False,
 ) -> Section:
-    """What each data set has of a part, and what is not run; in brief where a section before has said it."""
+    """A part by data set, and what has not run; `brief` where an earlier section has said it."""
     groups = _by_data(found, part)
     blocks: list[Block] = [] if groups else ["Not in the grid."]
     for group in groups:
@@ -96,9 +102,9 @@ def _section(
 
 
 def _summary(found: Sequence[Results]) -> Section:
-    """What holds and what does not."""
-    done = {part: [each for each in found if each.part == part and each.runs] for part in ROLES}
-    claims = [finding for each in done["tables"] if (finding := findings.clean_accuracy(each))]
+    """Which claims hold."""
+    done = {part: [each for each in found if each.part == part and each.runs] for part in _ROLES}
+    claims = [finding for each in done["tables"] if (finding := findings.clean_accuracies_agree(each))]
     claims += [finding for each in done["tables"] for finding in findings.ordering(each)]
     for each in done["transfer"]:
         claims += [finding for network in each.networks for finding in findings.transfer(each, network)]
@@ -120,7 +126,7 @@ def _summary(found: Sequence[Results]) -> Section:
 
 
 def _differences(found: Sequence[Results]) -> Section:
-    """Where ours and the paper's numbers differ."""
+    """Differences from the paper's numbers."""
     table = differences_table(found)
     blocks: list[Block] = [*([table] if table else []), *subset_sentences(found), DEVIATIONS]
     return Section("differences", "Differences from the paper", blocks)
@@ -142,5 +148,4 @@ def _missing(found: Sequence[Results]) -> Section:
 
 
 def _by_data(found: Sequence[Results], part: str) -> list[list[Results]]:
-    own = [each for each in found if each.part == part]
-    return [[each for each in own if each.data == data] for data in dict.fromkeys(each.data for each in own)]
+    return list(grouped((each for each in found if each.part == part), lambda each: each.data).values())

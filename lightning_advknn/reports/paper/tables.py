@@ -1,94 +1,87 @@
-"""Tables laid out as in the paper: ours over seeds, the paper's, the difference, true L2."""
+"""The paper's tables over seeds: our accuracies, the paper's, the difference, true L2."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_advknn.reports.records import published
-from lightning_advknn.reports.records.over_seeds import (
-    KINDS,
-    NETWORKS,
-    VICTIMS,
-    Mean,
-    Measurement,
-    Results,
-    cells,
-    mean_of,
-    paper_of,
-)
-from lightning_advknn.reports.render.page import Lines, Table
+from lightning_advknn.reports.records.csv_files import mean_of
+from lightning_advknn.reports.records.grouping import columns_of, pivoted
+from lightning_advknn.reports.records.names import KIND_TITLES, NETWORK_TITLES, VICTIM_TITLES
+from lightning_advknn.reports.records.over_seeds import Measurement, Results, lines_by_cell, paper_of
+from lightning_advknn.reports.render.blocks import Lines, Table
+from lightning_advknn.reports.render.means import Mean
 
-OURS = "ours: mean ± standard deviation over seeds (number of seeds), accuracy in %"
+_OURS = "ours: mean ± standard deviation over seeds (number of seeds), accuracy in %"
 
 
-def table1(found: Sequence[Results]) -> Table:
+def clean_table(found: Sequence[Results]) -> Table:
     """Clean accuracies (Table 1), one row a data set."""
-    classifiers = {**VICTIMS, "dknnb": "DkNNB", "dknnb_cl": "DkNNB+CL"}
+    classifiers = {**VICTIM_TITLES, "dknnb": "DkNNB", "dknnb_cl": "DkNNB+CL"}
     rows: list[list[Lines]] = []
     for results in found:
         if results.runs:
             measured = accuracies(results)
-            row = [compared(*measured[name]) if name in measured else ("-",) for name in classifiers]
+            row = [_compared(*measured[name]) if name in measured else ("-",) for name in classifiers]
         else:
-            theirs = published.TABLE1.get(results.dataset, {})
+            theirs = published.CLEAN_ACCURACIES.get(results.dataset, {})
             row = [("not run", *_beside(theirs.get(name))) for name in classifiers]
         rows.append([(results.title,), *row])
     return Table(
-        f"Table 1: accuracy on clean images ({OURS}). The paper does not say whether its DkNNB was trained with CL; both"
-        " stand beside its number.",
+        f"Table 1: accuracy on clean images ({_OURS}). The paper does not say whether its DkNNB was trained"
+        " with CL; both stand beside its number.",
         ["data", *classifiers.values()],
         rows,
         sources=_sources(found),
     )
 
 
-def table2(results: Results) -> Table:
+def attacked_table(results: Results) -> Table:
     """Accuracy of kNN and DkNN under attack (Table 2), one data set."""
-    found = results.measurements()
-    attacks = list(dict.fromkeys((each.attack, each.eps) for each in found))
-    by_row: dict[tuple[str, str], dict[tuple[str, float], Measurement]] = {}
-    for each in found:
-        by_row.setdefault((each.victim, each.method.name), {})[each.attack, each.eps] = each
+    table = pivoted(
+        results.measurements(),
+        row=lambda each: (each.victim, each.method),
+        column=lambda each: (each.attack, each.eps),
+    )
+    attacks = columns_of(table)
     rows: list[list[Lines]] = []
     # The paper has all methods of a victim together.
-    for victim, method in sorted(by_row, key=lambda row: row[0] == "dknn"):
-        row = by_row[victim, method]
-        label = KINDS[results.methods[method].kind]
-        rows.append(
-            [(VICTIMS[victim],), (label,), *(_attacked(row[a]) if a in row else ("-",) for a in attacks)]
-        )
+    for (victim, method), row in sorted(table.items(), key=lambda item: item[0][0] == "dknn"):
+        heading = [(VICTIM_TITLES[victim],), (KIND_TITLES[method.kind],)]
+        rows.append([*heading, *(_attacked(row[place][-1]) if place in row else ("-",) for place in attacks)])
     return Table(
-        f"Table 2: {results.title}, accuracy under attack ({OURS}), mean true L2 and mean credibility of all images."
-        " Lower accuracy is better for the attacker."
+        f"Table 2: {results.title}, accuracy under attack ({_OURS}), mean true L2 and mean credibility of"
+        " all images. Lower accuracy is better for the attacker."
         + (" The paper does not state its eps here." if results.dataset == "FashionMNIST" else ""),
-        ["victim", "method", *(_attack(results, *attack) for attack in attacks)],
+        ["victim", "method", *(_attack(results, *place) for place in attacks)],
         rows,
         headings=2,
         sources=_sources([results]),
     )
 
 
-def table3(results: Results, network: str) -> Table:
+def transfer_table(results: Results, network: str) -> Table:
     """Transfer to another network (Table 3)."""
-    found = results.measurements(network)
-    by_row: dict[tuple[str, float, str], dict[str, Measurement]] = {}
-    for each in found:
-        by_row.setdefault((each.attack, each.eps, each.method.name), {})[each.victim] = each
-    order = list(dict.fromkeys(key[:2] for key in by_row))
+    table = pivoted(
+        results.measurements(network),
+        row=lambda each: (each.attack, each.eps, each.method),
+        column=lambda each: each.victim,
+    )
+    order = list(dict.fromkeys(key[:2] for key in table))
     rows: list[list[Lines]] = []
-    for attack, eps, method in sorted(by_row, key=lambda key: order.index(key[:2])):
-        row = by_row[attack, eps, method]
+    for (attack, eps, method), by_victim in sorted(table.items(), key=lambda item: order.index(item[0][:2])):
+        row = {victim: found[-1] for victim, found in by_victim.items()}
         rows.append(
             [
                 (_attack(results, attack, eps),),
-                (KINDS[results.methods[method].kind],),
-                *(compared(row[v].accuracy, row[v].paper) if v in row else ("-",) for v in VICTIMS),
+                (KIND_TITLES[method.kind],),
+                *(_compared(row[v].accuracy, row[v].paper) if v in row else ("-",) for v in VICTIM_TITLES),
                 (f"{next(iter(row.values())).l2.mean:.2f}",),
             ]
         )
     return Table(
-        f"Table 3: {results.title}, the same adversarials on {NETWORKS.get(network, network)} trained on clean images ({OURS}). Lower accuracy"
-        " is better for the attacker.",
-        ["attack", "method", *VICTIMS.values(), "mean true L2"],
+        f"Table 3: {results.title}, the same adversarials on {NETWORK_TITLES.get(network, network)} trained"
+        f" on clean images ({_OURS}). Lower accuracy is better for the attacker.",
+        ["attack", "method", *VICTIM_TITLES.values(), "mean true L2"],
         rows,
         headings=2,
         sources=_sources([results]),
@@ -101,23 +94,21 @@ def series_table(
     """The numbers of a figure.
 
     Args:
-        caption: What they are; accuracies in % are added to it.
-        corner: What names rows and columns.
+        caption: What they are. Accuracies in % and L2 are added to it.
+        corner: Title of the first column, which names rows.
         points: Row, column and what was measured there, in order.
-        sources: What they were made from.
+        sources: Results that they were made from.
     """
-    rows: dict[str, dict[str, list[Measurement]]] = {}
-    for row, column, each in points:
-        rows.setdefault(row, {}).setdefault(column, []).append(each)
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    body: list[list[Lines]] = [
-        [(label,), *(_measured(row[column]) if column in row else ("-",) for column in columns)]
-        for label, row in rows.items()
+    table = pivoted(points, row=lambda point: point[0], column=lambda point: point[1])
+    columns = columns_of(table)
+    rows: list[list[Lines]] = [
+        [(label,), *(_measured([each for *_, each in row[c]]) if c in row else ("-",) for c in columns)]
+        for label, row in table.items()
     ]
     return Table(
         f"{caption}: accuracy in % (± standard deviation over seeds), mean true L2.",
         [corner, *columns],
-        body,
+        rows,
         sources=_sources(sources),
     )
 
@@ -125,14 +116,14 @@ def series_table(
 def accuracies(results: Results) -> Mapping[str, tuple[Mean, float | None]]:
     """Clean accuracies over seeds and the paper's, of victims and of the first surrogate of each kind."""
     found: dict[str, tuple[Mean, float | None]] = {}
-    for (name,), lines in cells(results.table("table1"), "victim"):
-        key = name if name in VICTIMS else results.methods[name].kind
+    for (name,), lines in lines_by_cell(results.table("table1"), "victim"):
+        key = name if name in VICTIM_TITLES else results.methods[name].kind
         found.setdefault(key, (mean_of(lines, "accuracy"), paper_of(lines)))
     return found
 
 
-def compared(ours: Mean, theirs: float | None) -> Lines:
-    """Ours; below it the paper's and the difference."""
+def _compared(ours: Mean, theirs: float | None) -> Lines:
+    """Our accuracy; below it the paper's and the difference."""
     return (str(ours), *_beside(theirs, ours))
 
 
@@ -143,16 +134,14 @@ def attack_text(attack: Mapping[str, Any]) -> str:
 
 
 def _attacked(each: Measurement) -> Lines:
-    lines = compared(each.accuracy, each.paper)
+    lines = _compared(each.accuracy, each.paper)
     credibility = "" if each.credibility is None else f", cred. {each.credibility.mean:.2f}"
     return lines if each.attack == "clean" else (*lines, f"L2 {each.l2.mean:.2f}{credibility}")
 
 
 def _measured(found: Sequence[Measurement]) -> Lines:
-    return (
-        *(f"{VICTIMS[each.victim]} {each.accuracy.text}" for each in found),
-        f"L2 {found[0].l2.mean:.2f}",
-    )
+    accuracies = (f"{VICTIM_TITLES[each.victim]} {each.accuracy.text()}" for each in found)
+    return (*accuracies, f"L2 {found[0].l2.mean:.2f}")
 
 
 def _attack(results: Results, attack: str, eps: float) -> str:

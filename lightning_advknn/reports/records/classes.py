@@ -1,15 +1,19 @@
-"""Which class has which label, and how many images: what a network's outputs have to be in the order of."""
+"""The classes of a data set: labels, names and numbers of images.
+
+A network's outputs must be in the order of these labels, so every run prints and keeps them.
+"""
 
 from typing import Any
 
-from lightning_advknn.data import ImageDataModule
-from lightning_advknn.experiment.run import ExperimentRun
+from torch import Tensor
 
-_SHOWN = 12  # classes that a line names all of
+from lightning_advknn.data import ImageDataModule
+
+_SHOWN = 12  # a line with more classes than this leaves some out
 
 
 def classes_line(data: ImageDataModule) -> str:
-    """Labels, names and images of the classes in a line: training and test images, of all that the data set has of them."""
+    """A line with each class's label, name and numbers of training and test images in the whole data set."""
     counts = data.counts()
     train, test = (
         [one + other for one, other in zip(counts[part], counts[rest], strict=True)]
@@ -22,20 +26,22 @@ def classes_line(data: ImageDataModule) -> str:
     if len(each) > _SHOWN:
         fewest = f"; at least {min(train)}/{min(test)}, at most {max(train)}/{max(test)}"
         each = [*each[: _SHOWN // 2], "...", f"{each[-1]}{fewest}"]
-    return f"Classes of {data.name}, each with its label and its training/test images: {', '.join(each)}"
+    shown = ", ".join(each)
+    return f"Classes of {data.name}, each with its label and its training/test images: {shown}"
 
 
-def classes_of(run: ExperimentRun) -> dict[str, Any]:
-    """Names of an experiment's classes in order of labels, and by split how many images each has.
+def classes_of(data: ImageDataModule, attacked: Tensor) -> dict[str, Any]:
+    """Names of classes in order of labels, and numbers of images by split.
 
-    The split ``attacked`` is of the test images that are attacked.
+    Args:
+        data: The data set.
+        attacked: Labels of the attacked images, int64 ``(n,)``, which count as the split ``attacked``.
     """
-    data = run.data
-    attacked = run.test.labels.bincount(minlength=data.num_classes).tolist()
-    return {"names": names_of(data), **data.counts(), "attacked": attacked}
+    counts = attacked.bincount(minlength=data.num_classes).tolist()
+    return {"names": names_of(data), **data.counts(), "attacked": counts}
 
 
 def names_of(data: ImageDataModule) -> list[str]:
-    """In order of labels; the labels themselves where a data set has no names for as many."""
+    """Names in order of labels; the labels themselves where names are missing."""
     known = len(data.class_names) == data.num_classes
     return list(data.class_names) if known else [str(label) for label in range(data.num_classes)]

@@ -1,4 +1,4 @@
-"""Whose results a folder holds: no experiment's are ever overwritten by, or mixed with, another's."""
+"""Folders of results: one experiment's results never overwrite another's or mix with them."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_advknn.storage import check_writable, read_json, write_json
 
-EXPERIMENT_FILE = "experiment.json"
+_EXPERIMENT_FILE = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Claim:
     """A folder that an experiment wants for its results.
 
     Args:
-        folder: Which.
-        settings: What the results depend on, as JSON reads it back.
-        results: Files that say the folder holds results; without any, its last owner came to nothing.
-        own: Whether the folder is the experiment's alone.
+        folder: The folder.
+        settings: Settings that the results depend on, as JSON reads them back.
+        results: Names of files that count as results. A folder without any of them is free.
+        own: Whether the folder is for this experiment alone.
     """
 
     folder: Path
@@ -28,39 +28,43 @@ class Claim:
     own: bool = False
 
     def check(self) -> None:
-        """Raise a ValueError if the folder holds another experiment's results, or, if it is `own`, other files."""
+        """Check that the folder is free or holds this experiment's results.
+
+        Raises:
+            ValueError: If it holds another experiment's results or, with `own`, other files.
+        """
         owner = self.owner()
         if owner != self.settings and any((self.folder / result).is_file() for result in self.results):
             raise ValueError(
-                f"Expected {self.folder} to be empty or to hold this experiment's results, but its {EXPERIMENT_FILE} is of"
-                " another experiment. Choose another folder, or delete this one."
+                f"Expected {self.folder} to be empty or to hold this experiment's results, but its"
+                f" {_EXPERIMENT_FILE} is of another experiment. Choose another folder, or delete this one."
             )
-        # Hidden files are those of another run that begins in this moment, or of the system.
+        # Hidden files are the system's, or those of a run that is starting right now.
         there = any(not path.name.startswith(".") for path in self.folder.iterdir())
-        if self.own and there and not (self.folder / EXPERIMENT_FILE).is_file():
+        if self.own and there and not (self.folder / _EXPERIMENT_FILE).is_file():
             raise ValueError(
-                f"Expected {self.folder} to be empty or to hold this experiment's results, but it holds other files."
-                " Choose another folder."
+                f"Expected {self.folder} to be empty or to hold this experiment's results, but it holds other"
+                " files. Choose another folder."
             )
 
     def owner(self) -> Any:
-        """The settings of the experiment whose folder it is; None if it is nobody's."""
+        """Settings of the experiment that the folder belongs to; None if it belongs to none."""
         try:
-            return read_json(self.folder / EXPERIMENT_FILE)
+            return read_json(self.folder / _EXPERIMENT_FILE)
         except (FileNotFoundError, ValueError):
             return None
 
     def clear(self) -> None:
-        """Delete what an experiment left there, and nothing else."""
+        """Delete the files of an experiment, and nothing else."""
         shutil.rmtree(self.folder / "rows", ignore_errors=True)
         for pattern in (
-            EXPERIMENT_FILE,
+            _EXPERIMENT_FILE,
             "table?.csv",
             "seed*.json",
             "summary.json",
             "neighbours.*",
             "adversarials.*",
-            *(["leaderboard.*"] if self.own else []),  # a shared folder's is of another experiment
+            *(["leaderboard.*"] if self.own else []),  # in a shared folder it is another experiment's
         ):
             for path in self.folder.glob(pattern):
                 path.unlink()
@@ -70,11 +74,11 @@ def take(claims: Sequence[Claim], replace: bool = False) -> None:
     """Give folders to an experiment: all of them or none.
 
     Args:
-        claims: On them.
-        replace: Delete what they hold of other experiments, instead of raising an error.
+        claims: On the folders.
+        replace: Delete results of other experiments instead of raising an error.
 
     Raises:
-        ValueError: If a folder holds something else.
+        ValueError: If a folder holds other results or files.
         OSError: If a folder cannot be written.
     """
     for claim in claims:
@@ -84,8 +88,8 @@ def take(claims: Sequence[Claim], replace: bool = False) -> None:
         claim.check()
     for claim in claims:
         if claim.owner() != claim.settings:
-            claim.clear()  # left by a run that came to nothing
-            write_json(claim.folder / EXPERIMENT_FILE, claim.settings)
+            claim.clear()  # files of a run that did not finish
+            write_json(claim.folder / _EXPERIMENT_FILE, claim.settings)
 
 
 def without_seed(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,29 +1,17 @@
-"""What `attack.py evaluate` left in result folders, read back and put together over seeds."""
+"""Results that `attack.py evaluate` left in folders, read back over seeds."""
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_advknn.reports.records.csv_files import Record, check_seeds, read_csv
-from lightning_advknn.reports.records.summary import neighbours_sentence
+from lightning_advknn.reports.records.csv_files import Record, check_seeds, mean_of, number, read_csv
+from lightning_advknn.reports.records.grouping import grouped
+from lightning_advknn.reports.records.names import DATA_CLASSES, DATA_TITLES, KIND_TITLES
+from lightning_advknn.reports.records.summaries import neighbours_sentence
+from lightning_advknn.reports.render.means import Mean
 from lightning_advknn.storage import read_json
-
-CLASSES = {
-    "cifar10": "CIFAR10",
-    "digits": "Digits",
-    "fashion_mnist": "FashionMNIST",
-    "gtsrb": "GTSRB",
-    "kmnist": "KMNIST",
-    "mnist": "MNIST",
-    "svhn": "SVHN",
-}
-TITLES = {**CLASSES, "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
-KINDS = {"origin": "Origin", "dknnb": "DkNNB", "dknnb_cl": "DkNNB+CL"}
-NETWORKS = {"lenet5": "LeNet5"}
-VICTIMS = {"dnn": "DNN", "knn": "kNN", "dknn": "DkNN"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +20,9 @@ class Planned:
 
     Args:
         seed: Of training.
-        command: What runs it alone.
+        command: The command that runs it alone.
         variation: Its folder within the part's, such as ``k=5``; "" if the part varies nothing.
-        missing: What keeps it from running, such as data that is not there; "" if nothing does.
+        missing: Why it cannot run, such as missing data; "" if it can.
     """
 
     seed: int
@@ -48,39 +36,13 @@ Plan = Mapping[str, Mapping[str, Sequence[Planned]]]
 
 
 @dataclass(frozen=True)
-class Mean:
-    """One number over seeds, in their order."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return statistics.fmean(self.values)
-
-    @property
-    def sd(self) -> float | None:
-        """Their sample standard deviation; None of a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def text(self) -> str:
-        """Mean ± standard deviation."""
-        return f"{self.mean:.2f}" + ("" if self.sd is None else f" ± {self.sd:.2f}")
-
-    def __str__(self) -> str:
-        """Mean ± standard deviation (number of seeds)."""
-        return f"{self.text} ({len(self.values)})"
-
-
-@dataclass(frozen=True)
 class Method:
-    """What an attack differentiates, as its settings say.
+    """What an attack differentiates, as the settings of its training say.
 
     Args:
         name: Its name in the experiment.
-        kind: One of `KINDS`: the backbone, a surrogate of L_CLS alone, one with consistency learning.
-        layer: Whose features the surrogate reads; None for the backbone.
+        kind: One of `KIND_TITLES`: the backbone, a surrogate of L_CLS alone, one with consistency learning.
+        layer: The layer whose features the surrogate reads; None for the backbone.
         cls_weight: Lambda of Eq. (16); None for the backbone.
     """
 
@@ -91,25 +53,42 @@ class Method:
 
     @property
     def label(self) -> str:
-        """As the paper calls it, and the layer."""
-        return KINDS[self.kind] + (f", {self.layer}" if self.layer else "")
+        """The paper's name, and the layer."""
+        return KIND_TITLES[self.kind] + (f", {self.layer}" if self.layer else "")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One victim under one attack through one method: accuracy in %, mean true L2 and credibility of all images."""
+    """One victim under one attack through one method, over seeds.
+
+    Args:
+        victim: ``dnn``, ``knn`` or ``dknn``.
+        method: What was differentiated.
+        attack: Name of the attack; ``clean`` is none.
+        function: The attack's function: ``clean``, ``fgsm``, ``bim``, ...
+        eps: Its radius; 0 of clean images.
+        accuracy: In %.
+        l2: Mean true L2 of all images.
+        credibility: Mean over all images; None where the table has none.
+        paper: The paper's accuracy in %, None where it has none.
+        n: Number of images.
+    """
 
     victim: str
     method: Method
     attack: str
     function: str
-    """What the attack is: ``clean``, ``fgsm`` or ``bim``."""
     eps: float
     accuracy: Mean
     l2: Mean
     credibility: Mean | None
     paper: float | None
     n: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether the images are as they were."""
+        return self.function == "clean"
 
 
 @dataclass(frozen=True)
@@ -118,11 +97,11 @@ class Results:
 
     Args:
         data: Folder name of the data set.
-        part: What it is for.
-        variation: Which of a varied setting's values it is of; "" if nothing varies.
-        folder: Where it is.
+        part: Which part of a grid the experiment belongs to.
+        variation: The value of what the part varies; "" if it varies nothing.
+        folder: The folder.
         planned: What the grid asks for.
-        runs: Summaries by seed. Without one a seed has not come to its end and does not count.
+        runs: Summaries by seed. A seed without a summary has not finished and does not count.
     """
 
     data: str
@@ -139,22 +118,22 @@ class Results:
 
     @property
     def title(self) -> str:
-        """Name of the data set."""
-        return TITLES.get(self.data, self.data)
+        """Name of the data set in tables."""
+        return DATA_TITLES.get(self.data, self.data)
 
     @property
     def dataset(self) -> str:
-        """Name of the data set's class, by which the paper's numbers are kept."""
-        return CLASSES.get(self.data, self.data)
+        """Class of the data set, the key of the paper's numbers."""
+        return DATA_CLASSES.get(self.data, self.data)
 
     @property
     def to_run(self) -> list[Planned]:
-        """What is missing of what was planned."""
+        """Planned experiments that have not finished."""
         return [planned for planned in self.planned if planned.seed not in self.runs]
 
     @property
     def settings(self) -> Any:
-        """The experiment's settings, which are the same for all seeds."""
+        """The experiment's settings, the same for all seeds."""
         return next(iter(self.runs.values()))["settings"]
 
     @property
@@ -165,7 +144,7 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What the numbers have to say of themselves: whose files; by seed and network, how approximate neighbours were found."""
+        """What qualifies all numbers: unofficial files; by seed and network, approximate neighbours."""
         note = self.settings["data"].get("note") if self.runs else None
         files = [f"{self.name}: {note}."] if note else []
         return files + [
@@ -181,35 +160,35 @@ class Results:
 
     @cached_property
     def methods(self) -> dict[str, Method]:
-        """The backbone and its surrogates by name, without networks that only judge."""
+        """The backbone and its surrogates by name, without transfer networks."""
         found = {name: _method(name, training) for name, training in self.settings["trainings"].items()}
         return {name: method for name, method in found.items() if method.layer or name == "origin"}
 
     @property
     def networks(self) -> list[str]:
-        """Networks that judge in Table 3."""
+        """The transfer networks in Table 3."""
         return list(dict.fromkeys(str(line["network"]) for line in self.table("table3")))
 
     def table(self, name: str) -> list[Record]:
-        """Lines of ``<name>.csv``, of finished seeds.
+        """Lines of ``<name>.csv`` of finished seeds.
 
         Raises:
-            ValueError: If they have changed since.
+            ValueError: If they have changed since, or the file is damaged.
         """
         path = self.folder / f"{name}.csv"
         check_seeds(path, {seed: run.get("tables", {}).get(name) for seed, run in self.runs.items()})
         return [line for line in read_csv(path) if str(line["seed"]) in map(str, self.runs)]
 
     def function(self, attack: str) -> str:
-        """Which function an attack is; ``clean`` is none."""
+        """An attack's function; ``clean`` has none and is returned as it is."""
         return "clean" if attack == "clean" else str(self.settings["attacks"][attack]["function"])
 
     def measurements(self, network: str | None = None) -> list[Measurement]:
-        """Cells of Table 2, or of Table 3 for a network that judges, over seeds in order of first appearance."""
+        """Cells of Table 2, or with a transfer network of Table 3, in order of first appearance."""
         records = self.table("table3" if network else "table2")
         own = [record for record in records if network in (None, record.get("network"))]
         found = []
-        for (victim, method, attack, eps), lines in cells(own, "victim", "method", "attack", "eps"):
+        for (victim, method, attack, eps), lines in lines_by_cell(own, "victim", "method", "attack", "eps"):
             found.append(
                 Measurement(
                     victim,
@@ -226,9 +205,13 @@ class Results:
             )
         return found
 
+    def attacked(self, network: str | None = None) -> list[Measurement]:
+        """`measurements` without those of clean images."""
+        return [each for each in self.measurements(network) if not each.clean]
+
 
 def load(plan: Plan, results: Path) -> list[Results]:
-    """Read the results of a grid, in its order, with those that are not there yet.
+    """Read the results of a grid, in its order, also of experiments that have none yet.
 
     Args:
         plan: The grid's experiments. ``tables`` lie in ``<results>/<data>``, other parts in
@@ -241,29 +224,20 @@ def load(plan: Plan, results: Path) -> list[Results]:
     found = []
     for data, parts in plan.items():
         for part, planned in parts.items():
-            for variation in dict.fromkeys(each.variation for each in planned):
+            for variation, own in grouped(planned, lambda each: each.variation).items():
                 folder = results / data if part == "tables" else results / data / part / variation
-                own = tuple(each for each in planned if each.variation == variation)
-                found.append(Results(data, part, variation, folder, own, _summaries(folder)))
+                found.append(Results(data, part, variation, folder, tuple(own), _summaries(folder)))
     return found
 
 
-def cells(records: Iterable[Record], *names: str) -> list[tuple[tuple[str, ...], list[Record]]]:
-    """Lines of the same cell over seeds, in order of first appearance."""
-    found: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        found.setdefault(tuple(str(record[name]) for name in names), []).append(record)
-    return list(found.items())
-
-
-def mean_of(lines: Sequence[Record], column: str) -> Mean:
-    """A column over seeds."""
-    return Mean(tuple(float(str(line[column])) for line in lines))
+def lines_by_cell(records: Sequence[Record], *names: str) -> list[tuple[tuple[str, ...], list[Record]]]:
+    """Records of each cell over seeds, in order of first appearance."""
+    return list(grouped(records, lambda record: tuple(str(record[name]) for name in names)).items())
 
 
 def paper_of(lines: Sequence[Record]) -> float | None:
     """The paper's number beside a cell."""
-    return None if lines[0]["paper"] is None else float(lines[0]["paper"])
+    return None if lines[0]["paper"] is None else number(lines[0], "paper")
 
 
 def _summaries(folder: Path) -> dict[int, Any]:

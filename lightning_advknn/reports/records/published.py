@@ -1,10 +1,10 @@
-"""The paper's own numbers: accuracies in %."""
+"""Published numbers: the paper's own tables, accuracies in %, and what others report of the same victims."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 # Table 1: data set -> classifier. The paper does not say whether its DkNNB was trained with CL.
-TABLE1: dict[str, dict[str, float]] = {
+CLEAN_ACCURACIES: dict[str, dict[str, float]] = {
     "MNIST": {"dnn": 99.17, "knn": 98.98, "dknn": 98.89, "dknnb": 98.75},
     "SVHN": {"dnn": 89.93, "knn": 88.37, "dknn": 90.35, "dknnb": 88.32},
     "FashionMNIST": {"dnn": 91.22, "knn": 89.87, "dknn": 90.28, "dknnb": 89.23},
@@ -62,11 +62,12 @@ _TABLE3 = {
     },
 }
 
-# Figure 4 and abstract: DkNN accuracy in % and mean L2. The paper's own L2 is in its code's unit (see `true_l2`), that
-# of Sitawarin & Wagner (2019), which it stands beside, is true L2.
+# Figure 4 and abstract: DkNN accuracy in % and mean L2. The paper's own L2 is in its code's unit
+# (see `true_l2`); that of Sitawarin & Wagner (2019), beside it in the same figure, is true L2.
 OWN_POINT = (5.71, 1.4909)
 SITAWARIN_WAGNER = (17.44, 3.476)
-# Figure 5: share in % with a credibility below .5, of clean images and of adversarials at a mean L2 in that unit.
+# Figure 5: share in % with a credibility below .5, of clean images and of adversarials at a mean L2 in
+# that unit.
 FILTERED_CLEAN = 47.54
 FILTERED = (71.42, 0.3)
 # Section 4.2: mean credibility of adversarials, and mean L2 in units as above.
@@ -75,13 +76,13 @@ SITAWARIN_WAGNER_CREDIBILITY = (0.1037, 3.476)
 
 
 class Published(NamedTuple):
-    """What others have published of an attack on a victim on MNIST, k = 75, four layers, cosine distance."""
+    """A published result of an attack on a victim on MNIST, with k = 75, four layers and cosine distance."""
 
     source: str
     victim: str
     """``knn`` or ``dknn``."""
     entry: str
-    """Of a leaderboard: the same attack here."""
+    """The same attack here, as a leaderboard names it."""
     norm: str
     eps: float
     accuracy: float
@@ -100,7 +101,7 @@ _SITAWARIN_WAGNER_LINF = {
     0.25: (2.10, 0.150),
     0.3: (0.0, 0.181),
 }
-PUBLISHED: tuple[Published, ...] = (
+_PUBLISHED: tuple[Published, ...] = (
     *(
         Published(
             "Sitawarin & Wagner 2019",
@@ -131,8 +132,8 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-# Settings of the attacks in Tables 2 and 3; the victims have k = 75 and cosine distance, the kNN is on the third layer.
-# Fashion-MNIST's are not stated: its cells stand beside whatever was run.
+# Settings of the attacks in Tables 2 and 3. The victims have k = 75 and cosine distance; the kNN is on
+# the third layer. The paper does not state Fashion-MNIST's settings: its cells are compared with any.
 _ATTACKS: dict[str, dict[str, dict[str, float]]] = {
     "MNIST": {"fgsm": {"eps": 0.25}, "bim": {"eps": 0.25, "step_size": 0.01, "steps": 100}},
     "SVHN": {"fgsm": {"eps": 0.05}, "bim": {"eps": 0.05, "step_size": 0.005, "steps": 20}},
@@ -140,20 +141,20 @@ _ATTACKS: dict[str, dict[str, dict[str, float]]] = {
 _VICTIM = {"layer": "relu3", "layers": None, "k": 75, "metric": "cosine"}
 
 
-def table1(data: str, classifier: str, victim: Mapping[str, Any]) -> float | None:
-    """Clean accuracy in %, None where the paper has none.
+def clean_accuracy(data: str, classifier: str, victim: Mapping[str, Any]) -> float | None:
+    """A cell of Table 1 in %; None where the paper has none or other victims.
 
     Args:
         data: Name of the data set.
         classifier: ``dnn``, ``knn``, ``dknn`` or a surrogate's name.
-        victim: Its settings.
+        victim: The victims' settings.
     """
     if classifier != "dnn" and not _is_papers(victim):
         return None
-    return TABLE1.get(data, {}).get("dknnb" if classifier == "dknnb_cl" else classifier)
+    return CLEAN_ACCURACIES.get(data, {}).get("dknnb" if classifier == "dknnb_cl" else classifier)
 
 
-def table2(
+def accuracy_under_attack(
     data: str,
     victim: str,
     method: str,
@@ -161,7 +162,7 @@ def table2(
     settings: Mapping[str, float],
     victim_settings: Mapping[str, Any],
 ) -> float | None:
-    """Accuracy in % under an attack, None where the paper has none or other settings.
+    """A cell of Table 2 in %; None where the paper has none or other settings.
 
     Args:
         data: Name of the data set.
@@ -173,35 +174,20 @@ def table2(
     """
     if not _are_papers(data, attack, settings, victim_settings):
         return None
-    return table2_cell(data, victim, method, attack)
+    return accuracy_at_any_settings(data, victim, method, attack)
 
 
-def table2_cell(data: str, victim: str, method: str, attack: str) -> float | None:
-    """A cell of Table 2 in %, whatever its settings were; None if there is none. Arguments as in `table2`."""
+def accuracy_at_any_settings(data: str, victim: str, method: str, attack: str) -> float | None:
+    """A cell of Table 2 in %, whatever its settings; None if there is none.
+
+    Arguments as in `accuracy_under_attack`.
+    """
     cell = _TABLE2.get(data, {}).get(victim, {}).get(method)
     attacks = ("clean", "fgsm", "bim")
     return None if cell is None or attack not in attacks else cell[attacks.index(attack)]
 
 
-def published(data: str, victim: str, victim_settings: Mapping[str, Any]) -> list[Published]:
-    """What others have published; nothing where victims are others.
-
-    Args:
-        data: Name of the data set.
-        victim: ``knn`` or ``dknn``.
-        victim_settings: The victims'.
-    """
-    if data != "MNIST" or not _is_papers(victim_settings):
-        return []
-    return [each for each in PUBLISHED if each.victim == victim]
-
-
-def true_l2(l2: float) -> float:
-    """True L2 of one that the authors' code printed for 28 x 28 images: L2 * 255 / 784."""
-    return l2 * 784 / 255
-
-
-def table3(
+def accuracy_on_transfer(
     data: str,
     network: str,
     victim: str,
@@ -210,20 +196,38 @@ def table3(
     settings: Mapping[str, float],
     victim_settings: Mapping[str, Any],
 ) -> float | None:
-    """Accuracy in % on adversarials made for another network, None where the paper has none or other settings.
+    """A cell of Table 3 in %; None where the paper has none or other settings.
 
     Args:
         data: Name of the data set.
-        network: The network that judges; the paper's is ``lenet5``.
+        network: The transfer network; the paper's is ``lenet5``.
         victim: ``dnn``, ``knn`` or ``dknn``, on that network.
         method: What was differentiated.
         attack: ``fgsm`` or ``bim``.
         settings: The attack's.
-        victim_settings: The attacked victims'. On which layer of LeNet5 its kNN is, the paper does not say.
+        victim_settings: The attacked victims'. The paper does not say which layer of LeNet5 its kNN is on.
     """
     if (data, network) != ("MNIST", "lenet5") or not _are_papers(data, attack, settings, victim_settings):
         return None
     return _TABLE3.get(method, {}).get(attack, {}).get(victim)
+
+
+def published_of(data: str, victim: str, victim_settings: Mapping[str, Any]) -> list[Published]:
+    """Published results of a victim; none if its settings differ.
+
+    Args:
+        data: Name of the data set.
+        victim: ``knn`` or ``dknn``.
+        victim_settings: The victims'.
+    """
+    if data != "MNIST" or not _is_papers(victim_settings):
+        return []
+    return [each for each in _PUBLISHED if each.victim == victim]
+
+
+def true_l2(l2: float) -> float:
+    """True L2 of a value that the authors' code printed for 28 x 28 images: L2 * 255 / 784."""
+    return l2 * 784 / 255
 
 
 def _are_papers(

@@ -1,52 +1,31 @@
 """Per-sample rows as CSV files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.evaluation import Rows
-from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.reports.records.csv_files import NOTE, write_csv
-from lightning_advknn.reports.records.summary import neighbours_sentence
-
-
-def saved_rows(run: ExperimentRun, method: str, attack: str | None, network: str | None = None) -> Rows:
-    """Rows of an experiment, as `ExperimentRun.rows`, which are also written into its output folder.
-
-    The file is ``rows/[<network>/]<method>/<attack>.csv``.
-    """
-    rows = run.rows(method, attack, network)
-    victims = run.transfers[network] if network else run.attacked
-    constants = _constants(run.experiment, method, attack)
-    if network:
-        constants = {"network": network, **constants}
-    if victims.approximation:
-        constants[NOTE] = neighbours_sentence(victims.approximation)
-    folder = Path(run.experiment.output) / "rows" / (network or "") / method
-    images = run.test.images
-    files = images.names if isinstance(images, ImageFiles) else None
-    write_rows(folder / f"{attack or 'clean'}.csv", rows, victims.network.layers, constants, files)
-    return rows
+from lightning_advknn.reports.records.summaries import neighbours_sentence
 
 
 def write_rows(
     path: Path,
     rows: Rows,
-    layers: tuple[str, ...],
-    settings: dict[str, object],
+    layers: Sequence[str],
+    constants: Mapping[str, object],
     files: Sequence[str] | None = None,
 ) -> None:
-    """Write one line a sample; an integer column of votes a layer holds its C counts separated by spaces.
+    """Write one line a sample. A layer's votes are one column of C counts, separated by spaces.
 
     Args:
         path: CSV file.
         rows: As `evaluation.make_rows` returns them.
-        layers: Names for votes' second dimension.
-        settings: Columns that are the same on each line: method, attack, its settings and precision, label
-            source, convention.
+        layers: Names of the votes' layers.
+        constants: Columns that are the same on each line, as `constants_of`.
         files: Of data that are files, each image's path below the data's root.
     """
     columns: dict[str, list[object]] = {} if files is None else {"file": list(files)}
@@ -56,17 +35,32 @@ def write_rows(
                 columns[f"{name}_{layer}"] = [_counts(votes) for votes in column[:, position]]
         else:
             columns[name] = column.tolist()
-    names = [*settings, *columns]
     lines = (
-        dict(zip(names, [*settings.values(), *values], strict=True))
+        {**constants, **dict(zip(columns, values, strict=True))}
         for values in zip(*columns.values(), strict=True)
     )
-    write_csv(path, names, lines)
+    write_csv(path, [*constants, *columns], lines)
 
 
-def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[str, object]:
+def constants_of(
+    experiment: Experiment,
+    method: str,
+    attack: str | None,
+    network: str | None = None,
+    approximation: Mapping[str, Any] | None = None,
+) -> dict[str, object]:
+    """Columns that all rows of an attack share: what was attacked, and the settings.
+
+    Args:
+        experiment: Its settings.
+        method: What was attacked.
+        attack: Name of the attack; None leaves the images as they are.
+        network: The transfer network that judges; None for the attacked one.
+        approximation: How that network's neighbours were approximated, as in `neighbours_sentence`.
+    """
     used = experiment.attacks[attack] if attack else None
     return {
+        **({"network": network} if network else {}),
         "method": method,
         "attack": attack or "clean",
         "settings": " ".join(f"{k}={v}" for k, v in used.settings.items()) if used else "",
@@ -74,6 +68,7 @@ def _constants(experiment: Experiment, method: str, attack: str | None) -> dict[
         "label_source": experiment.label_source,
         "convention": experiment.victim.convention,
         "seed": experiment.seed,
+        **({NOTE: neighbours_sentence(approximation)} if approximation else {}),
     }
 
 

@@ -1,70 +1,10 @@
-"""Sections of text, tables and pictures as one HTML page or as Markdown."""
+"""Sections as one HTML page or as Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-Lines = tuple[str, ...]
-"""A cell: one line below the other."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text.
-
-    Args:
-        caption: What it shows.
-        header: Names of columns.
-        rows: Cells.
-        headings: How many leading cells name a row.
-        anchors: Where links to a row go; empty for none.
-        sources: Names of the results that it was made from.
-        prose: Whether cells are sentences rather than numbers.
-    """
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Lines]]
-    headings: int = 1
-    anchors: Sequence[str] = ()
-    sources: Sequence[str] = ()
-    prose: bool = False
-
-    kind = "table"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure whose files ``<name>.png`` and ``<name>.pdf`` lie beside the page.
-
-    Args:
-        name: Of the files, without suffix.
-        caption: What it shows.
-        alt: What someone who cannot see it should know.
-        png: The picture, in base64.
-        sources: Names of the results that it was made from.
-    """
-
-    name: str
-    caption: str
-    alt: str
-    png: str
-    sources: Sequence[str] = ()
-
-    kind = "picture"
-
-
-Block = str | Table | Picture
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page. Words between backticks are code."""
-
-    anchor: str
-    title: str
-    blocks: Sequence[Block]
+from lightning_advknn.reports.render.blocks import Lines, Section, Table
 
 
 def render_html(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
@@ -73,20 +13,30 @@ def render_html(title: str, introduction: Sequence[str], sections: Sequence[Sect
 
 
 def render_markdown(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
-    """The same as Markdown, which links to the pictures' files."""
+    """The same as Markdown, which links to the figures' files."""
     return _render("report.md", title, introduction, sections)
 
 
-def markdown_table(table: Table) -> str:
-    """A table in GitHub's Markdown; lines of a cell stand below each other."""
+def _markdown_table(table: Table) -> str:
+    """A table in GitHub's Markdown, without its caption."""
     header = [_cell((name,)) for name in table.header]
     lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def captioned(table: Table) -> str:
+    """A table in Markdown below its caption."""
+    return f"{table.caption}\n\n{_markdown_table(table)}"
+
+
+def anchor(name: str) -> str:
+    """Target for links to a result."""
+    return "made-" + "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
 def _render(template: str, title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:
     environment = Environment(
-        loader=PackageLoader("lightning_advknn.reports"),
+        loader=PackageLoader("lightning_advknn.reports.render"),
         autoescape=select_autoescape(("html",)),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
@@ -94,7 +44,7 @@ def _render(template: str, title: str, introduction: Sequence[str], sections: Se
     environment.filters |= {
         "anchor": anchor,
         "markdown": _markdown,
-        "markdown_table": markdown_table,
+        "markdown_table": _markdown_table,
         "plain": lambda text: text.replace("`", ""),
     }
     page = environment.get_template(template)
@@ -102,7 +52,7 @@ def _render(template: str, title: str, introduction: Sequence[str], sections: Se
 
 
 def _markdown(text: str) -> str:
-    """Text whose only markup are its backticks."""
+    """Text with all markup escaped but its backticks."""
     parts = text.split("`")
     parts[::2] = [part.replace("&", "&amp;").replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
@@ -110,8 +60,3 @@ def _markdown(text: str) -> str:
 
 def _cell(lines: Lines) -> str:
     return "<br>".join(_markdown(line).replace("|", r"\|") for line in lines)
-
-
-def anchor(name: str) -> str:
-    """Where links to an experiment go."""
-    return "made-" + "".join(letter if letter.isalnum() else "-" for letter in name)

@@ -1,4 +1,4 @@
-"""How figures look in print: Okabe-Ito colours, markers, line styles, sizes of letters."""
+"""How figures look in print: sizes of letters and lines, bands over seeds, legends, files."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -9,26 +9,16 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_advknn.reports.records.over_seeds import Mean
+from lightning_advknn.reports.render.means import Mean
 from lightning_advknn.storage import atomic_path
 
 P = ParamSpec("P")
 
 WIDTH = 7.0  # inches: a double column
-LAYER_STYLES = (("#E69F00", "v"), ("#009E73", "s"), ("#0072B2", "^"), ("#CC79A7", "D"), ("#56B4E9", "P"))
-KIND_STYLES: dict[str, dict[str, Any]] = {
-    "origin": {"color": "black", "marker": "o"},
-    "dknnb": {"color": "#0072B2", "marker": "s"},
-    "dknnb_cl": {"color": "#D55E00", "marker": "^"},
-}
-FUNCTION_STYLES: dict[str, dict[str, Any]] = {
-    "fgsm": {"linestyle": "--", "markerfacecolor": "white"},
-    "bim": {"linestyle": "-"},
-}
 
 
 def for_print(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a figure with lines and letters that a printed column can be read with."""
+    """Give a figure letters and lines that are readable in a printed column."""
     style: Any = {
         "font.size": 8,
         "axes.titlesize": 8,
@@ -55,18 +45,18 @@ def for_print(make: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def draw_means(axes: Axes, points: Iterable[tuple[float, Mean]], **style: Any) -> None:
-    """A line through means, with a band of one standard deviation where there are several seeds."""
+    """Draw a line through means, with a band of one standard deviation where there are several seeds."""
     points = sorted(points, key=lambda point: point[0])
     x, y = [x for x, _ in points], [mean.mean for _, mean in points]
     (line,) = axes.plot(x, y, **style)
-    spread = [mean.sd or 0.0 for _, mean in points]
-    if any(spread):
-        low, high = ([v + sign * s for v, s in zip(y, spread, strict=True)] for sign in (-1, 1))
+    deviations = [mean.sd or 0.0 for _, mean in points]
+    if any(deviations):
+        low, high = ([v + sign * sd for v, sd in zip(y, deviations, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def legend_below(figure: Figure, columns: int) -> None:
-    """One legend below all panels, each entry once."""
+    """Draw one legend below all panels, with each entry once."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

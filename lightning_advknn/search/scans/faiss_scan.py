@@ -1,4 +1,4 @@
-"""faiss as a scan, exact or approximate; the only file that imports faiss."""
+"""Scans by faiss, exact or approximate. No other file imports faiss."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -14,9 +14,9 @@ from lightning_advknn.search.scans.candidates import Candidates, best_of
 from lightning_advknn.search.scans.quantize import lengths
 from lightning_advknn.search.scans.rounding import LARGEST, SMALLEST, float64_error, inverse, relative_error
 from lightning_advknn.search.scans.torch_scan import TorchScan
-from lightning_advknn.search.stored_rows import Rows
+from lightning_advknn.search.stored_rows import Matrix
 
-_BLOCK = 2**23  # features added at once
+_BLOCK = 2**23  # features added to an index at once
 
 
 class FaissScan:
@@ -25,7 +25,7 @@ class FaissScan:
     Args:
         features: Bank rows, float32 ``(M, D)``.
         norms: Their Euclidean norms, float64 ``(M,)``.
-        metric: Which score.
+        metric: Which similarity.
 
     Raises:
         ImportError: If faiss is missing, unusable, or installed twice.
@@ -36,8 +36,8 @@ class FaissScan:
     def __init__(self, features: Tensor, norms: Tensor, metric: Metric) -> None:
         faiss = import_faiss()
         self.metric, self.device = metric, features.device
-        self._reference = TorchScan(features, norms, metric, "float32")  # for what faiss cannot do
-        self._most = len(features)  # rows that faiss can find
+        self._reference = TorchScan(features, norms, metric, "float32")  # where faiss cannot answer
+        self._most = len(features)  # rows that faiss finds at once
         self._longest, self._shortest = norms.max(), torch.where(norms > 0, norms, torch.inf).min()
         rows = features
         if metric == "cosine":
@@ -52,12 +52,12 @@ class FaissScan:
         self._index.add(rows.contiguous().cpu().numpy())
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
-        """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
+        """The n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
         if n > self._most:
             return self._reference(queries, n)
         found, indices = self._index.search(queries.contiguous().cpu().numpy(), n)
         rows = torch.from_numpy(indices).to(queries.device)
-        if (rows < 0).any():  # faiss gives no row where a float32 score overflows
+        if (rows < 0).any():  # faiss gives no row if a float32 score overflows
             return self._reference(queries, n)
         scores = torch.from_numpy(found).to(queries.device).double()
         width = queries.shape[1]
@@ -79,15 +79,17 @@ class FaissScan:
 class ApproximateScan:
     """A faiss index of 8-bit codes in lists (IVF) or a graph (HNSW), which may miss neighbours; on the CPU.
 
-    What it proposes is compared exactly afterwards, but what it does not propose is taken to be no neighbour: no bound says so.
-    A query for which it finds too few rows is given to an exact scan. Rows are read in blocks, so they may be on disk; the index is
-    in memory. Lists are the same whenever they are made by as many threads from the same rows, graphs only if
-    made by one thread: of several, faiss lets each link rows as they come.
+    Rows that it proposes are compared exactly afterwards. Rows that it does not propose count as no
+    neighbours, without a bound that would prove it. Queries for which it finds too few rows go to an exact
+    scan.
+
+    Rows are read in blocks, so they may be on disk; the index is in memory. Lists are reproducible with the
+    same number of threads. Graphs are reproducible with one thread only, as several link rows in any order.
 
     Args:
         features: Bank rows, float32 ``(M, D)``.
         norms: Their Euclidean norms, float64 ``(M,)``.
-        metric: Which score.
+        metric: Which similarity.
         backend: ``ivf`` or ``hnsw``.
         index: Settings that differ from the defaults of `index_settings`.
 
@@ -96,10 +98,10 @@ class ApproximateScan:
         ValueError: If a setting is out of range, or rows are too long for Euclidean distances in float32.
     """
 
-    precision = "float32"  # as for a scan in float32, few candidates beyond k do
+    precision = "float32"  # as many candidates beyond k as of a scan in float32
 
     def __init__(
-        self, features: Rows, norms: Tensor, metric: Metric, backend: str, index: Mapping[str, int] | None
+        self, features: Matrix, norms: Tensor, metric: Metric, backend: str, index: Mapping[str, int] | None
     ) -> None:
         faiss = import_faiss()
         self.metric, self.device = metric, features.device
@@ -107,22 +109,22 @@ class ApproximateScan:
         self._longest = norms.max()
         if metric == "euclidean" and self._longest > 2.0**60:
             raise ValueError(
-                f"Expected features of length below 2^60 for `backend={backend!r}`, but got {self._longest:.3g}. Use"
-                " `backend='auto'`."
+                f"Expected features of Euclidean norm below 2^60 for `backend={backend!r}`, but got"
+                f" {self._longest:.3g}. Use `backend='auto'`."
             )
-        self._reference: TorchScan | None = None  # for what faiss cannot do
+        self._reference: TorchScan | None = None  # where faiss finds too few rows
         rows, width = features.shape
         settings = index_settings(backend, rows, index)
         kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
         codes = faiss.ScalarQuantizer.QT_8bit
         self._index: Any
         if backend == "ivf":
-            # The index does not keep the quantizer's Python object alive.
+            # An attribute, as the index does not keep the quantizer's Python object alive.
             self._quantizer = faiss.IndexFlat(width, kind)
             self._index = faiss.IndexIVFScalarQuantizer(
                 self._quantizer, width, settings["nlist"], codes, kind
             )
-            self._index.cp.min_points_per_centroid = 1  # faiss would only warn
+            self._index.cp.min_points_per_centroid = 1  # no warning of small lists
             self._index.nprobe = settings["nprobe"]
         else:
             self._index = faiss.IndexHNSWSQ(width, codes, settings["M"], kind)
@@ -136,7 +138,7 @@ class ApproximateScan:
             self._index.add(self._values(features[block], norms[block]))
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
-        """Return n likely rows for queries, float32 ``(B, D)``; n is in [1, M]. No other row counts as nearer."""
+        """N likely rows for queries, float32 ``(B, D)``; n is in [1, M]. No other row counts as nearer."""
         if self._ef is not None:
             self._index.hnsw.efSearch = max(self._ef, n)
         length = lengths(queries)
@@ -146,7 +148,10 @@ class ApproximateScan:
             similarity, doubt = scores.double(), torch.full_like(length, 4.0)
         else:
             similarity, doubt = -scores.double(), 4 * (length + self._longest).square()
-        lower, upper = similarity - doubt[:, None], similarity + doubt[:, None]  # all are looked at closely
+        lower, upper = (
+            similarity - doubt[:, None],
+            similarity + doubt[:, None],
+        )  # so wide that all are compared
         missing = (rows < 0).any(1)
         if missing.any():
             if self._reference is None:
@@ -156,17 +161,21 @@ class ApproximateScan:
         return Candidates(lower, upper, rows, torch.full_like(lower[:, :1], -torch.inf))
 
     def _values(self, rows: Tensor, norms: Tensor) -> Any:
-        """As the index holds them, a numpy array: unit vectors where the metric is cosine."""
+        """Rows as the index holds them, a NumPy array: unit vectors if the metric is cosine."""
         if self.metric == "cosine":
-            # In two steps, as the inverse of a tiny length is no float32.
+            # In two steps, as the inverse of a tiny norm exceeds float32.
             root = inverse(norms).sqrt().float()[:, None]
             rows = rows * root * root
         return rows.contiguous().cpu().numpy()
 
 
-@cache  # what is installed takes a while to read
+@cache  # reading the list of distributions takes a while
 def import_faiss() -> Any:  # faiss ships no types
-    """The faiss module; raises an ImportError if it is missing, unusable or installed twice."""
+    """The faiss module.
+
+    Raises:
+        ImportError: If it is missing, unusable or installed twice.
+    """
     installed = sorted(
         {d.name.lower() for d in distributions() if d.name and d.name.lower().startswith("faiss")}
     )

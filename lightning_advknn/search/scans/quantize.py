@@ -1,4 +1,4 @@
-"""Vectors in low precision, with the exact size of what that loses."""
+"""Vectors in low precision (codes), each with a bound on what its code loses."""
 
 import os
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lightning_advknn.choices import ScanPrecision
 from lightning_advknn.search.scans.rounding import UNIT
-from lightning_advknn.search.stored_rows import Rows, StoredRows
+from lightning_advknn.search.stored_rows import Matrix, StoredRows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-_LEVELS = 255  # of int8
+_LEVELS = 255  # steps between the least and the greatest int8
 _ALIGNMENT = 16  # GPUs multiply int8 matrices whose width is a multiple of this
-_ENCODE_ELEMENTS = 2**20  # encoded at once, so that it stays in cache
+_ENCODE_ELEMENTS = 2**20  # encoded at once: they stay in cache
 WIDEST = 2**16  # int8 products of more columns might exceed int32
 _INT8_TENSOR_CORES = (7, 5)  # the first compute capability that has them
 _NARROW = 256  # below this width, picking the best scores costs more than computing them
@@ -27,27 +27,32 @@ class Codes:
     precision: ScanPrecision
     width: int
     """D of the vectors; int8 values may be padded by zeros to more columns."""
-    values: Rows
+    values: Matrix
     """``(n, at least D)`` of the precision's dtype."""
     scale: Tensor
     """float64 ``(n,)``."""
     zero: Tensor
-    """What stands for 0: whole numbers, float64 ``(n,)``."""
+    """Value that stands for 0: whole numbers, float64 ``(n,)``."""
     sums: Tensor
-    """Of the values, float64 ``(n,)``."""
+    """Sums of the values, float64 ``(n,)``."""
     residual: Tensor
-    """Upper bound of the distance of a vector from what it decodes to, float64 ``(n,)``."""
+    """Upper bound of the distance between a vector and its decoded code, float64 ``(n,)``."""
 
     def __getitem__(self, rows: slice) -> "Codes":
         parts = (self.values, self.scale, self.zero, self.sums, self.residual)
         return Codes(self.precision, self.width, *(part[rows] for part in parts))
 
 
-def encode(rows: Rows, norms: Tensor, precision: ScanPrecision) -> Codes:
-    """Encode float32 ``(n, D)`` of norms float64 ``(n,)``; codes are kept where the rows are, in memory or in a file.
+def encode(rows: Matrix, norms: Tensor, precision: ScanPrecision) -> Codes:
+    """Encode vectors.
 
-    int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0: after a ReLU, zeros stay exact and
-    no level is spent on negative numbers.
+    int8 maps [min(row, 0), max(row, 0)] to 256 levels, one of which is 0. So after a ReLU, zeros stay exact
+    and no level is spent on negative numbers.
+
+    Args:
+        rows: float32 ``(n, D)``.
+        norms: Their Euclidean norms, float64 ``(n,)``.
+        precision: Of the codes. They are kept where the rows are: in memory or in a file.
     """
     n, width = rows.shape
     if precision == "float32":
@@ -55,7 +60,7 @@ def encode(rows: Rows, norms: Tensor, precision: ScanPrecision) -> Codes:
         return Codes(precision, width, rows, one, none, none, none)
     columns = width if precision == "bfloat16" else -(-width // _ALIGNMENT) * _ALIGNMENT
     dtype = _DTYPES[precision]
-    values: Rows
+    values: Matrix
     if isinstance(rows, Tensor):
         values = torch.zeros(n, columns, dtype=dtype, device=rows.device)
     else:
@@ -70,7 +75,7 @@ def encode(rows: Rows, norms: Tensor, precision: ScanPrecision) -> Codes:
             values[block, :width] = coded
         else:
             values.append(torch.nn.functional.pad(coded, (0, columns - width)))
-        # `lost` was itself rounded: its D + 1 terms by float32's unit each, relative to the row's length.
+        # `lost` itself is rounded: each of its D + 1 terms by float32's unit, relative to the row's length.
         residual[block] = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * norms[block]
     return Codes(precision, width, values, scale, zero, sums, residual)
 
@@ -78,13 +83,13 @@ def encode(rows: Rows, norms: Tensor, precision: ScanPrecision) -> Codes:
 def _encode_int8(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     low, high = rows.amin(1).double().clamp(max=0), rows.amax(1).double().clamp(min=0)
     scale = ((high - low) / _LEVELS).float()
-    scale = torch.where(scale > 2.0**-100, scale, 0.0)  # of a tinier row everything is residual
+    scale = torch.where(scale > 2.0**-100, scale, 0.0)  # a smaller row is all residual
     factor = torch.where(scale > 0, 1 / scale, 0.0)
     zero = (-128 - low * factor).round().clamp(-128, 127).float()
     levels = rows * factor[:, None]
     coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
     values, sums = coded.to(torch.int8), coded.sum(1).double()
-    # In units of a level, where no square underflows; codes less their zeros are exact, also beside the tiniest level.
+    # In units of a level, so that no square underflows. Codes less their zeros are exact.
     lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale.double()
     lost = torch.where(scale > 0, lost, norms)
     return values, scale.double(), zero.double(), sums, lost
@@ -97,9 +102,9 @@ def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tens
     return values, one, 0 * one, 0 * one, lost
 
 
-def lengths(rows: Rows) -> Tensor:
+def lengths(rows: Matrix) -> Tensor:
     """Euclidean norms of float32 ``(n, D)``, float64 ``(n,)``."""
-    at_once = max(1, _ENCODE_ELEMENTS // max(1, rows.shape[1]))  # torch copies all it is given to float64
+    at_once = max(1, _ENCODE_ELEMENTS // max(1, rows.shape[1]))  # torch converts a whole argument to float64
     found = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), at_once):
         block = slice(start, start + at_once)
@@ -108,11 +113,11 @@ def lengths(rows: Rows) -> Tensor:
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
-    """All products of two lots of values, ``(n, m)``: int32 and exact for int8, else of the values' dtype."""
+    """Products of all pairs of values' rows, ``(n, m)``: exact int32 for int8, else of the values' dtype."""
     if left.dtype != torch.int8:
         matmul = torch.backends.cuda.matmul
         rounds = matmul.allow_bf16_reduced_precision_reduction
-        # Autocast and partial sums in bfloat16 would round more than scans allow for.
+        # Autocast and partial sums in bfloat16 would exceed the bounds on rounding.
         matmul.allow_bf16_reduced_precision_reduction = False
         try:
             with torch.autocast(left.device.type, enabled=False):
@@ -120,7 +125,7 @@ def products(left: Tensor, right: Tensor) -> Tensor:
         finally:
             matmul.allow_bf16_reduced_precision_reduction = rounds
     n, m = len(left), len(right)
-    if left.is_cuda:  # takes more than 16 rows, and multiples of 8
+    if left.is_cuda:  # it takes more than 16 rows, and multiples of 8
         left = torch.nn.functional.pad(left, (0, 0, 0, max(32, -(-n // 8) * 8) - n))
         right = torch.nn.functional.pad(right, (0, 0, 0, -(-m // 8) * 8 - m))
     return torch._int_mm(left, right.T)[:n, :m]
@@ -129,7 +134,7 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 def fastest(device: torch.device, width: int = WIDEST) -> ScanPrecision:
     """The precision in which this kind of device multiplies matrices of this width fastest.
 
-    It is known from the device alone, so that it is the same in every process on one kind of machine.
+    It depends on the kind of device alone, so it is the same in every process on one kind of machine.
     """
     if not _NARROW <= width <= WIDEST:
         return "float32"
@@ -140,25 +145,27 @@ def _is_quick_in_int8(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _INT8_TENSOR_CORES
     # Without this instruction torch multiplies int8 in a plain loop, 20 times slower than float32.
-    return torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    quick = torch.cpu._is_vnni_supported()
+    return quick and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def check_int8(device: torch.device) -> None:
-    """Raise a ValueError unless this device multiplies int8 exactly, as the bounds take for granted."""
+    """Raise a ValueError unless this device multiplies int8 exactly, as the bounds assume."""
     if not _int8_is_exact(device):
         limits = [name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ]
+        unset = f", or unset {limits[0]}" if limits else ""
         raise ValueError(
-            f"Expected exact int8 products for `backend='int8'`, but those of this {device.type} device overflow"
-            f" or are missing. Use `backend='auto'`{f', or unset {limits[0]}' if limits else ''}."
+            f"Expected exact int8 products for `backend='int8'`, but on this {device.type} device they"
+            f" overflow or are not implemented. Use `backend='auto'`{unset}."
         )
 
 
 @cache
 def _int8_is_exact(device: torch.device) -> bool:
-    """Whether extreme values multiply exactly: oneDNN, told not to use a processor's instruction, sums in 16 bits."""
+    """Whether extreme values multiply exactly. oneDNN without an instruction for int8 sums in 16 bits."""
     extremes = torch.tensor([127, -128], dtype=torch.int8).repeat(16)[:, None].expand(-1, 64).contiguous()
     try:
         found = products(*[extremes.to(device)] * 2).cpu()
-    except RuntimeError:  # not implemented there
+    except RuntimeError:  # not implemented on this device
         return False
     return torch.equal(found, 64 * extremes[:, :1].int() * extremes[:, 0].int())

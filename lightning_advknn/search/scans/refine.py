@@ -1,4 +1,4 @@
-"""From candidates between bounds to the exact k nearest."""
+"""From candidates with bounds to the exact k nearest."""
 
 from collections.abc import Callable
 
@@ -7,32 +7,35 @@ from torch import Tensor
 
 from lightning_advknn.search.scans.candidates import Candidates
 
-Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Closer bounds, float64 ``(n,)`` each, of the similarities of n pairs: positions of queries and bank rows, int64 ``(n,)``."""
+PairBounds = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Lower and upper bounds, float64 ``(P,)``, for pairs: positions of queries and bank rows, int64 ``(P,)``."""
 
 
-def settle(
-    found: Candidates, labels: Tensor | None, k: int, bounded: Look, exact: Look
+def refine(
+    found: Candidates, labels: Tensor | None, k: int, bounded: PairBounds, exact: PairBounds
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k nearest among candidates, and whether they are the k nearest of all.
+    """The k nearest among candidates, and whether they are the k nearest of all rows.
 
-    Candidates in doubt are looked at ever more closely: those that seem nearest, then all that could still be,
-    then in float64. Where only labels matter, none need be looked at if all that are in doubt have the same.
+    Candidates in doubt are compared in three rounds: by `bounded`, those that seem nearest; by `bounded`, all
+    that could still be among the nearest; by `exact`, those that are left. If only labels matter and all
+    candidates in doubt have one label, none of them is compared.
 
     Args:
-        found: n candidates of each query, by bank row, so that ties go to the lowest.
-        labels: Theirs, int64 ``(B, n)``, if nothing else of the nearest is asked for; None if their order is.
+        found: n candidates of each query, in order of bank row, so that ties go to the lowest.
+        labels: Labels of the candidates, int64 ``(B, n)``, if only the labels of the nearest matter; None if
+            their order does.
         k: Number of neighbours.
-        bounded: Looks closely.
-        exact: Looks as closely as can be.
+        bounded: Tight bounds, cheaply.
+        exact: Bounds that are equal: the exact similarities.
 
     Returns:
-        Similarities float64 ``(B, k)``, bank rows int64 ``(B, k)``, and whether they are certain, bool ``(B,)``.
+        Similarities float64 ``(B, k)``, bank rows int64 ``(B, k)``, and bool ``(B,)``: whether no other
+        row can be nearer.
     """
     lower, upper, indices, unseen = found.lower.clone(), found.upper.clone(), found.indices, found.unseen
     complete = unseen.isneginf()
-    seen = torch.zeros_like(lower, dtype=torch.bool)  # by `bounded`
-    for look, only_nearest in ((bounded, True), (bounded, False), (exact, False)):
+    done = torch.zeros_like(lower, dtype=torch.bool)  # by `bounded`
+    for compare, only_nearest in ((bounded, True), (bounded, False), (exact, False)):
         kth = _largest(lower, k)
         certain = (unseen < kth) | complete
         doubtful = (upper >= kth) & (lower < upper)
@@ -40,20 +43,20 @@ def settle(
             doubtful &= lower <= _largest(upper, k + 1)
             lowest = labels.where(doubtful, torch.iinfo(torch.int64).max).amin(1, keepdim=True)
             one_label = lowest >= labels.where(doubtful, -1).amax(1, keepdim=True)
-            # Of rows without a lower bound, those that do not count look like the others.
+            # Without a finite k-th lower bound, rows that are left out cannot be told from the others.
             doubtful &= ~(certain & one_label & (kth > -torch.inf))
         if not doubtful.any():
             break
         if only_nearest:
             doubtful &= upper >= _largest(upper, k)
         else:
-            doubtful &= certain  # the others are scanned again
-        if look is bounded:
-            doubtful &= ~seen
-            seen |= doubtful
+            doubtful &= certain  # the other queries are scanned again
+        if compare is bounded:
+            doubtful &= ~done
+            done |= doubtful
         pairs = doubtful.nonzero(as_tuple=True)
         if len(pairs[0]):
-            lower[pairs], upper[pairs] = look(pairs[0], indices[pairs])
+            lower[pairs], upper[pairs] = compare(pairs[0], indices[pairs])
     kth = _largest(lower, k)
     certain = ((unseen < kth) | complete).squeeze(1)
     order = lower.sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -61,7 +64,7 @@ def settle(
 
 
 def _largest(values: Tensor, n: int) -> Tensor:
-    """The n-th largest of each row, ``(B, 1)``; less than any if there are fewer."""
+    """The n-th largest value of each row, ``(B, 1)``; minus infinity if there are fewer."""
     if n > values.shape[1]:
         return torch.full_like(values[:, :1], -torch.inf)
     return values.topk(n).values[:, -1:]

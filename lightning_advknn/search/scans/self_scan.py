@@ -1,4 +1,4 @@
-"""The scan of a bank for its own rows: each product of two rows serves both."""
+"""The scan of a bank for its own rows: each product of two rows serves both of them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from torch import Tensor
 from lightning_advknn.search.scans.candidates import Candidates
 from lightning_advknn.search.scans.torch_scan import Query, TorchScan
 
-_SAMPLE = 2048  # rows that tell how similar a row's nearest are
-_SPARE = 1.4  # times as many candidates as asked for are aimed at: the sample only estimates
-_MOST = 16  # times as many candidates are kept of a row, or none
-_ROUNDING = 1e-6  # more than float32 takes off an upper bound here
+_SAMPLE = 2048  # rows that estimate how similar a row's nearest are
+_SPARE = 1.4  # thresholds aim at so many times the candidates asked for, as the sample only estimates
+_MOST = 16  # a row keeps at most about so many times the candidates asked for
+_ROUNDING = 1e-6  # more than an upper bound loses here by rounding to float32
 
 
 def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> Iterator[Candidates | None]:
-    """Candidates of the bank's rows, so many queries at once and in order; about n each, a row among its own.
+    """Candidates for all rows of a bank, in order: about n for each, itself among them.
 
-    Both rows of a pair have the same upper bound by cosine. A row keeps the pairs that exceed its threshold, set by its
-    similarities to a sample of the bank so that about n do. The others are unseen, so a poor threshold costs time and no
-    vote.
+    By cosine both rows of a pair have the same upper bound. A row keeps the pairs above its threshold, which
+    its similarities to a sample of the bank set so that about n are above. The other pairs are unseen, so a
+    poor threshold costs time and no vote.
 
     Args:
         scan: Of the bank, by cosine.
@@ -29,22 +29,13 @@ def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> I
         at_once: Rows a step.
 
     Yields:
-        Candidates of the next rows, filled up by some at minus infinity; None where an ordinary scan does better.
+        Candidates for the next `at_once` rows, padded with some at minus infinity; None if an ordinary scan
+        is better.
     """
     total = len(norms)
     chunks = [slice(start, min(start + at_once, total)) for start in range(0, total, at_once)]
-    thresholds = torch.empty(total, device=scan.device)
-    step = max(1, total // _SAMPLE)
-    sample = scan.every(step)
-    sampled = len(sample.codes.values)
-    rank = min(sampled, round(_SPARE * n * sampled / total) + 1)
-    error = torch.zeros((), dtype=torch.float64, device=scan.device)
-    for rows in chunks:
-        query = scan.query(scan.codes[rows], norms[rows])
-        bounds = _upper(query, sample.scores(query, slice(0, sampled)))
-        thresholds[rows] = bounds.topk(rank).values[:, -1]
-        error = torch.maximum(error, query.error.max())
-    if not error < 1:  # of no use, and beyond what `_ROUNDING` allows for
+    thresholds, error = _thresholds(scan, norms, n, chunks)
+    if not error < 1:  # useless, and more than `_ROUNDING` allows for
         yield from (None for _ in chunks)
         return
     kept = torch.zeros(total, dtype=torch.int64, device=scan.device)
@@ -62,24 +53,40 @@ def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> I
         for ahead, part in enumerate(zip(*(torch.split(column, counts) for column in found), strict=True)):
             waiting[number + 1 + ahead].append(_Pairs(part[0] - ahead * at_once, *part[1:]))
         kept[rows.stop :] += torch.bincount(other, minlength=total - rows.stop)
-        thresholds[kept > _MOST * n] = torch.inf  # as many similar rows as this are left to ordinary scans
+        thresholds[kept > _MOST * n] = torch.inf  # too many pairs: left to an ordinary scan
         yield _candidates(scan, query, waiting[number], thresholds[rows], error, n)
         waiting[number] = []
 
 
+def _thresholds(scan: TorchScan, norms: Tensor, n: int, chunks: list[slice]) -> tuple[Tensor, Tensor]:
+    """Upper bounds that about n rows exceed, float32 ``(M,)``, and the largest rounding error, float64."""
+    total = len(norms)
+    thresholds = torch.empty(total, device=scan.device)
+    sample = scan.every(max(1, total // _SAMPLE))
+    sampled = len(sample.codes.values)
+    rank = min(sampled, round(_SPARE * n * sampled / total) + 1)
+    error = torch.zeros((), dtype=torch.float64, device=scan.device)
+    for rows in chunks:
+        query = scan.query(scan.codes[rows], norms[rows])
+        bounds = _upper(query, sample.scores(query, slice(0, sampled)))
+        thresholds[rows] = bounds.topk(rank).values[:, -1]
+        error = torch.maximum(error, query.error.max())
+    return thresholds, error
+
+
 class _Pairs(NamedTuple):
-    """P pairs of rows that may be near each other."""
+    """P pairs of rows above a threshold."""
 
     mine: Tensor
-    """Row among those of a step, int32 ``(P,)``."""
+    """Position among the rows of a step, int32 ``(P,)``."""
     other: Tensor
-    """Row of the bank, int32 ``(P,)``."""
+    """Bank row, int32 ``(P,)``."""
     upper: Tensor
     """Upper bound of their similarity, float32 ``(P,)``."""
 
 
 def _upper(query: Query, scores: Tensor) -> Tensor:
-    """Scores, in place, as upper bounds of cosines."""
+    """Upper bounds of cosines from scores, which are overwritten."""
     scores.mul_(query.factor.float()[:, None])
     return scores.add_((query.residual + query.error + _ROUNDING).float()[:, None])
 
@@ -87,6 +94,7 @@ def _upper(query: Query, scores: Tensor) -> Tensor:
 def _candidates(
     scan: TorchScan, query: Query, found: list[_Pairs], thresholds: Tensor, error: Tensor, least: int
 ) -> Candidates:
+    """Candidates of a step's rows from their pairs, at least `least` columns wide."""
     mine, other, upper = (torch.cat(column) for column in zip(*found, strict=True))
     mine, order = mine.long().sort()
     counts = torch.bincount(mine, minlength=len(thresholds))
@@ -96,6 +104,6 @@ def _candidates(
     indices[mine, place] = other[order].long()
     bounds = torch.full(shape, -torch.inf, dtype=torch.float64, device=mine.device)
     bounds[mine, place] = upper[order].double()
-    # As if no row had length 0: the bound may have been found from the other row's side.
+    # Length 1 also for zero rows, as the bound may come from the other row of a pair.
     width = scan.width(torch.ones_like(query.length), query.residual, error + _ROUNDING, indices)
     return Candidates(bounds - width, bounds, indices, thresholds.double()[:, None])

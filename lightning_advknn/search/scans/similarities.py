@@ -1,4 +1,4 @@
-"""Similarities of chosen pairs of queries and bank rows: tightly bounded in float32, exact in float64."""
+"""Similarities of given pairs of queries and bank rows: tight bounds in float32, exact values in float64."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from torch import Tensor
 from lightning_advknn.choices import Metric
 from lightning_advknn.search.scans.quantize import lengths
 from lightning_advknn.search.scans.rounding import LARGEST, SMALLEST, float64_error, inverse, relative_error
-from lightning_advknn.search.stored_rows import Rows
+from lightning_advknn.search.stored_rows import Matrix
 
-PAIR_ELEMENTS = 2**21  # float64 products held at once: 16 MiB
-_SEGMENT = 2048  # terms of a float32 sum at least: shorter sums round less and take longer
+_PAIR_ELEMENTS = 2**21  # float64 products held at once: 16 MiB
+_SEGMENT = 2048  # terms of a float32 sum, at least: shorter sums round less but take longer
 _PAIRS = 2**20  # sampled at once
 
 
 def bounded_similarities(
-    queries: Tensor, features: Rows, norms: Tensor, metric: Metric, query_rows: Tensor, bank_rows: Tensor
+    queries: Tensor, features: Matrix, norms: Tensor, metric: Metric, query_rows: Tensor, bank_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds, float64 ``(P,)``, of P pairs, some 1e-4 apart.
+    """Lower and upper bounds of the similarities of P pairs, float64 ``(P,)``; about 1e-4 apart for cosines.
 
-    The vectors are cut into segments whose float32 dot products are added in float64, so rounding grows with the
+    Vectors are cut into segments whose float32 dot products are added in float64. So rounding grows with the
     length of a segment only.
 
     Args:
@@ -60,16 +60,17 @@ def bounded_similarities(
 
 
 def exact_similarities(
-    queries: Tensor, features: Rows, metric: Metric, query_rows: Tensor, bank_rows: Tensor
+    queries: Tensor, features: Matrix, metric: Metric, query_rows: Tensor, bank_rows: Tensor
 ) -> Tensor:
-    """Similarities of P pairs in float64, ``(P,)``; arguments as above.
+    """Similarities of P pairs, float64 ``(P,)``. Arguments are those of `bounded_similarities`.
 
-    Equal rows have equal similarities, whatever else they are compared with. Cosines count to 12 decimals, so that rows
-    which tie in exact arithmetic tie here (unless within some 1e-15 of the edge between two decimals), and squared
-    distances to what their roots tell apart.
+    Equal rows have equal similarities, whichever pairs are computed together. Cosines are rounded to 12
+    decimals: rows that tie in exact arithmetic tie here, unless their cosine is within about 1e-15 of the
+    edge between two decimals. Minus squared distances are squares of float64 distances, so that they order as
+    the distances do.
     """
     found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
-    for part in _parts(len(query_rows), PAIR_ELEMENTS // queries.shape[1]):
+    for part in _parts(len(query_rows), _PAIR_ELEMENTS // queries.shape[1]):
         left, right = queries[query_rows[part]].double(), features[bank_rows[part]].double()
         if metric == "cosine":
             size = (_sums(left.square()) * _sums(right.square())).sqrt()
@@ -80,7 +81,7 @@ def exact_similarities(
 
 
 def _sums(terms: Tensor) -> Tensor:
-    """Sums of rows, which are overwritten: by halves, as `torch.sum` adds in an order that depends on how many rows there are."""
+    """Sums of rows, which are overwritten, by halves: `torch.sum`'s order depends on the number of rows."""
     width = terms.shape[1]
     while width > 1:
         half = width // 2
@@ -90,17 +91,17 @@ def _sums(terms: Tensor) -> Tensor:
 
 
 def _parts(total: int, size: int) -> Iterator[slice]:
-    # Results go into one tensor: small ones kept between large temporary ones would leave memory in pieces.
+    # Results go into one tensor: small ones between large temporary ones would fragment memory.
     size = max(1, size)
     return (slice(start, start + size) for start in range(0, total, size))
 
 
 def _gathered_dots(
-    queries: Tensor, features: Rows, query_rows: Tensor, bank_rows: Tensor, segments: int
+    queries: Tensor, features: Matrix, query_rows: Tensor, bank_rows: Tensor, segments: int
 ) -> Tensor:
-    """Dot products float64 ``(P,)`` from copies of both sides' rows."""
+    """Dot products, float64 ``(P,)``, from copies of both vectors of each pair."""
     found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
-    for part in _parts(len(query_rows), 2 * PAIR_ELEMENTS // queries.shape[1]):
+    for part in _parts(len(query_rows), 2 * _PAIR_ELEMENTS // queries.shape[1]):
         terms = queries[query_rows[part]] * features[bank_rows[part]]
         found[part] = terms.view(len(terms), segments, -1).sum(2).sum(1, dtype=torch.float64)
     return found
@@ -109,7 +110,7 @@ def _gathered_dots(
 def _sampled_dots(
     queries: Tensor, features: Tensor, query_rows: Tensor, bank_rows: Tensor, segments: int
 ) -> Tensor:
-    """The same without a copy: entries of one product of all segments, chosen by a sparse matrix."""
+    """The same dot products without copies: a sparse matrix selects them from the product of all segments."""
     batch, width = queries.shape
     left = queries.view(batch, segments, -1).transpose(0, 1).reshape(segments * batch, -1)
     right = features.reshape(len(features) * segments, width // segments)

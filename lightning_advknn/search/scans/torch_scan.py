@@ -1,8 +1,9 @@
-"""First pass over the bank: the likeliest rows of each query, each with bounds on its similarity.
+"""A scan by matrix products in PyTorch.
 
-A row's *similarity* to a query is the cosine, or minus the squared Euclidean distance. A scan computes it in low
-precision and returns the best rows between rigorous bounds, with one bound for all the rows it did not return;
-`search.bank` turns that into exact neighbours. So scans can differ in speed but not in one vote.
+A row's *similarity* to a query is their cosine, or minus their squared Euclidean distance. A scan computes it
+in low precision. It returns the likeliest rows of each query with rigorous bounds on their similarities, and
+one bound for all other rows. `search.nearest` finds the exact neighbours from these. So scans differ in
+speed, never in a vote.
 """
 
 from copy import copy
@@ -23,59 +24,57 @@ from lightning_advknn.search.scans.rounding import (
     matmul_rounding,
     relative_error,
 )
-from lightning_advknn.search.stored_rows import Rows
+from lightning_advknn.search.stored_rows import Matrix
 
-# Scores held at once, and those of one matrix product (and 32 times as many codes): on CPU the latter stay in cache
-# while they are scaled.
+# Scores held at once, and scores of one matrix product (of at most 32 times as many codes). On a CPU a
+# product's scores stay in cache while they are scaled.
 _HELD = {"cpu": 2**25, "cuda": 2**29}
 _PRODUCT = {"cpu": 2**20, "cuda": 2**27}
-
-
-_WIDE = 512  # below this width, sorting out pairs takes longer than multiplying them twice
-_STRANDS = 8  # that scores are folded into before the best are picked
+_WIDE = 512  # below this width, sorting pairs of rows takes longer than multiplying them twice
+_STRANDS = 8  # scores are folded into so many parts before the best are picked
 
 
 class Query(NamedTuple):
-    """B encoded queries, with lengths as the metric scales them."""
+    """B encoded queries. By cosine, lengths and residuals are those of unit vectors."""
 
     values: Tensor
     """Codes, ``(B, at least D)``."""
     left: list[Tensor]
-    """Factors of the rows' terms, each float32 ``(B, 1)``."""
+    """Factors that rows' terms are multiplied by, each float32 ``(B, 1)``."""
     length: Tensor
     """float64 ``(B,)``."""
     residual: Tensor
     """float64 ``(B,)``."""
     factor: Tensor
-    """Of a score, to give a product of vectors, float64 ``(B,)``."""
+    """Factor by which a score becomes a product of vectors, float64 ``(B,)``."""
     error: Tensor
-    """What rounding may add to a similarity, float64 ``(B,)``."""
+    """Bound on the rounding error of a similarity, float64 ``(B,)``."""
 
 
 class TorchScan:
     """Matrix products of low-precision codes, scaled in float32.
 
-    A vector is its decoded code plus a residual: ``q = q' + r``, ``x = x' + s``. From ``q . x = q' . x' + r . x' + q . s`` and
-    the Cauchy-Schwarz inequality, the product of codes is off by at most ``|r| |x| + (|q| + |r|) |s|``, plus
-    rounding. Residuals are measured, not estimated. Rows are ranked by their upper bound, so none with a large
-    residual is missed.
+    A vector is its decoded code plus a residual: ``q = q' + r``, ``x = x' + s``. By the Cauchy-Schwarz
+    inequality and ``q . x = q' . x' + r . x' + q . s``, the product of codes is off by at most
+    ``|r| |x| + (|q| + |r|) |s|``, plus rounding. Residuals are measured, not estimated. Rows are ranked by
+    their upper bounds, so no row with a large residual is missed.
 
     Args:
         features: Bank rows, float32 ``(M, D)``.
         norms: Their Euclidean norms, float64 ``(M,)``.
-        metric: Which similarity; for cosines all vectors below are scaled to unit length.
+        metric: Which similarity. By cosine, all vectors below are scaled to unit length.
         precision: Of the codes.
     """
 
-    def __init__(self, features: Rows, norms: Tensor, metric: Metric, precision: ScanPrecision) -> None:
+    def __init__(self, features: Matrix, norms: Tensor, metric: Metric, precision: ScanPrecision) -> None:
         self.metric, self.precision, self.device = metric, precision, features.device
         self.codes = codes = encode(features, norms, precision)
         unit = inverse(norms) if metric == "cosine" else torch.ones_like(norms)
         self._lengths, self._residual, weights = unit * norms, unit * codes.residual, unit * codes.scale
-        # A row's score is its weight times the codes' product, plus these times as many factors of the query.
+        # A row's score is its weight times the product of codes, plus these terms times the query's factors.
         right = []
         if precision == "int8":
-            # Where z and y stand for 0: (a - z) . (b - y) = a . b - y sum(a) + z (D y - sum(b)).
+            # If z and y stand for 0: (a - z) . (b - y) = a . b - y sum(a) + z (D y - sum(b)).
             right += [-weights * codes.zero, weights * (codes.width * codes.zero - codes.sums)]
         if precision != "float32":
             right += [self._residual]
@@ -88,7 +87,7 @@ class TorchScan:
         self._largest_norm = norms.max()
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
-        """Return the n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
+        """The n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
         norms = lengths(queries)
         query = self.query(encode(queries, norms, self.precision), norms)
         scores, indices = self._best(query, n)
@@ -97,7 +96,7 @@ class TorchScan:
         return best_of(len(self.codes.values), lower, upper, indices)
 
     def query(self, codes: Codes, norms: Tensor) -> "Query":
-        """What scores need to know of encoded queries with these norms, float64 ``(B,)``."""
+        """Encoded queries with norms float64 ``(B,)``, ready for `scores`."""
         unit = inverse(norms) if self.metric == "cosine" else torch.ones_like(norms)
         length, residual, factor = unit * norms, unit * codes.residual, unit * codes.scale
         spread = length + residual
@@ -127,14 +126,14 @@ class TorchScan:
         return 2 * products + (query.error - query.length.square())[:, None]
 
     def width(self, length: Tensor, residual: Tensor, error: Tensor, indices: Tensor) -> Tensor:
-        """How far lower bounds are from upper ones for queries' lengths, residuals and errors ``(B,)`` and rows ``(B, n)``."""
+        """Upper less lower bounds, of queries' lengths, residuals and errors ``(B,)`` and rows ``(B, n)``."""
         length, residual, error = length[:, None], residual[:, None], error[..., None]
         lengths = 1.0 if self.metric == "cosine" else self._lengths[indices]
         width = 2 * (length + residual) * self._residual[indices] + 2 * residual * lengths
         return (width if self.metric == "cosine" else 2 * width) + 2 * error
 
     def scores(self, query: "Query", rows: slice) -> Tensor:
-        """Scores of queries with consecutive rows, float32 ``(B, rows)``; they rank a query's rows by upper bound."""
+        """Scores of queries with consecutive rows, float32 ``(B, rows)``, which rank rows by upper bound."""
         scores = torch.empty(len(query.values), rows.stop - rows.start, device=self.device)
         most = _PRODUCT[self.device.type]
         step = min(most // max(1, len(query.values)), 32 * most // self.codes.width)
@@ -149,11 +148,14 @@ class TorchScan:
 
     @property
     def symmetric(self) -> bool:
-        """Whether both rows of a pair have the same bounds, and these fit into memory and take longer to compute than to sort out."""
+        """Whether one product serves both rows of a pair, and saves time.
+
+        By cosine both have the same bounds. Codes must be in memory, and products take longer than sorting.
+        """
         return self.metric == "cosine" and self.codes.width >= _WIDE and isinstance(self.codes.values, Tensor)
 
     def every(self, step: int) -> "TorchScan":
-        """A scan of every so many rows."""
+        """A scan of every `step`-th row."""
         part = copy(self)
         rows = slice(None, None, step)
         part.codes, part._lengths, part._residual = (
@@ -180,9 +182,9 @@ class TorchScan:
         return best, indices
 
     def _rounding(self, norms: Tensor, spread: Tensor, factor: Tensor, left: list[Tensor]) -> Tensor:
-        """Bound on what float32 arithmetic adds to the error of q . x, float64 ``(B,)``; infinite where it could overflow."""
+        """Bound on the rounding error of q . x in float32, float64 ``(B,)``; infinite if it can overflow."""
         width, largest = self.codes.width, self._largest_right
-        product = torch.full_like(norms, 2.0**14 * width)  # of int8 codes, where it is exact
+        product = torch.full_like(norms, 2.0**14 * width)  # of int8 codes, which is exact
         error = torch.zeros_like(norms)
         if self.precision != "int8":
             reached = spread * (self._lengths + self._residual).max()
@@ -194,19 +196,19 @@ class TorchScan:
         error = error + (4 * len(terms) + 12) * UNIT * size * factor
         touched = 1 + norms + self._largest_norm + terms.sum(0) + largest.sum()
         error = error + (width + 8) * SMALLEST * (1 + largest[0]) * touched * factor
-        # Without a factor no score tells rows apart: right for zero vectors by cosine only.
+        # Without a factor all scores are equal, which is right for zero vectors by cosine only.
         told = (factor > 0) | ((norms == 0) & (self.metric == "cosine"))
         fits = (touched.square() < LARGEST) & (size < LARGEST) & told
         return torch.where(fits, error, torch.inf)
 
 
 def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n largest of each row and where they are, in no order: `topk`, but most scores are only compared once."""
+    """The n largest of each row and their columns, in no order; as `topk`, with fewer comparisons."""
     size = scores.shape[1] // _STRANDS
     if n > size // 4:
         return scores.topk(n, sorted=False)
     strands = scores[:, : size * _STRANDS].reshape(len(scores), _STRANDS, size)
-    # The n largest lie in the n columns with the largest maxima: else n other maxima would exceed one of them.
+    # The n largest are in the n columns with the largest maxima: else n maxima would exceed one of them.
     columns = strands.amax(1).topk(n, sorted=False).indices  # (B, n)
     where = torch.cat(
         [columns + strand * size for strand in range(_STRANDS)]

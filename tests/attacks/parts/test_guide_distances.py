@@ -20,7 +20,7 @@ from lightning_advknn.attacks.parts.guides import (
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 
 def random_victim(device, metric, k=5):
@@ -32,7 +32,7 @@ def random_victim(device, metric, k=5):
     network = FeatureNetwork(network, ["2", "3"]).eval().to(device)
     images, queries = (torch.rand(n, 3, 2, 2, generator=generator) for n in (60, 7))
     labels = torch.arange(60) % 4
-    banks = build_banks(network, [Batch(images, labels, torch.arange(60))], 4, metric)
+    banks = build_banks(network, [Batch(images, labels, torch.arange(60))], 4, BankSettings(metric))
     return DkNN.on_banks(network, banks, k).to(device), queries.to(device)
 
 

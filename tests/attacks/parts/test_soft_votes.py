@@ -13,7 +13,7 @@ from lightning_advknn.attacks.parts.soft_votes import Neighbours, find_neighbour
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 
 def pixels_knn(points, labels, k, device, metric="euclidean"):
@@ -23,7 +23,7 @@ def pixels_knn(points, labels, k, device, metric="euclidean"):
     network.load_state_dict(state, strict=False)
     features = FeatureNetwork(network, ["pixels"]).eval().to(device)
     batch = Batch(points[:, None, None], labels, torch.arange(len(points)))
-    return DkNN.on_banks(features, build_banks(features, [batch], 2, metric), k).to(device)
+    return DkNN.on_banks(features, build_banks(features, [batch], 2, BankSettings(metric)), k).to(device)
 
 
 def two_columns(device, k=1):

@@ -1,4 +1,4 @@
-"""Claims, rankings and fits against numbers worked by hand."""
+"""Claims, rankings and _fits against numbers worked by hand."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import pytest
 
 from lightning_advknn.reports.paper import findings
 from lightning_advknn.reports.paper.curve_areas import (
+    _fits,
     fit_sentence,
-    fits,
     ranking,
     strongest_at,
     weight_sentence,
@@ -44,7 +44,9 @@ def by_method(**accuracies: float) -> Callable[..., float]:
 @pytest.mark.parametrize(("dnn", "holds"), [(99.67, True), (98.67, True), (99.68, False), (98.66, False)])
 def test_half_a_point(read: Callable[..., Results], dnn: float, holds: bool) -> None:
     others = {"knn": 98.98, "dknn": 98.89, "dknnb": 98.75, "dknnb_cl": 98.75}
-    found = findings.clean_accuracy(read("mnist/tables", lambda v, m, a, s: {"dnn": dnn, **others}[v]))
+    found = findings.clean_accuracies_agree(
+        read("mnist/tables", lambda v, m, a, s: {"dnn": dnn, **others}[v])
+    )
     assert found is not None
     assert found.holds is holds
     assert found.detail.startswith(f"DNN {dnn - 99.17:+.2f}; kNN +0.00")
@@ -133,12 +135,14 @@ def test_eps_that_fits_best(read: Callable[..., Results], folders: ModuleType) -
     def accuracy(victim: str, method: str, attack: str, seed: int) -> float:
         if attack == "clean":
             return 90.0
-        theirs = published.table2_cell("FashionMNIST", victim, method, attacks[attack]["function"])
+        theirs = published.accuracy_at_any_settings(
+            "FashionMNIST", victim, method, attacks[attack]["function"]
+        )
         assert theirs is not None
         return theirs + off[attack]
 
     results = read("fashion_mnist/eps", accuracy, attacks=attacks)
-    found = fits(results)
+    found = _fits(results)
     assert found == {
         "fgsm": [(0.1, pytest.approx(1.0)), (0.2, pytest.approx(3.0))],
         "bim": [(0.2, pytest.approx(0.0, abs=1e-9)), (0.1, pytest.approx(2.0))],

@@ -12,16 +12,16 @@ from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import Rows, judge, make_rows
+from lightning_advknn.experiment.rechecks import NEIGHBOURS, neighbours
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.reports.paper.chosen_images import growing_attacks, telling_rows
+from lightning_advknn.reports.paper.chosen_images import growing_attacks
 from lightning_advknn.reports.paper.image_figures import (
-    NEIGHBOURS,
     Column,
     adversarials_figure,
     neighbours_figure,
 )
-from lightning_advknn.search.build import build_banks
+from lightning_advknn.search.build import BankSettings, build_banks
 
 MARK = "\N{BALLOT X}"
 TITLE = "FashionMNIST, seed 10: bim_050 through dknnb_cl_logits"  # as long as they get
@@ -54,7 +54,7 @@ def test_neighbours_at_each_layer_are_those_of_brute_force(device: torch.device)
     linear = nn.Linear(16, 4)
     network = FeatureNetwork(nn.Sequential(nn.Flatten(), linear), ["0", "1"]).eval().to(device)
     batch = Batch(images, labels, torch.arange(40))
-    dknn = DkNN.on_banks(network, build_banks(network, [batch], 4, "euclidean"), k=3).to(device)
+    dknn = DkNN.on_banks(network, build_banks(network, [batch], 4, BankSettings("euclidean")), k=3).to(device)
     dknn.calibrate([batch])
     clean, adversarial = torch.rand(2, 1, 4, 4, device=device), torch.rand(2, 1, 4, 4, device=device)
     rows = make_rows(
@@ -64,7 +64,11 @@ def test_neighbours_at_each_layer_are_those_of_brute_force(device: torch.device)
         adversarial.cpu(),
         *(type(v)(*(c.cpu() for c in v)) for v in (judge(dknn, "0", clean), judge(dknn, "0", adversarial))),
     )
-    figure = neighbours_figure(dknn, "0", images, clean, adversarial, rows, TITLE)
+    found = neighbours(dknn, torch.cat([clean, adversarial]))
+    by_layer = {
+        layer: (found[f"rows/{layer}"].cpu(), found[f"labels/{layer}"].cpu()) for layer in dknn.layers
+    }
+    figure = neighbours_figure(by_layer, "0", images, (clean, adversarial), rows, TITLE)
     check_print(figure)
     # Per sample: clean image, difference, adversarial; then for each layer the neighbours of the one and the other.
     axes, per_sample = figure.axes, 3 + 2 * 2 * NEIGHBOURS
@@ -164,18 +168,3 @@ def test_growing_attacks_are_of_one_function(
     experiment = Experiment(backbone=None, surrogates={}, attacks=settings)
     assert growing_attacks(experiment, settings) == expected
     assert growing_attacks(experiment, expected[1:2]) == []  # it alone is no series
-
-
-def test_telling_rows_fool_both_victims_one_a_class_first() -> None:
-    rows = {
-        "label": torch.tensor([0, 0, 0, 1, 1, 2]),
-        "knn_before": torch.tensor([0, 0, 0, 1, 1, 0]),
-        "dknn_before": torch.tensor([0, 0, 0, 1, 1, 2]),
-        "knn_after": torch.tensor([1, 1, 0, 0, 0, 0]),
-        "dknn_after": torch.tensor([1, 1, 1, 0, 0, 0]),
-    }
-    # Sample 2 fools only DkNN, sample 5 was wrong before.
-    assert telling_rows(rows, 2) == [0, 3]
-    assert telling_rows(rows, 4) == [0, 3, 1, 4]
-    rows["knn_after"] = rows["dknn_after"] = rows["label"]
-    assert len(telling_rows(rows, 3)) == 3  # nothing to tell: any will do

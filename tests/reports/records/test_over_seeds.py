@@ -6,18 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from lightning_advknn.reports.records.csv_files import seed_digest
-from lightning_advknn.reports.records.over_seeds import Mean, Planned, load
+from lightning_advknn.reports.records.csv_files import _seed_digest
+from lightning_advknn.reports.records.over_seeds import Planned, load
 from lightning_advknn.storage import read_json, write_json
-
-
-def test_mean_over_seeds_by_hand() -> None:
-    two = Mean((98.0, 99.0))
-    assert two.mean == 98.5
-    assert two.sd == pytest.approx(0.5**0.5)  # sqrt((.25 + .25) / 1)
-    assert str(two) == "98.50 ± 0.71 (2)"
-    assert str(Mean((1.0,))) == "1.00 (1)"
-    assert Mean((1.0,)).sd is None
 
 
 def test_cells_are_means_over_finished_seeds(tmp_path: Path, folders: ModuleType) -> None:
@@ -82,7 +73,7 @@ def test_a_changed_table_is_found(tmp_path: Path, folders: ModuleType, old: str,
     folder = tmp_path / "mnist"
     folders.write_results(folder, folders.settings(), lambda *_: 50.0)
     table, summary = folder / "table2.csv", read_json(folder / "seed0.json")
-    write_json(folder / "seed0.json", {**summary, "tables": {"table2": seed_digest(table, 0)}})
+    write_json(folder / "seed0.json", {**summary, "tables": {"table2": _seed_digest(table, 0)}})
     plan = {"mnist": {"tables": [Planned(0, "c")]}}
     (whole,) = load(plan, tmp_path)
     assert whole.measurements()[0].accuracy.values == (50.0,)

@@ -1,0 +1,75 @@
+"""The kNN votes that a surrogate learns from."""
+
+import torch
+from torch import Tensor
+
+from lightning_advknn.experiment.device import arithmetic
+from lightning_advknn.experiment.networks import Networks
+from lightning_advknn.experiment.settings import ORIGIN
+from lightning_advknn.functional import float32_arithmetic
+from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.ranks import Ranks
+from lightning_advknn.search.bank import MemoryBank
+from lightning_advknn.search.build import BankSettings, build_banks
+from lightning_advknn.search.index_settings import describe_index
+from lightning_advknn.storage import digest
+
+
+class ImitatedKNN:
+    """The kNN that a surrogate imitates, on the surrogate's layer; several surrogates may share one.
+
+    Args:
+        networks: Among them the surrogate, and the trained backbone.
+        name: The surrogate's.
+        ranks: All of them build the bank, at the same time.
+    """
+
+    def __init__(self, networks: Networks, name: str, ranks: Ranks) -> None:
+        self.networks, self.ranks = networks, ranks
+        self.module = networks.surrogate_module(name)
+        self.network = FeatureNetwork(networks.backbone().network, [self.module.layer])
+        self._bank: MemoryBank | None = None
+
+    @property
+    def key(self) -> str:
+        """Hash of all that its votes on the data depend on."""
+        module, rows = self.module, len(self.networks.data.split("train"))
+        index = describe_index(module.backend, rows, module.index)
+        known = [self.networks.key(ORIGIN), module.layer, module.k, module.metric, index]
+        return digest([*known, arithmetic(self.networks.device)])
+
+    def prepare(self) -> None:
+        """Build the bank, on all ranks at the same time."""
+        if self._bank is not None:
+            return
+        module, data = self.module, self.networks.data
+        with self.ranks.group("the bank of a surrogate"):
+            how = BankSettings(module.metric, module.backend, module.index)
+            banks = build_banks(
+                self.network, data.loader("train"), data.num_classes, how, over_ranks=self.ranks.size > 1
+            )
+        self._bank = banks[module.layer]
+
+    def wait(self, what: str) -> None:
+        """Wait for all ranks."""
+        self.ranks.barrier(what)
+
+    @torch.no_grad()
+    @float32_arithmetic()
+    def votes(self, split: str, rows: range) -> Tensor:
+        """Votes on some images of a split, int64 ``(n, C)``; leave-one-out for training images."""
+        bank, k = self._bank, self.module.k
+        if bank is None:
+            raise RuntimeError("Internal error: votes were asked of a bank that is not in memory.")
+        if split == "train":
+            if len(rows) == len(bank):
+                return bank.leave_one_out_votes(k)
+            return bank.votes(bank.features[rows.start : rows.stop], k, bank.ids[rows.start : rows.stop])
+        found, end = [], 0
+        for batch in self.networks.data.loader(split):
+            start, end = end, end + len(batch.ids)
+            some = slice(max(rows.start - start, 0), max(min(rows.stop, end) - start, 0))
+            if some.start < some.stop:
+                features = self.network.features(batch.images.to(bank.labels.device))
+                found.append(bank.votes(features[self.module.layer][some], k))
+        return torch.cat(found)

@@ -1,0 +1,32 @@
+"""Bounds of the pairs of a bank's own rows hold."""
+
+import torch
+
+from lightning_advknn.search.scans.self_scan import candidates_of_all
+from tests.search.oracle import make_bank, true_similarities
+
+
+def test_pairs_of_leave_one_out_have_bounds_that_hold(device, monkeypatch):
+    monkeypatch.setattr("lightning_advknn.search.scans.self_scan._SAMPLE", 100)
+    features = (torch.randn(500, 64, generator=torch.Generator().manual_seed(28)) + 0.3).relu()
+    bank = make_bank(features, "cosine", "int8", device)
+    true = true_similarities(features, features, "cosine")
+    start = 0
+    for found in candidates_of_all(bank._scanner(), bank.norms, 40, 128):
+        of_step = true[start : start + 128]
+        real = (found.upper > -torch.inf).cpu()
+        of_found = of_step.gather(1, found.indices.cpu())
+        assert (found.lower.cpu() <= of_found)[real].all()
+        assert (of_found <= found.upper.cpu())[real].all()
+        unseen = of_step.scatter(
+            1, found.indices.cpu(), -torch.inf
+        )  # padding points at row 0, a candidate or not
+        unseen[:, 0] = -torch.inf
+        assert (unseen <= found.unseen.cpu()).all()
+        assert 20 < real.sum(1).float().mean() < 120
+        assert all(
+            len(set(row[there])) == there.sum()
+            for row, there in zip(found.indices.cpu().numpy(), real.numpy(), strict=True)
+        )
+        start += 128
+    assert start >= 500
