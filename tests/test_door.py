@@ -52,7 +52,7 @@ def test_the_readmes_first_example(capsys):
     assert accuracies.keys() == {"network", "kNN on avgpool", "DkNN"}
     mean_l2 = float(re.search(r"^true L2: mean ([\d.]+),", printed, re.MULTILINE)[1])
     assert 0 < mean_l2 < 3
-    assert printed.startswith("100 images")
+    assert printed.startswith("50 images")
 
 
 def test_what_the_readme_says_that_it_prints_has_that_form():
