@@ -64,6 +64,11 @@ class Ran(NamedTuple):
         return Outcome(f"exit {self.code}: {said[-300:]}", ok and "Traceback" not in self.err)
 
 
+def in_python(name: str, what: str, expected: str, run: Callable[[], Outcome]) -> Case:
+    """A case that needs no folder."""
+    return Case(name, what, expected, lambda _folder: run())
+
+
 def write_images(
     root: Path, classes: Mapping[int, str] | None = None, train: int = TRAIN, test: int = TEST
 ) -> None:
