@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from lightning_advknn.cli import main as train
+from lightning_advknn.commands.train import main as train
 
 import attack
 from reliability import mutants, small_project
