@@ -76,3 +76,8 @@ def make_backbone(
 def backbone_checkpoint(make_backbone: Callable[[int], Path]) -> Path:
     """Of a `SmallNet` trained on digits."""
     return make_backbone(0)
+
+
+@pytest.fixture
+def backbone(small_net: type[nn.Module]) -> BackboneModule:
+    return BackboneModule(small_net(), ["relu"])

@@ -17,11 +17,6 @@ State = dict[Any, Any]
 
 
 @pytest.fixture
-def backbone(small_net: type) -> BackboneModule:
-    return BackboneModule(small_net(), ["relu"])
-
-
-@pytest.fixture
 def weights(small_net: type) -> State:
     """Of another such network."""
     torch.manual_seed(1)
