@@ -14,7 +14,7 @@ from tests.callbacks.small import LAYERS, SmallNet, make_surrogate, make_trainer
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a `SmallNet` trained on digits."""
+    """Checkpoint of a `SmallNet` trained on digits."""
     seed_everything(0, verbose=False)
     folder = tmp_path_factory.mktemp("backbone")
     trainer = make_trainer(folder, max_epochs=2, limit_train_batches=1.0)

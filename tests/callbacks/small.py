@@ -41,7 +41,7 @@ class SmallNet(nn.Sequential):
 
 
 class Noise(AttackSettings):
-    """An attack that draws from the global random numbers."""
+    """An attack that uses the global random generator."""
 
     def check(self) -> None: ...
 
@@ -74,7 +74,7 @@ def make_surrogate(checkpoint: Path) -> SurrogateModule:
 
 
 def chosen(split: ImageSplit, first: int, last: int) -> Batch:
-    """The images at these places of the split's seeded order, by id."""
+    """Images of the split's fair order from `first` to `last`, by id."""
     order = fair_order(split.labels, 0)
     return split.__getitems__(order[first:last].sort().values.tolist())
 

@@ -34,12 +34,12 @@ from tests.callbacks.small import (
 
 
 class Recorded(AttackSettings):
-    """FGSM that keeps what it was given and what it gave, and relies on finding gradients switched on."""
+    """FGSM that records its labels and adversarials, and needs gradients to be enabled."""
 
     def check(self) -> None: ...
 
     def bind(self, image_shape: tuple[int, ...] = (), num_classes: int = 0) -> Attack:
-        # Each stage binds it anew.
+        # Each stage binds the attack again.
         calls: list[tuple[Tensor, Tensor]] = vars(self).setdefault("calls", [])
 
         def attack(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Recorded(AttackSettings):
 
 
 class Forbidden(ImageSplit):
-    """Images that nobody may look at."""
+    """Images that must not be read."""
 
     def __getitems__(self, indices: Any) -> Batch:
         raise AssertionError("test images were read")
@@ -64,7 +64,7 @@ class Forbidden(ImageSplit):
 
 
 class TestIsVal(Digits):
-    """Digits whose test images are those of validation."""
+    """Digits whose test images are the validation images."""
 
     __test__ = False
 
@@ -156,14 +156,14 @@ def test_metrics_are_those_of_an_independent_run(
         for place, layer in enumerate(LAYERS):
             right = own["votes_after"][:, place].argmax(1) == own["label"]
             ties = own["votes_after"][:, place].sort(descending=True).values
-            right &= ties[:, 0] > ties[:, 1]  # or whichever of the tied classes argmax took
+            right &= ties[:, 0] > ties[:, 1]  # ties are broken by class id
             sure = right.double().mean().item()
             unsure = (ties[:, 0] == ties[:, 1]).double().mean().item()
             logged = trainer.callback_metrics[f"layers/{name}/{layer}_knn_acc"].item()
             assert sure - 1e-6 <= logged <= sure + unsure + 1e-6
     untrained = isinstance(module, SurrogateModule)
     assert ("attack/fgsm/surrogate_acc" in expected) == untrained
-    # Or the comparison would say little: the attack works, and the kNN's labels are not the true ones.
+    # So that the comparison is meaningful: the attack works, and kNN and true labels differ.
     assert untrained or expected["attack/clean/dnn_acc"] > 0.7 > expected["attack/fgsm/dnn_acc"]
     assert not torch.equal(rows["clean"]["knn_before"], rows["clean"]["label"])
 
@@ -185,7 +185,7 @@ def test_curves_are_those_of_an_independent_run(
             if f"{victim}_after" in rows:
                 wrong = (rows[f"{victim}_after"] != rows["label"]).double().mean().item()
                 assert float(point[f"eps/fgsm/{victim}_success"]) == pytest.approx(wrong)
-    assert not [name for name in points[0] if "noise" in name and name.startswith("eps/")]  # it has no eps
+    assert not [name for name in points[0] if "noise" in name and name.startswith("eps/")]  # noise has no eps
 
 
 def test_eps_replaces_that_of_all_attacks_that_have_one(tmp_path: Path) -> None:

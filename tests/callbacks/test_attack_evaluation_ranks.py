@@ -63,7 +63,7 @@ def test_ranks_share_the_images(checkpoint: Path, tmp_path: Path) -> None:
     seed_everything(0, verbose=False)
     trainer.validate(make_surrogate(checkpoint), datamodule=data, verbose=False)
     assert logged == pytest.approx(attack_metrics(trainer), nan_ok=True)
-    assert logged["attack/fgsm/n"] == 61  # no multiple of the ranks: nobody is counted twice
+    assert logged["attack/fgsm/n"] == 61  # not a multiple of 2; no image is counted twice
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples/fgsm/*.json")
     content = json.loads(table.read_text())
     ids = [row[content["columns"].index("id")] for row in content["data"]]

@@ -29,7 +29,7 @@ def surrogate_checkpoint(
     backbone_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Of a surrogate of the trained backbone, after one epoch."""
+    """Checkpoint of a surrogate of the trained backbone, after one epoch."""
     trainer = make_trainer()
     module = SurrogateModule(small_net(), str(backbone_checkpoint), layer="relu", k=6)
     trainer.fit(module, datamodule=Digits(val_size=850))

@@ -21,7 +21,7 @@ from tests.modules.checkpoints import load, put, rewrite
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -42,14 +42,14 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(
     with pytest.raises(ValueError, match=r"bomb\.ckpt.*would run code.*a source you trust"):
         load(backbone, path)
     assert not target.exists()
-    torch.load(path, weights_only=False)  # the bomb is live
+    torch.load(path, weights_only=False)  # it does run here
     assert target.exists()
 
 
 def test_a_bare_pickle_is_refused_and_does_not_run(
     backbone: BackboneModule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # The variable with which users of torch switch its caution off for code that does not say what it wants.
+    # With this variable, torch.load runs code unless `weights_only` is given.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     target, path = tmp_path / "it ran", tmp_path / "bomb.ckpt"
     path.write_bytes(pickle.dumps({"state_dict": Bomb(target)}, protocol=2))
@@ -82,7 +82,7 @@ def test_a_truncated_file_is_refused(
 
 
 def test_every_flipped_number_is_found(tmp_path: Path) -> None:
-    # Each byte of each tensor; torch.load itself would not notice one.
+    # Each byte of each tensor; torch.load itself notices none.
     path = tmp_path / "flipped.ckpt"
     torch.save({"state_dict": {"a": torch.arange(64.0), "b": torch.ones(3, dtype=torch.int64)}}, path)
     whole = bytearray(path.read_bytes())
@@ -139,7 +139,7 @@ def test_random_and_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> N
             for noise in (damaged, damaged[:cut], rng.bytes(rng.choice([1, 8, 300]))):
                 path.write_bytes(noise)
                 try:
-                    read_checkpoint(path)  # damage to a tensor's numbers does not show
+                    read_checkpoint(path)  # damage to values may stay unnoticed
                 except ValueError as error:
                     refused.append(str(error))
     assert len(refused) > 300
