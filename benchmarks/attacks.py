@@ -13,9 +13,10 @@ convolutions can exceed 1. Each method and network runs in its own process, whos
 torch and the data.
 """
 
+import argparse
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -45,6 +46,9 @@ _METHODS = {
     "foolbox": "foolbox",
 }
 
+_Made = dict[str, tuple[dict[str, Any], dict[str, Tensor]]]
+"""Times and adversarials by attack, of each method."""
+
 
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
@@ -62,52 +66,59 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     banks = build_banks(network, bank_batches(run, None), run.data.num_classes, BankSettings(victim.metric))
     knn = DkNN.on_banks(network, banks, victim.k)
     n, speed = min(n, len(run.test)), _matmul_speed()
+    label = f"{'quick, ' if given.quick else ''}{run.data.name}"
     records: list[report.Record] = []
     for through in run.methods:
-        logits_fn, work = run.logits_fn(through), _work(run, through, n)
-        made: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
-        for method, kind in _METHODS.items():
-            if given.methods and method not in (*given.methods, "torchattacks"):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "adversarial.safetensors"
-                times = in_child(
-                    "benchmarks.attacks",
-                    "attack",
-                    given.threads,
-                    experiment=experiment,
-                    through=through,
-                    kind=kind,
-                    n=n,
-                    file=str(file),
-                )
-                made[method] = times, load_file(file)
-        for name, settings in run.experiment.attacks.items():
-            shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
-            label = f"{'quick, ' if given.quick else ''}{run.data.name}"
-            case = f"{label}: {name} {shown} through {through}, {n} images"
-            gradients = int(settings.settings.get("steps", 1))
-            for method, (times, adversarials) in made.items():
-                adversarial, theirs = adversarials[name], made["torchattacks"][1][name]
-                apart = (adversarial - theirs).abs().flatten(1).amax(1)
-                labels = run.test.labels[:n]
-                records.append(
-                    {
-                        "case": case,
-                        "method": method,
-                        **times[name],
-                        "exact": bool(apart.max() <= 1e-5),
-                        "differing": int((apart > 1e-5).sum()),
-                        "largest": apart.max().item(),
-                        "attacked_acc": (predict(logits_fn, adversarial) == labels).float().mean().item(),
-                        "knn_acc": (knn.predict(adversarial) == labels).float().mean().item(),
-                        "limit_share": gradients * work / times[name]["seconds"] / speed,
-                    }
-                )
+        made = _run_methods(given, experiment, through, n)
+        records += _compare(run, through, made, knn, n, speed, label)
     records = report.with_ratios(records)
     measured = {"experiment": run.describe(), "images": n, "float32_gflops": round(speed / 1e9, 1)}
     report.publish("attacks", records, given, measured, *_FURTHER)
     return records
+
+
+def _run_methods(given: argparse.Namespace, experiment: Sequence[Any], through: str, n: int) -> _Made:
+    """Times and adversarials of all methods through one network, each in its own process."""
+    made: _Made = {}
+    for method, kind in _METHODS.items():
+        if given.methods and method not in (*given.methods, "torchattacks"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "adversarial.safetensors"
+            arguments = {
+                "experiment": experiment,
+                "through": through,
+                "kind": kind,
+                "n": n,
+                "file": str(file),
+            }
+            times = in_child("benchmarks.attacks", "attack", given.threads, **arguments)
+            made[method] = times, load_file(file)
+    return made
+
+
+def _compare(
+    run: ExperimentRun, through: str, made: _Made, knn: DkNN, n: int, speed: float, label: str
+) -> Iterator[report.Record]:
+    """A record for each attack and method."""
+    logits_fn, work, labels = run.logits_fn(through), _work(run, through, n), run.test.labels[:n]
+    for name, settings in run.experiment.attacks.items():
+        shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
+        gradients = int(settings.settings.get("steps", 1))
+        for method, (times, adversarials) in made.items():
+            adversarial, theirs = adversarials[name], made["torchattacks"][1][name]
+            apart = (adversarial - theirs).abs().flatten(1).amax(1)
+            yield {
+                "case": f"{label}: {name} {shown} through {through}, {n} images",
+                "method": method,
+                **times[name],
+                "exact": bool(apart.max() <= 1e-5),
+                "differing": int((apart > 1e-5).sum()),
+                "largest": apart.max().item(),
+                "attacked_acc": (predict(logits_fn, adversarial) == labels).float().mean().item(),
+                "knn_acc": (knn.predict(adversarial) == labels).float().mean().item(),
+                "limit_share": gradients * work / times[name]["seconds"] / speed,
+            }
 
 
 def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _joined = count()  # counts calls of `join`
 _SHORTEST, _LONGEST = 0.001, 0.2  # seconds between two queries of the store
 
 
-class LostRankError(RuntimeError):
+class _LostRankError(RuntimeError):
     """A rank has died or cannot be reached."""
 
 
@@ -85,7 +85,7 @@ class Ranks:
             self._wait(keys, what)
             places = [place.decode() for place in self._store.multi_get(keys)]
         except dist.DistError as error:
-            raise LostRankError(
+            raise _LostRankError(
                 f"Expected to meet the other ranks at {what!r}, but their store is gone: rank 0 or the"
                 f" launcher has ended. {error}"
             ) from error
@@ -182,7 +182,7 @@ class Ranks:
                 if beat != seen[rank][0]:
                     seen[rank] = beat, now
                 elif now - seen[rank][1] > self.timeout:
-                    raise LostRankError(
+                    raise _LostRankError(
                         f"Expected rank {rank} at {what!r}, but it has shown no sign of life for"
                         f" {self.timeout:g} s: it or its network has died. Run the same command again."
                     )
@@ -225,7 +225,7 @@ def join(timeout: float = 300.0) -> Ranks:
             rendezvous(f"env://?rank={rank}&world_size={size}", timeout=timedelta(seconds=timeout))
         )
     except dist.DistError as error:
-        raise LostRankError(
+        raise _LostRankError(
             f"Expected {size} processes to find each other within {timeout:g} s, but rank {rank} did not:"
             f" {error} Check the network between them, or raise `timeout`."
         ) from error
@@ -236,5 +236,5 @@ def join(timeout: float = 300.0) -> Ranks:
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error means that a rank has died: a `LostRankError`, or an error of the process group."""
-    return isinstance(error, LostRankError | dist.DistError) or "gloo" in str(error).lower()
+    """Whether an error means that a rank has died: a `_LostRankError`, or an error of the process group."""
+    return isinstance(error, _LostRankError | dist.DistError) or "gloo" in str(error).lower()

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import attack as attack_script
-from lightning_advknn import cli
+from lightning_advknn.commands.train import main as train_script
 
 CLASSES = ("c0", "c1", "c2", "c3")
 TRAIN, TEST = 60, 30  # images of each class
@@ -62,6 +62,11 @@ class Ran(NamedTuple):
         said = next((line for line in reversed(self.err.splitlines()) if line.strip()), "")
         ok = self.code == code and all(word.lower() in self.err.lower() for word in words)
         return Outcome(f"exit {self.code}: {said[-300:]}", ok and "Traceback" not in self.err)
+
+
+def in_python(name: str, what: str, expected: str, run: Callable[[], Outcome]) -> Case:
+    """A case that needs no folder."""
+    return Case(name, what, expected, lambda _folder: run())
 
 
 def write_images(
@@ -157,7 +162,7 @@ def evaluate(folder: Path, *arguments: str) -> Ran:
 
 def train(folder: Path, *arguments: str) -> Ran:
     """Run ``train.py`` in a folder, in this process."""
-    return _run(folder, lambda: cli.main(list(arguments)))
+    return _run(folder, lambda: train_script(list(arguments)))
 
 
 def _training(monitor: str, mode: str, epochs: int) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from lightning_advknn.experiment.device import provenance
 from lightning_advknn.reports.records.csv_files import write_csv
 from lightning_advknn.storage import write_json
 from reliability import small_project
+from reliability.answers import Answer, evaluated, reported
 from reliability.forks import Fork
-from reliability.mutations import Answer, evaluated, reported
 
 COLUMNS = ("stage", "seconds", "resumed", "equal", "signal")
 ARGS = ("reproduce", "--config", small_project.GRID)

@@ -10,205 +10,28 @@ Columns of ``mutations.csv``: kind, mutation, expected, outcome, ok.
 """
 
 import argparse
-import json
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
-import attack
-from lightning_advknn.commands.train import main as train
 from lightning_advknn.experiment.device import provenance
-from lightning_advknn.reports.records.csv_files import read_csv, write_csv
+from lightning_advknn.reports.records.csv_files import write_csv
 from lightning_advknn.storage import write_json
-from reliability import mutants, small_project
-from reliability.forks import Exit, Fork, Main
+from reliability import small_project
+from reliability.answers import Answer
+from reliability.forks import Exit, Fork
+from reliability.mutation_plan import ERROR, KINDS, PLAN, RIGHT, Mutation
 
 LIMIT = 300.0  # seconds until a run counts as hanging
 COLUMNS = ("kind", "mutation", "expected", "outcome", "ok")
-
-Answer = tuple[Any, Any]
-"""What a run recorded: its settings, and its numbers."""
-
-
-class Command(NamedTuple):
-    """A command to run on damaged files."""
-
-    name: str
-    main: Main
-    args: tuple[str, ...]
-    read: Callable[[Path], Answer]
-    """Reads its answer from the project's folder."""
-
-
-class Mutation(NamedTuple):
-    """A damaged file of the project, and the command that reads it."""
-
-    kind: str
-    file: str
-    mutant: mutants.Mutant
-    command: Command
-    expected: str
-
-
-def evaluated(home: Path) -> Answer:
-    """The answer of ``attack.py evaluate``: settings, metrics and rows."""
-    summary = _json(_only(home, "summary.json"))
-    rows = {str(p.relative_to(home)): read_csv(p) for p in sorted(home.glob("runs/**/rows/**/*.csv"))}
-    return summary["settings"], (summary["metrics"], summary["credibility"], rows)
-
-
-def _ranked(home: Path) -> Answer:
-    path = _only(home, "leaderboard.json")
-    lines = read_csv(path.with_suffix(".csv"))
-    timed = "seconds_per_image"
-    return _json(path)["settings"], [{k: v for k, v in line.items() if k != timed} for line in lines]
-
-
-def reported(home: Path) -> Answer:
-    """The answer of ``attack.py reproduce``: settings, tables and report."""
-    folder = home / "results"
-    tables = {path.name: read_csv(path) for path in sorted(folder.glob("digits/table*.csv"))}
-    report = (folder / "report" / "report.md").read_text().splitlines()
-    # These lines differ between any two runs: wall time, date and command.
-    lines = [line for line in report if not any(word in line for word in ("seconds", ":", "| sum"))]
-    return _json(folder / "digits" / "seed0.json")["settings"], (tables, lines)
-
-
-def _trained(home: Path) -> Answer:
-    settings = yaml.safe_load(_only(home, "config.yaml").read_text())
-    # There are none without a logger; damaged settings may ask for that.
-    return settings, [read_csv(path) for path in sorted(home.glob("runs/**/metrics.csv"))]
-
-
-def _only(home: Path, name: str) -> Path:
-    (path,) = [path for path in home.rglob(name) if "cache" not in path.parts]
-    return path
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-EVALUATE = Command("evaluate", attack.main, ("evaluate", "--config", small_project.EXPERIMENT), evaluated)
-SVHN = Command("svhn", attack.main, ("evaluate", "--config", small_project.SVHN), evaluated)
-FOLDER = Command("folder", attack.main, ("evaluate", "--config", small_project.FOLDER), evaluated)
-BOARD = Command("leaderboard", attack.main, ("leaderboard", "--config", small_project.BOARD), _ranked)
-REPORT = Command("reproduce", attack.main, ("reproduce", "--config", small_project.GRID), reported)
-TRAIN = Command(
-    "train",
-    train,
-    ("fit", "--config", small_project.TRAINING, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3"),
-    _trained,
-)
-
-
-KINDS = ("config", "checkpoint", "bank", "observations", "adversarials", "idx", "mat", "image", "results")
-EITHER, ERROR, RIGHT = "error or right answer", "error", "right answer"
-
-
-def _settings(
-    home: Path, random: Random, files: Sequence[tuple[str, int]], command: Command
-) -> Iterator[Mutation]:
-    """Damaged configurations; `files` gives each one's path, and how many other values each setting gets."""
-    for file, each in files:
-        whole = (home / file).read_bytes()
-        for mutant in (
-            *mutants.of_place(),
-            *mutants.of_text(whole),
-            *mutants.of_bytes(whole, random, 4),
-            *mutants.of_settings(whole, random, each),
-        ):
-            yield Mutation("config", file, mutant, command, EITHER)
-
-
-def _files(
-    kind: str, home: Path, pattern: str, random: Random, flips: int, command: Command, expected: str
-) -> Iterator[Mutation]:
-    """Damaged versions of files that match a pattern."""
-    for file in sorted(home.glob(pattern)):
-        for mutant in mutants.of_bytes(file.read_bytes(), random, flips):
-            yield Mutation(kind, str(file.relative_to(home)), mutant, command, expected)
-
-
-def _data(
-    kind: str, home: Path, pattern: str, random: Random, flips: int, command: Command
-) -> Iterator[Mutation]:
-    """Damaged and missing data files."""
-    for file in sorted(home.glob(pattern)):
-        for mutant in mutants.of_place():
-            yield Mutation(kind, str(file.relative_to(home)), mutant, command, ERROR)
-    yield from _files(kind, home, pattern, random, flips, command, EITHER)
-
-
-def _of_evaluate(home: Path, random: Random) -> Iterator[Mutation]:
-    names = (
-        (small_project.EXPERIMENT, 2),
-        *((f"configs/digits/{n}.yaml", 1) for n in ("surrogate", "data", "network")),
-    )
-    yield from _settings(home, random, names, EVALUATE)
-    (checkpoint,) = home.glob("runs/cache/backbone/*.ckpt")
-    given = EVALUATE._replace(args=(*EVALUATE.args, "--backbone.checkpoint=given.ckpt"))
-    shutil.copyfile(checkpoint, home / "given.ckpt")
-    for mutant in (*mutants.of_place(), *mutants.of_checkpoint(checkpoint)):
-        yield Mutation("checkpoint", "given.ckpt", mutant, given, EITHER)
-    yield from _files("checkpoint", home, "given.ckpt", random, 20, given, EITHER)
-    for kind, pattern, expected in (
-        ("checkpoint", "backbone/*", EITHER),
-        ("checkpoint", "surrogate/*.*", EITHER),
-        ("bank", "votes/*", RIGHT),
-        ("observations", "observations/*/*", RIGHT),
-        ("observations", "calibration/*", RIGHT),
-        ("adversarials", "adversarial/*/*", RIGHT),
-    ):
-        yield from _files(kind, home, f"runs/cache/{pattern}", random, 4, EVALUATE, expected)
-    yield from _data("idx", home, "data/MNIST/raw/*", random, 4, EVALUATE)
-
-
-def _of_svhn(home: Path, random: Random) -> Iterator[Mutation]:
-    yield from _data("mat", home, "data/*.mat", random, 8, SVHN)
-
-
-def _of_folder(home: Path, random: Random) -> Iterator[Mutation]:
-    for kind in ("png", "jpg", "bmp"):
-        for part in ("train", "test"):
-            file = str(random.choice(sorted((home / "images" / part).glob(f"*/*.{kind}"))).relative_to(home))
-            yield Mutation("image", file, mutants.Mutant("a folder", ...), FOLDER, EITHER)
-            yield Mutation("image", file, mutants.Mutant("missing", None), FOLDER, EITHER)
-            yield from _files("image", home, file, random, 4, FOLDER, EITHER)
-
-
-def _of_training(home: Path, random: Random) -> Iterator[Mutation]:
-    yield from _settings(home, random, [(small_project.TRAINING, 1)], TRAIN)
-
-
-def _of_board(home: Path, random: Random) -> Iterator[Mutation]:
-    yield from _settings(home, random, [(small_project.BOARD, 1)], BOARD)
-
-
-def _of_report(home: Path, random: Random) -> Iterator[Mutation]:
-    yield from _settings(home, random, [(small_project.GRID, 3)], REPORT)
-    for name in ("seed0.json", "table?.csv", "experiment.json"):
-        yield from _files("results", home, f"results/digits/{name}", random, 6, REPORT, EITHER)
-
-
-# Each command with the mutations that damage its files, and their kinds.
-PLAN: tuple[tuple[Command, Callable[[Path, Random], Iterator[Mutation]], set[str]], ...] = (
-    (EVALUATE, _of_evaluate, {"config", "checkpoint", "bank", "observations", "adversarials", "idx"}),
-    (SVHN, _of_svhn, {"mat"}),
-    (FOLDER, _of_folder, {"image"}),
-    (TRAIN, _of_training, {"config"}),
-    (BOARD, _of_board, {"config"}),
-    (REPORT, _of_report, {"config", "results"}),
-)
 
 
 def prepare(
@@ -290,9 +113,9 @@ def run(mutation: Mutation, home: Path, right: Answer) -> tuple[Any, ...]:
                 answer = None
         words, good = judge(ended, answer, right, any(place.rglob("harmed")))
     words = words.replace(str(place), "").replace(str(home), "")
-    if mutation.expected == "error" and not words.startswith("exit code"):
+    if mutation.expected == ERROR and not words.startswith("exit code"):
         good = False
-    if mutation.expected == "right answer" and words != "right answer":
+    if mutation.expected == RIGHT and words != RIGHT:
         good = False
     return mutation.kind, f"{mutation.file}: {mutation.mutant.name}", mutation.expected, words, good
 

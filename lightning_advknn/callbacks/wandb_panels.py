@@ -105,7 +105,7 @@ def recorded(mode: WandbMode, project: str, folder: Path, **about: Any) -> Itera
     if mode == "disabled" or rank:
         yield lambda *_: None
         return
-    wandb = _load()
+    wandb = _import_wandb()
     keep_artifacts_in(folder)
     how = os.environ.get("WANDB_MODE", mode)
     try:
@@ -125,7 +125,7 @@ def recorded(mode: WandbMode, project: str, folder: Path, **about: Any) -> Itera
         yield log
 
 
-def _load() -> Any:
+def _import_wandb() -> Any:
     try:
         import wandb
     except ImportError as error:

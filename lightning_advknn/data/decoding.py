@@ -19,7 +19,7 @@ _SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's mode by colour
 
 
 @cache
-def formats() -> tuple[str, ...]:
+def _formats() -> tuple[str, ...]:
     """Names of the formats that Pillow and its plugins can decode."""
     Image.init()
     factories = {name: Image.OPEN[name][0] for name in Image.ID}
@@ -35,7 +35,7 @@ def formats() -> tuple[str, ...]:
 @cache
 def extensions() -> frozenset[str]:
     """Extensions of these formats in lower case: ``.png``, ``.jpg`` and others."""
-    known = (*formats(), "MPO")  # Pillow opens MPO as JPEG
+    known = (*_formats(), "MPO")  # Pillow opens MPO as JPEG
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in known)
 
 
@@ -55,7 +55,7 @@ def decode(content: bytes, image_size: int | None, background: Sequence[float] |
             a background.
         Exception: Of any kind, for damaged files.
     """
-    with Image.open(BytesIO(content), formats=formats()) as image:
+    with Image.open(BytesIO(content), formats=_formats()) as image:
         frames = 1 if image.format in _FIRST_IS_ALL else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ValueError(f"{frames} frames or pages: save the one you need as a separate file")

@@ -10,17 +10,17 @@ from typing import NamedTuple
 from lightning_advknn.data.decoding import extensions
 from lightning_advknn.data.files import ImageFile
 
-EXTENSION = "files of kinds that Pillow does not read"
-HIDDEN = "hidden files and folders"
-LINK = "links out of their class folder, to folders or to nothing"
-BESIDE = "files beside the class folders"
-SPECIAL = "pipes, sockets and devices"
+_EXTENSION = "files of kinds that Pillow does not read"
+_HIDDEN = "hidden files and folders"
+_LINK = "links out of their class folder, to folders or to nothing"
+_BESIDE = "files beside the class folders"
+_SPECIAL = "pipes, sockets and devices"
 OTHER_PART = "folders beside train and test that have their classes"
 
-SHARED = "test images that are training images too"
-TORN = "images in the folders of several classes"
+_SHARED = "test images that are training images too"
+_TORN = "images in the folders of several classes"
 
-_HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
 _NAMED = 3  # examples in a warning
 
 Unused = dict[str, list[Path]]
@@ -41,12 +41,12 @@ def find_images(folder: Path) -> Found:
     unused: Unused = defaultdict(list)
     for entry in sorted(folder.iterdir()):
         if is_hidden(entry.name):
-            unused[HIDDEN].append(entry)
+            unused[_HIDDEN].append(entry)
         elif entry.is_dir():
-            found = _walk(entry, entry.resolve(), unused)
+            found = _files_below(entry, entry.resolve(), unused)
             images[entry.name] = sorted(found, key=lambda path: (str(path.parent), path.name))
         else:
-            unused[BESIDE].append(entry)
+            unused[_BESIDE].append(entry)
     return Found(images, unused)
 
 
@@ -57,23 +57,23 @@ def class_folders(folder: Path) -> list[str]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name belongs to a file manager, editor or server."""
-    return name.startswith(".") or name.lower() in _HIDDEN
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
-def _walk(folder: Path, home: Path, unused: Unused) -> Iterator[Path]:
+def _files_below(folder: Path, home: Path, unused: Unused) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
             if is_hidden(entry.name):
-                unused[HIDDEN].append(path)
+                unused[_HIDDEN].append(path)
             elif entry.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
-                unused[LINK].append(path)
+                unused[_LINK].append(path)
             elif entry.is_dir():
-                yield from _walk(path, home, unused)
+                yield from _files_below(path, home, unused)
             elif not entry.is_file():
-                unused[SPECIAL].append(path)
+                unused[_SPECIAL].append(path)
             elif path.suffix.lower() not in extensions():
-                unused[EXTENSION].append(path)
+                unused[_EXTENSION].append(path)
             else:
                 yield path
 
@@ -103,7 +103,7 @@ def unused_words(root: Path, unused: Mapping[str, Sequence[Path]]) -> str:
     for kind, paths in sorted(unused.items()):
         endings = Counter(path.suffix.lower() or "none" for path in paths).most_common(10)
         of_each = (
-            ", ".join(f"{_shown(ending)} {n}" for ending, n in endings) + "; " if kind == EXTENSION else ""
+            ", ".join(f"{_shown(ending)} {n}" for ending, n in endings) + "; " if kind == _EXTENSION else ""
         )
         parts.append(
             f"{kind}: {len(paths)}"
@@ -140,8 +140,8 @@ def equal_images(training: Mapping[ImageFile, int], test: Mapping[ImageFile, int
     for file in training:
         first.setdefault(file.pixels, file.name)
     found = {
-        SHARED: [f"{file.name} = {first[file.pixels]}" for file in test if file.pixels in first],
-        TORN: [" = ".join(names[pixels][:4]) for pixels, several in labels.items() if len(several) > 1],
+        _SHARED: [f"{file.name} = {first[file.pixels]}" for file in test if file.pixels in first],
+        _TORN: [" = ".join(names[pixels][:4]) for pixels, several in labels.items() if len(several) > 1],
     }
     return {kind: equal for kind, equal in found.items() if equal}
 

@@ -16,9 +16,8 @@ from lightning_advknn.experiment.settings import ORIGIN
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search import Bank, Exchange, describe_index, recall
 from lightning_advknn.search.build import BankSettings, build_banks, build_sharded_banks
+from lightning_advknn.search.recall import RECALL_QUERIES
 from lightning_advknn.storage import digest
-
-QUERIES = 100  # validation images on which recall is measured
 
 
 class Judges:
@@ -96,7 +95,7 @@ class Judges:
     def recall(self) -> dict[str, Tensor]:
         """By layer, the share of true neighbours that an approximate backend finds of validation images, float64."""
         split, banks = self.data.split("val"), self.dknn.banks
-        images, _, _ = split.__getitems__(range(min(QUERIES, len(split))))
+        images, _, _ = split.__getitems__(range(min(RECALL_QUERIES, len(split))))
         features = self.networks.backbone(self.name).features(images.to(self.device))
         return {layer: recall(banks[layer], features[layer], self.settings.k) for layer in self.layers}
 

@@ -17,7 +17,7 @@ def l2_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes differ or pixels are integers.
     """
-    difference = _difference(images, adversarial)
+    difference = _perturbation(images, adversarial)
     norms: Tensor = torch.linalg.vector_norm(difference, dim=1)
     return norms
 
@@ -35,7 +35,7 @@ def linf_distortion(images: Tensor, adversarial: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes differ or pixels are integers.
     """
-    difference = _difference(images, adversarial)
+    difference = _perturbation(images, adversarial)
     norms: Tensor = torch.linalg.vector_norm(difference, ord=torch.inf, dim=1)
     return norms
 
@@ -48,7 +48,7 @@ def authors_l2(l2: Tensor) -> Tensor:
     return l2 * 255 / 784
 
 
-def _difference(images: Tensor, adversarial: Tensor) -> Tensor:
+def _perturbation(images: Tensor, adversarial: Tensor) -> Tensor:
     """Perturbations, float64 ``(B, D)``."""
     if (
         images.shape != adversarial.shape

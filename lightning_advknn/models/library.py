@@ -38,7 +38,7 @@ class LibraryNetwork(nn.Module):
         pool: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        make, settings = _load(function), settings or {}
+        make, settings = _import_function(function), settings or {}
         try:
             model = make(**settings)
         except Exception as error:  # libraries raise anything for settings they do not like
@@ -78,7 +78,7 @@ class LibraryNetwork(nn.Module):
         return logits
 
 
-def _load(path: str) -> Callable[..., Any]:
+def _import_function(path: str) -> Callable[..., Any]:
     """Import a function or class by its path."""
     module_name, _, name = path.rpartition(".")
     if not module_name:

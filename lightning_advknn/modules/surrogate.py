@@ -27,11 +27,10 @@ from lightning_advknn.search import (
     recall,
 )
 from lightning_advknn.search.build import BankSettings, build_banks
+from lightning_advknn.search.recall import RECALL_QUERIES
 from lightning_advknn.storage import (
     weights_digest,
 )
-
-QUERIES = 100  # images of a split on which recall is measured
 
 
 class _Targets(NamedTuple):
@@ -294,7 +293,7 @@ class SurrogateModule(LightningModule):
             )
             self._targets[split] = _Targets(own.ids, own.features[:], votes)
             if self.backend in APPROXIMATE and own is not self._bank and split not in self._given:
-                self._recall[split] = recall(self._bank, own.features[:QUERIES], self.k).mean().item()
+                self._recall[split] = recall(self._bank, own.features[:RECALL_QUERIES], self.k).mean().item()
 
     def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
         # Only training images are searched in.

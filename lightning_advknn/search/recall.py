@@ -5,6 +5,9 @@ from torch import Tensor
 
 from lightning_advknn.search.sharded import Bank
 
+RECALL_QUERIES = 100
+"""Images on which recall is measured."""
+
 
 @torch.no_grad()
 def recall(bank: Bank, queries: Tensor, k: int) -> Tensor:

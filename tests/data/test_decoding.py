@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from lightning_advknn.data.decoding import _is_deep, decode, extensions, formats
+from lightning_advknn.data.decoding import _formats, _is_deep, decode, extensions
 from reliability.image_files import (
     DISPLAY_P3,
     SRGB,
@@ -283,7 +283,7 @@ def test_all_that_pillow_decodes_itself_is_read() -> None:
     } <= extensions()
     assert not {".pdf", ".eps", ".ps", ".h5", ".mpg", ".wmf", ".txt", ""} & extensions()
     for kind in ("BMP", "GIF", "PNG", "TIFF", "PPM", "PCX", "TGA", "DDS", "SGI", "WEBP", "QOI"):
-        if kind in Image.SAVE and kind in formats():
+        if kind in Image.SAVE and kind in _formats():
             settings = {"lossless": True} if kind == "WEBP" else {}
             few = np.dstack([GREY // 64 * 64] * 3)
             assert np.array_equal(read(encoded(Image.fromarray(few), kind, **settings)), few), kind

@@ -24,7 +24,7 @@ import attack
 from lightning_advknn.data import Digits
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.experiment import fill
-from lightning_advknn.ranks import LostRankError, Ranks, join
+from lightning_advknn.ranks import Ranks, _LostRankError, join
 from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.sharded import _merge
 from lightning_advknn.storage import load_tensors
@@ -287,7 +287,7 @@ def rank() -> Callable[..., Ranks]:
 def test_a_rank_without_a_sign_of_life_is_lost(rank: Callable[..., Ranks]) -> None:
     first = rank(0, 2, 0.5)
     started = time.monotonic()
-    with pytest.raises(LostRankError, match=r"Expected rank 1 at 'the bank', .* no sign of life for 0\.5 s"):
+    with pytest.raises(_LostRankError, match=r"Expected rank 1 at 'the bank', .* no sign of life for 0\.5 s"):
         first.barrier("the bank")
     assert 0.5 < time.monotonic() - started < 5
 
