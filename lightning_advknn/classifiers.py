@@ -21,34 +21,37 @@ from lightning_advknn.search.build import BankSettings, build_banks, check_batch
 _T = TypeVar("_T")
 
 _BATCH = 500  # images a forward pass; no result depends on it
-_CALIBRATION = 75  # training images of each class that calibrate where no others do, as many as the paper's
+_CALIBRATION = 75  # images of each class that calibrate, as in the paper
 
 
 class DkNN(Frozen):
-    """Deep kNN (arXiv 1803.04765): the kNN votes of several layers summed (Eq. 4), with credibility (Eq. 5).
+    """Deep kNN (arXiv 1803.04765): summed kNN votes of several layers (Eq. 4), with credibility (Eq. 5).
 
-    A module that maps images in [0, 1] to vote shares ``(B, C)``, always in evaluation mode. `fit` gives it the training
-    images that vote. Methods take tensors and arrays on any device and give tensors on the victim's own.
+    A module, always in evaluation mode, whose forward pass gives vote shares. `fit` stores the training
+    images that vote. Methods accept tensors and arrays on any device and return tensors on the victim's
+    device.
 
     Args:
-        model: Maps images in [0, 1] to anything; a layer's activations are what votes. It is put into evaluation mode.
-        layers: Names of its submodules that vote, as in ``model.named_modules()``; None for its output alone.
+        model: Any module that accepts images in [0, 1]. It is put into evaluation mode.
+        layers: Names of the submodules whose activations vote, as in ``model.named_modules()``; None for the
+            model's output.
         k: Neighbours that vote in each layer; 75 in the paper.
-        metric: Distance of features.
+        metric: Distance between features.
         convention: How credibility counts ties.
-        mean: Channel means of a normalisation before the model, of images in [0, 1]; None for none.
-        std: Channel standard deviations of it.
-        backend: What searches the banks. No vote depends on it, unless it is approximate.
+        mean: Channel means of images in [0, 1], for a normalisation before the model; None for none.
+        std: Channel standard deviations for the same.
+        backend: What searches the banks. Votes do not depend on it, unless it is approximate.
         index: Settings of an approximate backend that differ from its defaults.
-        memory_gib: Memory for banks and searches in GiB; banks beyond it are read from disk. None for no limit.
-        device: Where `fit` puts all; ``auto`` is the GPU if there is one.
+        memory_gib: Memory for banks and searches in GiB; None for no limit. Banks beyond it are read from
+            disk.
+        device: Device that `fit` moves the model and the banks to; ``auto`` is the GPU if there is one.
 
     Raises:
-        ValueError: If a layer does not exist, or a setting is none of its choices or no whole number.
+        ValueError: If a layer does not exist or a setting is invalid.
     """
 
     calibration_votes: Tensor
-    """True-class votes of the images given to `calibrate`, int64 ``(N, L)``; N is 0 before."""
+    """True-class votes of the images passed to `calibrate`, int64 ``(N, L)``; before it, N is 0."""
     network: FeatureNetwork
 
     def __init__(
@@ -70,7 +73,7 @@ class DkNN(Frozen):
         for name, value, known in (("convention", convention, Convention), ("metric", metric, Metric)):
             if value not in get_args(known):
                 raise ValueError(f"Expected `{name}` to be one of {get_args(known)}, but got {value!r}.")
-        self._arguments = {  # as they were given: scikit-learn's `clone` compares them
+        self._arguments = {  # the objects that were passed: scikit-learn's `clone` compares identities
             "model": model, "layers": layers, "k": k, "metric": metric, "convention": convention, "mean": mean,
             "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
         }  # fmt: skip
@@ -81,16 +84,16 @@ class DkNN(Frozen):
         self.backend: Backend = backend
         self.index, self.memory_gib, self.device = index, memory_gib, device
         self.queries = 0
-        """Images that it has been asked about so far: what an attack costs its victim."""
+        """Images queried so far: the cost of an attack on this victim."""
         self._forget()
         self.eval()
 
     def _forget(self) -> None:
-        """Become as before `fit`."""
-        self._banks = nn.ModuleList()  # by position, as names of modules must not have dots
+        """Drop what `fit` and later calls have made."""
+        self._banks = nn.ModuleList()  # by position, because module names must not contain dots
         empty = torch.empty(0, len(self.layers), dtype=torch.int64)
         self.register_buffer("calibration_votes", empty, persistent=False)
-        # By layer. In plain dicts, as what is made on demand is no change of the victim.
+        # By layer. Plain dicts, because what is made on demand does not count as a change of the victim.
         self._surrogates: dict[str, Surrogate] = {}
         self._leave_one_out: dict[str, Tensor] = {}
 
@@ -102,16 +105,17 @@ class DkNN(Frozen):
         k: int = 75,
         convention: Convention = "strict",
     ) -> "DkNN":
-        """A DkNN whose banks are there already.
+        """Make a DkNN from existing banks.
 
         Args:
             network: Gives the layers' features.
-            banks: For each of the network's layers, the training images' features; row m is the same image in all.
+            banks: Features of the training images, by layer. Row m is the same image in all banks.
             k: Neighbours that vote in each layer; 75 in the paper.
             convention: How credibility counts ties.
 
         Raises:
-            ValueError: If a layer has no bank, k exceeds one or is no whole number, or the convention is unknown.
+            ValueError: If a layer has no bank, k is not an integer or exceeds a bank, or the convention is
+                unknown.
         """
         missing = [layer for layer in network.layers if layer not in banks]
         if missing:
@@ -141,19 +145,20 @@ class DkNN(Frozen):
         self.eval()
 
     def fit(self, images: Labelled, labels: Labels | None = None) -> Self:
-        """Store the training images' features: they vote from now on. What was fitted, calibrated or trained before is forgotten.
+        """Store the features of the training images, which vote from now on.
 
-        Moves the model to `device`.
+        Moves the model to `device`. An earlier fit, its calibration and its surrogates are dropped.
 
         Args:
-            images: float ``(M, ...)`` in [0, 1] as a tensor, array or list; or a Dataset or DataLoader of (image, label), read
-                batch by batch.
-            labels: Classes 0 to C - 1 of images without any, whole numbers ``(M,)``.
+            images: float ``(M, ...)`` in [0, 1], as a tensor, an array or a list; or a Dataset or DataLoader
+                of (image, label), which is read batch by batch.
+            labels: Classes 0 to C - 1 as integers ``(M,)``; None if `images` contains them.
 
         Raises:
-            ValueError: If an image is out of range, a label is no whole number of at least 0, k exceeds the images, a feature is
-                not finite or depends on more than the image, or the device cannot be used.
-            OSError: If banks beyond `memory_gib` do not fit the disk.
+            ValueError: If an image is out of range, a label is not an integer of at least 0, k exceeds the
+                number of images, a feature is not finite or depends on more than the image, or the device is
+                not usable.
+            OSError: If banks beyond `memory_gib` do not fit on the disk.
         """
         batches = as_batches(images, labels)
         n = sum(batches.sizes)
@@ -167,30 +172,30 @@ class DkNN(Frozen):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the voting layers, in the order of votes' second dimension."""
+        """Names of the voting layers, in the order of the second dimension of votes."""
         return self.network.layers
 
     @property
     def banks(self) -> dict[str, Bank]:
-        """Each layer's bank by name; row m is the same training image in all of them. Empty before `fit`."""
-        # No `NotFittedError` here: it is an AttributeError, which `nn.Module` would replace by another.
+        """Banks by layer; row m is the same training image in all of them. Empty before `fit`."""
+        # It cannot raise a NotFittedError: `nn.Module` replaces any AttributeError of a property.
         return dict(zip(self.layers, cast(Iterable[Bank], self._banks), strict=False))
 
     @property
     def num_classes(self) -> int:
-        """C; 0 before `fit`."""
+        """Number of classes, C; 0 before `fit`."""
         return next((bank.num_classes for bank in self.banks.values()), 0)
 
     @property
     def classes_(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """Labels in the order of the columns of `predict_proba`, as scikit-learn asks for them."""
+        """Labels in the column order of `predict_proba`; scikit-learn reads them."""
         return np.arange(self.num_classes)
 
     def only(self, layer: str) -> "DkNN":
-        """The kNN on one of the layers, as a DkNN of that layer alone; shares its bank.
+        """The kNN on one of the layers: a DkNN of that layer alone, with the same bank.
 
         Raises:
-            ValueError: If DkNN does not have the layer.
+            ValueError: If the victim does not have the layer.
         """
         self._check_layer(layer)
         network = FeatureNetwork(self.network.network, [layer], self.network.normalize)
@@ -201,7 +206,7 @@ class DkNN(Frozen):
         return one
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Votes int64 ``(B, L, C)`` for features ``(B, D)`` by layer."""
+        """Count votes, int64 ``(B, L, C)``, for features ``(B, D)`` by layer."""
         votes = torch.stack(
             [bank.votes(features[layer], self.k) for layer, bank in self.banks.items()], dim=1
         )
@@ -209,25 +214,27 @@ class DkNN(Frozen):
         return votes
 
     def search(self, features: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each layer's k nearest rows, as `MemoryBank.search`: distances ``(B, k)`` and bank rows ``(B, k)``."""
+        """Find the k nearest rows of each layer, as `MemoryBank.search`: distances and bank rows ``(B, k)``."""
         self.queries += len(next(iter(features.values())))
         return {layer: bank.search(features[layer], k) for layer, bank in self.banks.items()}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of images on the victim's device, float32 ``(B, D)`` by layer, in batches."""
+        """Compute features in batches, float32 ``(B, D)`` by layer, of images on the victim's device."""
         parts = [self.network.features(part) for part in torch.split(images, _BATCH)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in self.layers}
 
     @torch.no_grad()
     @float32_arithmetic()
     def forward(self, images: Tensor) -> Tensor:
-        """Shares of the votes, float32 ``(B, C)``, of images in [0, 1]: what a black-box attack may ask.
+        """Vote shares, float32 ``(B, C)``, of images in [0, 1]: the answer to a black-box attack.
 
-        Images of other floating-point numbers count as they would be stored, in float32.
+        Images are rounded to float32, as they are when they are stored.
 
         Raises:
-            ValueError: If an image is out of range, unlike the bank's or elsewhere, or a feature is not finite.
+            NotFittedError: Before `fit`.
+            ValueError: If an image is out of range, has another shape than the training images or is on
+                another device than the victim, or a feature is not finite.
         """
         self.check_images(images)
         images = images.float()
@@ -235,22 +242,23 @@ class DkNN(Frozen):
         return votes.float() / (self.k * len(self.layers))
 
     def predict(self, images: Images) -> Tensor:
-        """Classes int64 ``(B,)`` of images in [0, 1] (Eq. 4); a tie goes to the lowest.
+        """Predict classes, int64 ``(B,)``, of images in [0, 1] (Eq. 4); a tie goes to the lowest class.
 
         Raises:
-            NotFittedError: Before `fit`, as of all that follow; a ValueError of scikit-learn.
-            ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
+            NotFittedError: Before `fit`. It is scikit-learn's, and a ValueError.
+            ValueError: If an image is out of range or has another shape than the training images, or a
+                feature is not finite.
         """
-        # Equal counts are equal shares, so ties are exact.
+        # Equal counts give equal shares, so ties are exact.
         counts = self.predict_proba(images) * (self.k * len(self.layers))
         return functional.dknn_prediction(counts.round().long()[:, None])
 
     def predict_proba(self, images: Images) -> Tensor:
-        """Shares of the votes, float32 ``(B, C)``, as `forward` gives them; errors as in `predict`."""
+        """Vote shares, float32 ``(B, C)``, as `forward` gives them; errors as in `predict`."""
         return torch.cat(self._of_each_batch(self, images))
 
     def score(self, images: Labelled, labels: Labels | None = None) -> float:
-        """Share of images whose predicted class is their label; arguments as in `fit`, errors as in `predict`."""
+        """Accuracy in [0, 1]; arguments as in `fit`, errors as in `predict`."""
         right = [
             self.predict(batch.images).cpu() == batch.labels.cpu() for batch in as_batches(images, labels)
         ]
@@ -259,7 +267,7 @@ class DkNN(Frozen):
     @torch.no_grad()
     @float32_arithmetic()
     def credibility(self, images: Images) -> Tensor:
-        """Credibility (Eq. 5) of the predicted class, float64 ``(B,)``, against `reference_votes`; errors as in `predict`."""
+        """Credibility (Eq. 5) against `reference_votes`, float64 ``(B,)``; errors as in `predict`."""
         known = self.reference_votes().sum(1)
 
         def ask(part: Tensor) -> Tensor:
@@ -270,14 +278,14 @@ class DkNN(Frozen):
     @torch.no_grad()
     @float32_arithmetic()
     def neighbours(self, images: Images, k: int | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-        """The k nearest training images in each layer, nearest first; errors as in `predict`.
+        """Find the k nearest training images in each layer, nearest first; errors as in `predict`.
 
         Args:
             images: ``(B, ...)`` in [0, 1].
-            k: How many; None for the victim's own.
+            k: Number of neighbours; None for the victim's `k`.
 
         Returns:
-            By layer, distances float64 ``(B, k)`` and positions among the training images, int64 ``(B, k)``.
+            By layer, distances float64 ``(B, k)`` and positions of the training images, int64 ``(B, k)``.
         """
         many = self.k if k is None else k
         parts = self._of_each_batch(lambda part: self.search(self.network.features(part), many), images)
@@ -290,7 +298,7 @@ class DkNN(Frozen):
         }
 
     def _of_each_batch(self, ask: Callable[[Tensor], _T], images: Images) -> list[_T]:
-        """What is said of images, in batches on the victim's device."""
+        """Call a function on batches of images, on the victim's device."""
         parts = torch.split(as_images(images), _BATCH)
         shown = tqdm(parts, desc="query", disable=None if len(parts) > 1 else True, leave=False)
         found = []
@@ -301,10 +309,11 @@ class DkNN(Frozen):
         return found
 
     def check_images(self, images: Tensor) -> None:
-        """Raise a ValueError unless images are in [0, 1], on the victim's device and of the shape of those in the banks.
+        """Check that images are in [0, 1], on the victim's device and of the training images' shape.
 
         Raises:
             NotFittedError: Before `fit`.
+            ValueError: If they are not.
         """
         self._check_fitted()
         _check_images_of(self.banks[self.layers[0]], images)
@@ -312,15 +321,16 @@ class DkNN(Frozen):
     @torch.no_grad()
     @float32_arithmetic()
     def calibrate(self, images: Labelled, labels: Labels | None = None) -> Self:
-        """Keep the true-class votes ``(N, L)`` of held-out images, for Eq. (5), instead of those kept before.
+        """Store the true-class votes ``(N, L)`` of calibration images, for Eq. (5); earlier ones are dropped.
 
         Args:
-            images: As in `fit`; not among the training images.
+            images: As in `fit`. They must not be training images.
             labels: As in `fit`.
 
         Raises:
-            ValueError: If an image is out of range or unlike the bank's, a label is no class, a feature is
-                not finite, or there are no images.
+            NotFittedError: Before `fit`.
+            ValueError: If an image is out of range or has another shape than the training images, a label is
+                not a class, a feature is not finite, or there are no images.
         """
         device = self.calibration_votes.device
         parts = []
@@ -332,7 +342,7 @@ class DkNN(Frozen):
             parts.append(functional.true_class_votes(votes, batch.labels.to(device)))
         if not sum(map(len, parts)):
             raise ValueError(
-                "Expected calibration images, but got none. Give those of the split `calibration`."
+                "Expected calibration images, but got none. Pass those of the split `calibration`."
             )
         self.calibration_votes = torch.cat(parts)
         return self
@@ -340,8 +350,8 @@ class DkNN(Frozen):
     def reference_votes(self) -> Tensor:
         """True-class votes that `credibility` compares with, int64 ``(N, L)``.
 
-        Those of `calibrate`. Before it, leave-one-out votes on up to 75 training images of each class, evenly spaced in the
-        bank.
+        They are those of `calibrate`. Before it, they are leave-one-out votes on up to 75 training images of
+        each class, evenly spaced in the bank.
 
         Raises:
             NotFittedError: Before `fit`.
@@ -359,10 +369,10 @@ class DkNN(Frozen):
         return torch.stack([self._leave_one_out[layer].to(device) for layer in self.layers], 1)
 
     def credibility_of(self, votes: Tensor) -> Tensor:
-        """Credibility (Eq. 5) float64 ``(B,)`` of votes ``(B, L, C)``, against `calibration_votes` alone.
+        """Credibility (Eq. 5), float64 ``(B,)``, of votes ``(B, L, C)``, against `calibration_votes`.
 
         Raises:
-            ValueError: If `calibrate` has not run.
+            ValueError: Before `calibrate`.
         """
         return functional.credibility(votes, self.calibration_votes.sum(1), self.convention)
 
@@ -376,19 +386,20 @@ class DkNN(Frozen):
         cl_weight: float = 1.0,
         seed: int = 0,
     ) -> Surrogate:
-        """Train a differentiable stand-in for the kNN on a layer (`train_dknnb`), and keep it as the one that `surrogate` gives.
+        """Train a differentiable surrogate of the kNN on one layer, by `train_dknnb`; `surrogate` returns it.
 
         Args:
-            layer: One of the victim's; None for the last.
-            epochs: Passes over the bank's rows.
-            learning_rate: About how much a step changes a logit at most.
+            layer: One of the victim's layers; None for the last.
+            epochs: Passes over the rows of the bank.
+            learning_rate: Approximate limit on how much one step changes a logit.
             cls_weight: lambda of Eq. (16).
             cl_weight: Weight of L_CL; 0 for L_CLS alone.
-            seed: Of the order of rows.
+            seed: Seed of the order of rows.
 
         Raises:
             NotFittedError: Before `fit`.
-            ValueError: If the layer is not one of the victim's, or the bank has no k rows beside an image's own.
+            ValueError: If the victim does not have the layer, or k is not below the number of training
+                images.
         """
         return self._train_surrogate(
             layer,
@@ -400,27 +411,27 @@ class DkNN(Frozen):
         )[0]
 
     def surrogate(self, layer: str | None = None) -> Surrogate:
-        """The surrogate on a layer, None for the last; one that is not there yet is trained, which one line on stderr says.
+        """The surrogate on a layer, None for the last; errors as in `fit_surrogate`.
 
-        Errors as in `fit_surrogate`.
+        If there is none, it is trained, and one line on stderr says so.
         """
         layer = self.layers[-1] if layer is None else layer
         if layer not in self._surrogates:
             _, agreement = self._train_surrogate(layer)
             tqdm.write(
-                f"Trained a surrogate on {layer}, as none was given: it agrees with the kNN on {agreement:.1%} of held-out"
-                " training images. `fit_surrogate` trains others.",
+                f"Trained a surrogate on {layer}, as none was given: it agrees with the kNN on"
+                f" {agreement:.1%} of held-out training images. `fit_surrogate` trains others.",
                 file=sys.stderr,
             )
         return self._surrogates[layer].to(self.calibration_votes.device)
 
     def _train_surrogate(self, layer: str | None, **settings: Any) -> tuple[Surrogate, float]:
-        """A surrogate, kept, and its agreement with the kNN on held-out rows."""
+        """Train and store a surrogate; also return its agreement with the kNN on held-out rows."""
         layer = self.layers[-1] if layer is None else layer
         self._check_layer(layer)
         self._check_fitted()
         bank = self.banks[layer]
-        with torch.inference_mode(False):  # whose tensors nothing can be trained on
+        with torch.inference_mode(False):  # autograd refuses tensors made in it
             trained = train_dknnb(bank.features, bank.leave_one_out_votes(self.k), **settings)
         surrogate = Surrogate(self.network.network, layer, trained.dknnb, self.network.normalize)
         self._surrogates[layer] = surrogate
@@ -435,20 +446,20 @@ class DkNN(Frozen):
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError(
-                "Expected a victim with training images, but it has none yet. Call `fit(images, labels)` first."
+                "Expected a victim with training images, but it has none. Call `fit(images, labels)` first."
             )
 
-    # What scikit-learn asks of a classifier: `clone`, `check_is_fitted`, `cross_val_score` and the like.
+    # The interface that scikit-learn's `clone`, `check_is_fitted` and `cross_val_score` need.
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Arguments of the constructor as they were given; scikit-learn's `clone` copies the model."""
+        """Arguments that the constructor was called with."""
         return dict(self._arguments)
 
     def set_params(self, **arguments: Any) -> Self:
-        """Change arguments of the constructor. The victim has to be fitted again.
+        """Replace arguments of the constructor. The victim must be fitted again.
 
         Raises:
-            ValueError: If there is no such argument, or as in the constructor.
+            ValueError: If there is no such argument, or the constructor refuses its value.
         """
         unknown = sorted(arguments.keys() - self._arguments.keys())
         if unknown:
@@ -473,13 +484,13 @@ class DkNN(Frozen):
 
 
 class KNN(DkNN):
-    """A kNN on one layer: a DkNN of that layer alone.
+    """kNN on one layer: a DkNN of that layer alone.
 
     Args:
-        model: Maps images in [0, 1] to anything; ``torch.nn.Flatten()`` votes by pixels.
-        layer: Name of the submodule that votes; None for the model's output.
+        model: Any module that accepts images in [0, 1]; ``torch.nn.Flatten()`` for a kNN on pixels.
+        layer: Name of the submodule whose activations vote; None for the model's output.
         k: Neighbours that vote.
-        arguments: Others, as those of `DkNN`.
+        arguments: The other arguments of `DkNN`.
 
     Raises:
         ValueError: As `DkNN`.
@@ -500,7 +511,7 @@ def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None) ->
 
 
 def _find_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is the GPU if there is one."""
+    """Find a device by name; ``auto`` is the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -512,7 +523,7 @@ def _find_device(name: str) -> torch.device:
 
 
 def _evenly_spaced(labels: Tensor) -> Tensor:
-    """Up to `_CALIBRATION` rows of each class, at equal distances among its own, int64 ``(N,)``."""
+    """Choose up to `_CALIBRATION` evenly spaced rows of each class, int64 ``(N,)``."""
     chosen = []
     for label in torch.unique(labels).tolist():
         rows = (labels == label).nonzero().squeeze(1)
@@ -522,15 +533,16 @@ def _evenly_spaced(labels: Tensor) -> Tensor:
 
 
 def _check_images_of(bank: Bank, images: Tensor) -> None:
-    """Raise a ValueError unless images are in [0, 1], where a bank is, and of its images' shape where that is known."""
+    """Check images against a bank, as `DkNN.check_images`; a bank made without images knows no shape."""
     functional.check_images(images)
     if images.device != bank.labels.device:
         raise ValueError(
-            f"Expected images on {bank.labels.device}, as the bank, but they are on {images.device}. Move them with `.to`."
+            f"Expected images on {bank.labels.device}, like the bank, but they are on {images.device}."
+            " Move them with `.to`."
         )
     shape = bank.image_shape
     if shape is not None and images.shape[1:] != shape:
         raise ValueError(
-            f"Expected images of shape (B, {', '.join(map(str, shape))}), as in the bank, but got {tuple(images.shape)}. Channels"
-            " come before height and width."
+            f"Expected images of shape (B, {', '.join(map(str, shape))}), as in the bank, but got"
+            f" {tuple(images.shape)}. Channels come before height and width."
         )

@@ -1,8 +1,8 @@
 """From images to one row per sample: the only source of every number.
 
-An image is judged, attacked, and judged again as stored. `make_rows` puts what came out side by side, and
-`_AttackMetrics` reduces rows to accuracies, distortions and credibilities. The callback, `attack.py`, tables, figures
-and W&B all read these.
+The victim is asked about an image, the image is attacked, and the victim is asked again about the stored
+result. `make_rows` puts both verdicts side by side, and `summarize` reduces rows to accuracies, distortions
+and credibilities. The callback, the commands, tables, figures and W&B all read these.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,23 +26,23 @@ from lightning_advknn.integrity import unchanged
 from lightning_advknn.ranks import is_lost
 
 Rows = dict[str, Tensor]
-"""Columns by name, one row a sample: ``id``, ``label``, ``l2``, ``linf``, and for ``before`` and ``after`` the attack
-``dnn_*``, ``knn_*``, ``dknn_*``, ``surrogate_*`` (predictions), ``votes_*`` ``(n, L, C)``, ``knn_credibility_*`` and
-``dknn_credibility_*``."""
+"""Columns by name, one row per image: ``id``, ``label``, ``l2`` and ``linf``; with the suffixes ``_before`` and
+``_after`` (the attack) also the predictions ``dnn``, ``knn``, ``dknn`` and ``surrogate``, ``votes`` ``(n, L,
+C)``, ``knn_credibility`` and ``dknn_credibility``."""
 
 CPU_BATCH, GPU_BATCH = 64, 1000
-"""Images attacked at once: what fits a CPU's caches, and what keeps a GPU busy."""
+"""Images attacked at once: they fit a CPU's caches, and keep a GPU busy."""
 
 
 class Verdicts(NamedTuple):
-    """What the classifiers say of n images."""
+    """Predictions, votes and credibilities of n images."""
 
     dnn: Tensor | None
-    """The network's class, int64 ``(n,)``; None of a network without a head."""
+    """Class of the network, int64 ``(n,)``; None if it has no head."""
     knn: Tensor
-    """The kNN's class on one layer, int64 ``(n,)``."""
+    """Class of the kNN on one layer, int64 ``(n,)``."""
     dknn: Tensor
-    """DkNN's class (Eq. 4), int64 ``(n,)``."""
+    """Class of DkNN (Eq. 4), int64 ``(n,)``."""
     votes: Tensor
     """int64 ``(n, L, C)``."""
     knn_credibility: Tensor
@@ -61,16 +61,18 @@ def observe(
     Args:
         dknn: The victim.
         images: float32 ``(n, channels, H, W)`` in [0, 1].
-        batch_size: Images a forward pass; no result depends on it.
-        rows: Consecutive images to query; None for all. The others only fill up forward passes, so that these meet the
-            same arithmetic as among all.
+        batch_size: Images in a forward pass; results do not depend on it.
+        rows: Positions of consecutive images to query; None for all. The other images only fill up the
+            forward passes, so that the arithmetic is the same as if all were queried.
 
     Returns:
-        The network's classes int64 ``(n,)``, None if its output is not ``(n, C)``, and votes int64 ``(n, L, C)``; of `rows` if
-        these are given.
+        Classes of the network, int64 ``(n,)``, or None if its output is not ``(n, C)``; and votes, int64
+        ``(n, L, C)``. If `rows` are given, both are of these images.
 
     Raises:
-        ValueError: If an image is out of range or unlike the bank's, or a feature is not finite.
+        NotFittedError: Before `fit`.
+        ValueError: If an image is out of range or has another shape than the training images, or a feature is
+            not finite.
     """
     dknn.check_images(images)
     asked = range(len(images)) if rows is None else rows
@@ -88,12 +90,12 @@ def observe(
 def decide(
     dnn: Tensor | None, votes: Tensor, layer: int, calibration_votes: Tensor, convention: Convention
 ) -> Verdicts:
-    """Verdicts from what `observe` returned.
+    """Make verdicts from the results of `observe`.
 
     Args:
-        dnn: int64 ``(n,)``; None of a network without a head.
+        dnn: int64 ``(n,)``; None if the network has no head.
         votes: int64 ``(n, L, C)``.
-        layer: Position of the kNN's layer.
+        layer: Position of the kNN's layer among the L layers.
         calibration_votes: int64 ``(N, L)``, as in `DkNN`.
         convention: How credibility counts ties.
     """
@@ -109,10 +111,11 @@ def decide(
 
 
 def judge(victim: DkNN, layer: str, images: Tensor, batch_size: int = 500) -> Verdicts:
-    """`observe` and `decide` for a calibrated victim, with the kNN on one of its layers.
+    """Query a calibrated victim, and the kNN on one of its layers: `observe`, then `decide`.
 
     Raises:
-        ValueError: If the victim does not have the layer, or as `observe` and `decide`.
+        ValueError: If the victim does not have the layer or is not calibrated, or `observe` refuses the
+            images.
     """
     if layer not in victim.layers:
         raise ValueError(f"Expected `layer` to be one of {list(victim.layers)}, but got {layer!r}.")
@@ -129,28 +132,28 @@ def perturb(
     precision: GradientPrecision = "float32",
     name: str | None = None,
 ) -> Tensor:
-    """Attack images: a logits function in batches of one size, a victim all at once.
+    """Run an attack and check what it returns and what it leaves behind.
 
-    The last batch is filled up, so every image meets the same arithmetic, however many there are. Attacks on
-    victims make their own batches, as searching a bank and differentiating a network go well with different
-    ones. A module is frozen and in evaluation mode meanwhile. The attack gets copies of images and labels,
-    and leaves the target and all modules bound to it as they were.
+    On logits, all batches have one size: the last one is filled up, so the arithmetic for an image does not
+    depend on the number of images. On a victim, the attack gets all images at once and makes its own batches,
+    because neighbour search and gradients need different sizes. Meanwhile modules are frozen and in
+    evaluation mode. The attack gets copies of images and labels.
 
     Args:
-        attack: With its settings bound.
-        target: What the attack is on.
+        attack: The attack with its settings bound.
+        target: A logits function or a victim.
         images: float32 ``(n, channels, H, W)`` in [0, 1].
         labels: Classes to move away from, int64 ``(n,)``.
         precision: How gradients are computed.
-        name: What errors call the attack; None for its function's own name.
+        name: Name of the attack in errors; None for its function's name.
 
     Returns:
-        Adversarial images, float32, same shape: exactly what is stored and judged.
+        Adversarial images, float32, same shape, as they are stored and judged.
 
     Raises:
-        ValueError: If an image or a label is out of range, or the attack fails, returns anything but
-            floating-point images of the same shape in [0, 1], or changes the target, another module that it
-            holds or torch's global settings; what it changed is put back.
+        ValueError: If an image or a label is out of range, or if the attack fails, returns anything but
+            floating-point images of the same shape in [0, 1], or changes its target, another module that it
+            holds or torch's global settings. Changes are undone.
     """
     name = repr(name or getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__))
     check_images(images)
@@ -159,7 +162,7 @@ def perturb(
     n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
     if victim:
         size = max(n, 1)
-    # Rows of all batches: filled up with the images in turn, from the first one on.
+    # Positions in all batches. The last batch is filled up with the first images.
     rows = torch.arange(-(-n // size) * size, device=images.device) % max(n, 1)
 
     @torch.no_grad()
@@ -176,7 +179,7 @@ def perturb(
     parts = []
     with prepared(target, precision) as ready, unchanged(name, (target, attack), ask):
         for batch in torch.split(rows, size):
-            part = images[batch]  # copies, as of labels
+            part = images[batch]  # a copy
             with _errors_of(name):
                 returned = attack(ready, part.clone(), labels[batch])
             parts.append(returned_images(f"attack {name}", returned, part))
@@ -185,13 +188,13 @@ def perturb(
 
 @contextmanager
 def _errors_of(attack: str) -> Iterator[None]:
-    """Name the attack in what it raises, unless the machine is to blame."""
+    """Name the attack in its errors, except in those that the machine causes."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except SystemExit as error:
-        if error.code == 143:  # this process is terminated
+        if error.code == 143:  # the process was asked to terminate
             raise
         raise ValueError(f"Attack {attack} failed: it called sys.exit({error.code!r}).") from error
     except Exception as error:
@@ -203,7 +206,7 @@ def _errors_of(attack: str) -> Iterator[None]:
 @torch.no_grad()
 @float32_arithmetic()
 def predict(logits_fn: LogitsFn, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Class with the highest logit, int64 ``(n,)``."""
+    """Predict the class with the highest logit, int64 ``(n,)``."""
     return torch.cat([logits_fn(part).argmax(1) for part in torch.split(images, batch_size)])
 
 
@@ -225,10 +228,10 @@ def make_rows(
         adversarial: Same shape.
         before: Verdicts on `images`.
         after: Verdicts on `adversarial`.
-        surrogate: Classes before and after of what was attacked instead of the backbone, int64 ``(n,)`` each.
+        surrogate: Classes of the attacked surrogate before and after, int64 ``(n,)`` each; None for none.
 
     Raises:
-        ValueError: If a label is no class, or images, ids and verdicts are not as many.
+        ValueError: If a label is not a class, or the numbers of images, ids and verdicts differ.
     """
     check_labels(labels, len(images), before.votes.shape[-1])
     sizes = {len(each) for each in (images, ids, before.votes, after.votes)}
@@ -250,17 +253,17 @@ def make_rows(
 @torch.no_grad()
 @float32_arithmetic()
 def imitation(surrogate: LogitsFn, images: Tensor, votes: Tensor, batch_size: int = 500) -> Rows:
-    """How well a surrogate imitates the kNN on each image.
+    """Measure how well a surrogate imitates the kNN on each image.
 
     Args:
-        surrogate: Its logits are those of q(x).
+        surrogate: Gives the logits of q(x).
         images: float32 ``(n, channels, H, W)`` in [0, 1].
-        votes: Of the kNN on the surrogate's layer, on the same images, int64 ``(n, C)``.
-        batch_size: Images a forward pass.
+        votes: Votes of the kNN on the surrogate's layer for the same images, int64 ``(n, C)``.
+        batch_size: Images in a forward pass.
 
     Returns:
-        ``agreement``, whether both predict one class, bool ``(n,)``; ``kl`` of the vote distribution and q(x) (Eq. 15),
-        ``(n,)``.
+        ``agreement``: whether both predict the same class, bool ``(n,)``; ``kl``: the divergence of q(x) from
+        the vote distribution (Eq. 15), ``(n,)``.
     """
     logits = torch.cat([surrogate(part) for part in torch.split(images, batch_size)])
     return {
@@ -270,7 +273,7 @@ def imitation(surrogate: LogitsFn, images: Tensor, votes: Tensor, batch_size: in
 
 
 def average(columns: Rows) -> Mapping[str, float]:
-    """Mean of each column, over all ranks."""
+    """Average each column over all ranks."""
     means = {}
     for name, column in columns.items():
         mean = MeanMetric().set_dtype(torch.float64).to(column.device)
@@ -280,17 +283,19 @@ def average(columns: Rows) -> Mapping[str, float]:
 
 
 def concatenate(parts: list[Rows]) -> Rows:
-    """Join rows of the same columns."""
+    """Join rows that have the same columns."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class _AttackMetrics(Metric):
-    """Reduces rows, over batches and ranks, to the paper's metrics.
+    """The paper's metrics of rows, over batches and ranks.
 
-    `compute` gives float64 scalars: accuracies in [0, 1] after the attack, ``knn_acc``, ``dknn_acc`` and, where rows
-    have them, ``dnn_acc`` and ``surrogate_acc``; mean true ``l2`` over all samples and, for each victim, ``<victim>_l2_success`` over
-    those it misclassifies after the attack (success = 1 - accuracy, as in the paper; NaN if there are none);
-    ``<victim>_credibility`` over all and ``<victim>_credibility_success``; the largest ``linf``; and ``n``.
+    `compute` returns float64 scalars. ``knn_acc`` and ``dknn_acc``, and ``dnn_acc`` and ``surrogate_acc`` if
+    the rows have these columns, are accuracies in [0, 1] after the attack. ``l2`` is the mean true L2 over
+    all images. ``<victim>_l2_success`` is the mean over the successes: the images that the victim
+    misclassifies after the attack (success = 1 - accuracy, as in the paper; NaN if there are none).
+    ``<victim>_credibility`` and ``<victim>_credibility_success`` are means of the same kinds. ``linf`` is the
+    largest Linf, ``n`` the number of images.
     """
 
     full_state_update = False
@@ -350,11 +355,12 @@ class _AttackMetrics(Metric):
 
 
 def summarize(rows: Rows, over_ranks: bool = False) -> Mapping[str, float]:
-    """`_AttackMetrics` of rows, as numbers.
+    """Reduce rows to metrics by name, as `_AttackMetrics.compute` describes them.
 
     Args:
-        rows: This process's.
-        over_ranks: Of the rows of all ranks, if there is a process group; each calls this.
+        rows: Rows of this process.
+        over_ranks: Whether to include the rows of all ranks of the process group; then each rank must call
+            this.
     """
     metrics = _AttackMetrics(sync_on_compute=over_ranks).to(rows["id"].device)
     metrics.update(rows)
@@ -363,11 +369,11 @@ def summarize(rows: Rows, over_ranks: bool = False) -> Mapping[str, float]:
 
 @dataclass(frozen=True)
 class Judged:
-    """What one victim makes of n images.
+    """Errors and credibilities of one victim on n images.
 
     Args:
-        wrong: Whether it gets them wrong, bool ``(n,)``.
-        credibility: Eq. (5), float64 ``(n,)``; None of the backbone, which has none.
+        wrong: Whether it misclassifies the image, bool ``(n,)``.
+        credibility: Eq. (5), float64 ``(n,)``; None for the network, which has none.
     """
 
     wrong: Tensor
@@ -377,11 +383,11 @@ class Judged:
 def judge_rows(
     rows: Rows, layers: Sequence[str], calibration_votes: Tensor, convention: Convention
 ) -> dict[str, Judged]:
-    """Every victim's verdicts after an attack, from the votes that rows keep: no one is queried.
+    """Judge all victims after an attack by the votes in the rows, without a query.
 
     Args:
-        rows: As `evaluation.Rows`.
-        layers: Names of the votes' layers.
+        rows: See `Rows`.
+        layers: Names of the layers of the votes.
         calibration_votes: int64 ``(N, L)``, as in `DkNN`.
         convention: How credibility counts ties.
     """
@@ -400,13 +406,13 @@ def judge_rows(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A victim on images before and after an attack; printed, it is a summary.
+    """Results of `evaluate`; `print` shows a summary.
 
     Args:
-        rows: One row an image, columns as in `Rows`, on the CPU.
-        layer: Layer of the kNN in ``knn_*``.
-        attacked: Whether there was an attack; without one, images after it are the clean ones.
-        note: What credibility is measured against.
+        rows: One row per image, see `Rows`; on the CPU.
+        layer: Layer of the kNN in the columns ``knn_*``.
+        attacked: Whether there was an attack. If not, the columns ``*_after`` repeat ``*_before``.
+        note: What credibility is measured against, as a sentence.
     """
 
     rows: Rows
@@ -416,7 +422,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, Mapping[str, float]]:
-        """`summarize` of the rows ``before`` the attack and ``after`` it."""
+        """Metrics of `summarize`, ``before`` the attack and ``after`` it."""
         clean = {
             name: self.rows[f"{name.removesuffix('_after')}_before"] if name.endswith("_after") else column
             for name, column in self.rows.items()
@@ -441,10 +447,9 @@ class Evaluation:
         if self.attacked:
             wrong = rows["dknn_after"] != rows["label"]
             who = "DkNN" if several else "the kNN"
+            near = _mean_and_median(rows["l2"][wrong])
             lines.append(f"true L2: {_mean_and_median(rows['l2'])} over all images;")
-            lines.append(
-                f"  {_mean_and_median(rows['l2'][wrong])} over the {wrong.sum()} that {who} gets wrong after the attack"
-            )
+            lines.append(f"  {near} over the {wrong.sum()} that {who} gets wrong after the attack")
             lines.append(f"largest Linf: {metrics['after']['linf']:.3f}")
         return "\n".join([*lines, self.note])
 
@@ -458,37 +463,41 @@ def evaluate(
     surrogate: LogitsFn | None = None,
     batch_size: int = 500,
 ) -> Evaluation:
-    """Ask a victim about images and, as they are stored in float32, about their adversarials.
+    """Evaluate a victim on images and on their adversarials as stored, in float32.
 
-    The kNN is that of the victim's last layer.
+    The kNN in the results is the one on the victim's last layer.
 
     Args:
-        victim: Fitted; credibility is measured against its `reference_votes`.
+        victim: A fitted victim. Credibility is measured against its `reference_votes`.
         images: ``(n, ...)`` in [0, 1].
-        labels: True classes, whole numbers ``(n,)``.
-        adversarial: Same shape as the images; None for no attack.
-        surrogate: Is asked for its predictions too.
-        batch_size: Images a forward pass; no result depends on it.
+        labels: True classes, integers ``(n,)``.
+        adversarial: Adversarial images, same shape; None for no attack.
+        surrogate: Surrogate whose predictions are evaluated too; None for none.
+        batch_size: Images in a forward pass; results do not depend on it.
 
     Raises:
-        NotFittedError: If the victim has no training images yet; a ValueError of scikit-learn.
-        ValueError: If an image is out of range or unlike the bank's, or images, labels and adversarials are not as many.
+        NotFittedError: If the victim is not fitted. It is scikit-learn's, and a ValueError.
+        ValueError: If an image is out of range or has another shape than the training images, or the numbers
+            of images, labels and adversarials differ.
     """
     device = victim.calibration_votes.device
     clean = as_images(images).to(device)
     known = as_labels(labels, len(clean)).to(device)
     stored = clean if adversarial is None else as_images(adversarial).to(device)
     votes, layer = victim.reference_votes(), len(victim.layers) - 1
-    before, after = (
-        decide(*observe(victim, each, batch_size), layer, votes, victim.convention)
-        for each in (clean, stored)
-    )
+
+    def verdicts(asked: Tensor) -> Verdicts:
+        return decide(*observe(victim, asked, batch_size), layer, votes, victim.convention)
+
+    before = verdicts(clean)
+    after = before if adversarial is None else verdicts(stored)
     ids = torch.arange(len(clean), device=device)
     classes = None if surrogate is None else (predict(surrogate, clean), predict(surrogate, stored))
     rows = make_rows(ids, known, clean, stored, before, after, classes)
     note = f"Credibility against the votes of {len(votes)} calibration images."
     if not len(victim.calibration_votes):
-        note = f"Credibility against leave-one-out votes of {len(votes)} training images; `calibrate` takes held-out ones."
+        note = f"Credibility against leave-one-out votes of {len(votes)} training images;"
+        note += " `calibrate` takes held-out ones."
     columns = {name: column.cpu() for name, column in rows.items()}
     return Evaluation(columns, victim.layers[layer], adversarial is not None, note)
 

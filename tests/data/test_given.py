@@ -131,7 +131,7 @@ class Items(Dataset):
         ((list(IMAGES), None), "a list of a torch.Tensor without labels"),
         (([(IMAGES, LABELS)], None), r"`data.Batch` (images, labels, ids), but got a list of a tuple"),
         ((TensorDataset(IMAGES, LABELS), LABELS), "no `labels` beside a torch.utils.data.dataset.TensorDataset"),
-        ((IMAGES, LABELS[:-1]), f"of shape ({N},), one an image, but got torch.int64 of shape ({N - 1},)"),
+        ((IMAGES, LABELS[:-1]), f"of shape ({N},), one for each image, but got torch.int64 of shape ({N - 1},)"),
         ((IMAGES, LABELS.float()), "Convert them with `.long()`"),
         ((IMAGES, LABELS > 3), "got torch.bool of shape"),
         ((IMAGES, LABELS - 1), "Expected `labels` at least 0, but got -1 to 5"),
