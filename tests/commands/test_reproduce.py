@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.test_attack_script import read, write_config
+from tests.commands.test_evaluate import read, write_config
 
 import attack
 from lightning_advknn.experiment import shards
