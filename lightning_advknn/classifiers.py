@@ -75,7 +75,8 @@ class DkNN(Frozen):
                 raise ValueError(f"Expected `{name}` to be one of {get_args(known)}, but got {value!r}.")
         self._arguments = {  # the objects that were passed: scikit-learn's `clone` compares identities
             "model": model, "layers": layers, "k": k, "metric": metric, "convention": convention,
-            "mean": mean, "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
+            "mean": mean, "std": std, "backend": backend, "index": index, "memory_gib": memory_gib,
+            "device": device,
         }  # fmt: skip
         self.network = FeatureNetwork(model, layers or [OUTPUT], _normalization(mean, std))
         self.k = whole("k", k)

@@ -1,4 +1,4 @@
-"""Attacks on logits or victims: plain functions ``attack(target, images, labels, *, settings) -> adversarial``.
+"""Attacks on logits or victims: functions ``attack(target, images, labels, *, settings) -> adversarial``.
 
 ``__init__.pyi`` lists them. They are imported at their first use.
 """

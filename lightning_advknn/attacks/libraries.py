@@ -63,8 +63,8 @@ def load_function(path: str) -> Callable[..., Tensor]:
     make = next((_MAKERS[base] for base in bases if base in _MAKERS), None)
     if make is None:
         raise ValueError(
-            f"Expected {path} to be a function, or a class that extends one of {list(_MAKERS)}, but it extends"
-            f" {bases[1:]}. Write a function (logits_fn, images, labels, **settings) that uses it."
+            f"Expected {path} to be a function, or a class that extends one of {list(_MAKERS)}, but it"
+            f" extends {bases[1:]}. Write a function (logits_fn, images, labels, **settings) that uses it."
         )
     return LibraryAttack(path, found, make)
 
@@ -154,7 +154,8 @@ class LibraryAttack:
             except Exception as error:
                 raise ValueError(
                     f"Expected {self.path} with {settings} to attack images of shape"
-                    f" {tuple(images.shape)}, but it raised {_text(error)}. Change its settings, or leave it out."
+                    f" {tuple(images.shape)}, but it raised {_text(error)}. Change its settings, or leave it"
+                    " out."
                 ) from error
         return returned_images(self.path, returned, images)
 
@@ -242,8 +243,8 @@ def _make_torchattacks(kind: Any, logits: _Logits, example: Tensor, settings: di
     fewest = _fewest_classes(attack)
     if fewest > 2 and (classes := _count_classes(logits, example)) < fewest:
         raise ValueError(
-            f"there are {classes} classes, and its DLR loss needs {fewest}; take APGD with `loss: ce`, FAB and"
-            " Square instead"
+            f"there are {classes} classes, and its DLR loss needs {fewest}; take APGD with `loss: ce`, FAB"
+            " and Square instead"
         )
     # If the documentation names several, the setting decides.
     documented = re.search(r"Distance Measure *: *(\w+) *$", kind.__doc__ or "", re.MULTILINE)
@@ -343,7 +344,7 @@ def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, A
 
 
 class _SeededState(np.random.RandomState):
-    """Random numbers that follow NumPy's global seed. ART's HopSkipJump and BoundaryAttack would take a random seed."""
+    """Random numbers by NumPy's global seed; ART's HopSkipJump and BoundaryAttack would draw another seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002

@@ -104,7 +104,7 @@ class AttackSettings:
             )
 
     def _check_target(self, function: Callable[..., "Tensor"]) -> None:
-        """Refuse a function whose first argument is `victim`, unless it is declared or `targets` are victims."""
+        """Refuse a function with an argument `victim`, unless it is declared or all `targets` are victims."""
         first = next(iter(inspect.signature(function).parameters), None)
         if first == "victim" and self._declaration is None and not self._only_victims:
             raise ValueError(
@@ -152,14 +152,14 @@ class AttackSettings:
     ) -> ValueError:
         """Make the error of an attack that failed in its trial."""
         hint = (
-            f" It is to attack votes ({self._victims} among `targets`), which have no gradient: use a decision-"
-            "based or score-based attack, or leave these out."
+            f" It is to attack votes ({self._victims} among `targets`), which have no gradient: use an attack"
+            " that needs none, or leave these out."
         )
         if _is_library(self._load()):
             return ValueError(f"{error}{hint}")
         return ValueError(
-            f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small"
-            f" module of {num_classes} classes, but it raised {type(error).__name__}: {error}."
+            f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a"
+            f" small module of {num_classes} classes, but it raised {type(error).__name__}: {error}."
             + (hint if votes else " Correct it, or change its settings.")
         )
 
@@ -224,7 +224,7 @@ class AttackSettings:
         """
         if self.known_norm is None:
             raise ValueError(
-                f"Expected `norm` to say what {self.function} keeps small, because nothing else does, but it is"
+                f"Expected `norm` to say what {self.function} keeps small, as nothing else does, but it is"
                 " missing. Add `norm: l2` or `norm: linf` beside `function`."
             )
         return self.known_norm

@@ -160,7 +160,7 @@ class _Descent:
         self._optimizer = RMSprop([self._variables], lr=lr)
 
     def run(self, guides: Guides, radii: Tensor, steps: int) -> Tensor:
-        """Take steps with these guides and distances ``(B, L)`` to the k-th neighbour; return the iterates."""
+        """Take steps with these guides and distances ``(B, L)`` to the k-th neighbour; return iterates."""
 
         def loss_fn(variables: Tensor) -> Tensor:
             adversarial = self._box.images(variables)

@@ -42,8 +42,8 @@ def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
         metrics = [bank.metric for bank in victim.banks.values()]
         raise ValueError(
             "Expected a Euclidean kNN of one layer whose features are pixels times one factor each plus a"
-            f" constant, but got layers {list(victim.layers)} with metrics {metrics}. Attack the kNN on a layer"
-            " of pixels."
+            f" constant, but got layers {list(victim.layers)} with metrics {metrics}. Attack the kNN on a"
+            " layer of pixels."
         )
     scale, shift = scaling
     if not len(images):

@@ -58,8 +58,8 @@ def check_arguments(
     if autocast := autocast_devices():
         raise ValueError(
             f"Expected an attack outside of autocast, but it is on for {', '.join(autocast)}. Call it within"
-            f" `torch.autocast({autocast[0]!r}, enabled=False)`; for gradients in bfloat16, use `precision` of"
-            " AttackSettings."
+            f" `torch.autocast({autocast[0]!r}, enabled=False)`; for gradients in bfloat16, use `precision`"
+            " of AttackSettings."
         )
 
 
@@ -118,9 +118,9 @@ def returned_images(name: str, returned: object, images: Tensor) -> Tensor:
     low, high = adversarial.aminmax()
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
         raise ValueError(
-            f"Expected {name} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
-            " Clip them with `adversarial.clamp(0, 1)`; for a library's attack, change its settings. NaN often"
-            " comes from the division by a gradient of zero."
+            f"Expected {name} to return finite images in [0, 1], but got values in"
+            f" [{low.item()}, {high.item()}]. Clip them with `adversarial.clamp(0, 1)`; for a library's"
+            " attack, change its settings. NaN often comes from the division by a gradient of zero."
         )
     return adversarial.clamp_(0.0, 1.0)
 

@@ -67,7 +67,7 @@ def images_at_once(victim: DkNN, m: int) -> int:
 
 
 def typical_radii(victim: DkNN) -> Tensor:
-    """Mean distance of training images to their k-th neighbour without themselves, by layer, float32 ``(L,)``.
+    """Mean distance of training images to their k-th neighbour, by layer, float32 ``(L,)``; leave-one-out.
 
     It is measured on evenly spaced rows of the bank, so that it does not depend on the attacked images.
     """
