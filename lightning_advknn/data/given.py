@@ -183,7 +183,9 @@ def _as_tensor(values: Any, what: str, remedy: str) -> Tensor:
         array = np.asarray(values)
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:  # text, objects, lists of several lengths
-        raise ValueError(f"{wanted}, all numbers and of one shape, but got {error}. {remedy}") from error
+        raise ValueError(
+            f"{wanted}, all numbers and of one shape, but got {str(error).rstrip('.')}. {remedy}"
+        ) from error
 
 
 def _kind(value: Any) -> str:

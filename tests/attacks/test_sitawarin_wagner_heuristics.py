@@ -45,7 +45,7 @@ def test_the_mean_where_nothing_fools(plane_knn, device):
 def test_the_mean_heuristic_needs_pixels(hand_dknn, device):
     images, labels = points((0.1, 0.2), device=device), torch.zeros(1, device=device).long()
     for victim in (hand_dknn, hand_dknn.only("height")):
-        with pytest.raises(ValueError, match=r"one layer that hands its pixels on, but got the layers \["):
+        with pytest.raises(ValueError, match=r"one layer that returns the pixels, but got layers \["):
             sitawarin_wagner_mean(victim, images, labels)
     sitawarin_wagner_mean(hand_dknn.only("both"), images, labels)
 

@@ -196,8 +196,8 @@ def test_credible_errors_get_the_most_votes(device):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"neighbours": 1}, r"in \[2, 42\], more than vote, but got 1"),
-        ({"neighbours": 43}, r"in \[2, 42\], more than vote, but got 43"),
+        ({"neighbours": 1}, r"in \[2, 42\], above `k`, but got 1"),
+        ({"neighbours": 43}, r"in \[2, 42\], above `k`, but got 43"),
         ({"temperature": 0.0}, r"`temperature` to be above 0"),
         ({"norm": "l1"}, r"one of \('l2', 'linf'\), but got 'l1'"),
         ({"steps": 1.5}, r"`steps` to be a whole number"),
