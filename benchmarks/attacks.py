@@ -60,9 +60,9 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     n = given.images or (CPU_BATCH if given.quick else 1000)
     experiment = [given.config, given.root, given.backbone, given.surrogate]
     run = backbone_run(report.experiment(*experiment))
-    _ = run.backbone  # trains it now, if necessary
+    _ = run.networks.backbone()  # trains it now, if necessary
     victim = run.experiment.victim
-    network = FeatureNetwork(run.backbone.network, [victim.layer]).eval()
+    network = FeatureNetwork(run.networks.backbone().network, [victim.layer]).eval()
     banks = build_banks(network, bank_batches(run, None), run.data.num_classes, BankSettings(victim.metric))
     knn = DkNN.on_banks(network, banks, victim.k)
     n, speed = min(n, len(run.test)), _matmul_speed()
@@ -101,7 +101,7 @@ def _compare(
     run: ExperimentRun, through: str, made: _Made, knn: DkNN, n: int, speed: float, label: str
 ) -> Iterator[report.Record]:
     """A record for each attack and method."""
-    logits_fn, work, labels = run.logits_fn(through), _work(run, through, n), run.test.labels[:n]
+    logits_fn, work, labels = run.networks.logits_fn(through), _work(run, through, n), run.test.labels[:n]
     for name, settings in run.experiment.attacks.items():
         shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
         gradients = int(settings.settings.get("steps", 1))
@@ -132,7 +132,7 @@ def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str
         file: File to write the adversarials to, by attack.
     """
     run = backbone_run(report.experiment(*experiment))
-    logits_fn = run.logits_fn(through).requires_grad_(False)
+    logits_fn = run.networks.logits_fn(through).requires_grad_(False)
     images, labels, _ = run.test.__getitems__(range(n))
     times, found = {}, {}
     for name, settings in run.experiment.attacks.items():
@@ -182,7 +182,7 @@ _PEERS = {"torchattacks": _torchattacks, "foolbox": _foolbox}
 def _work(run: ExperimentRun, through: str, n: int) -> float:
     """Floating-point operations of one gradient of n images, without those for weights."""
     images, labels, _ = run.test.__getitems__([0])
-    logits_fn = run.logits_fn(through).requires_grad_(False)
+    logits_fn = run.networks.logits_fn(through).requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with counter:
         # Not the leaf itself, which the counter's hooks refuse.

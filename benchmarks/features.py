@@ -39,7 +39,7 @@ def prepare(
         float64 brute force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows
         ``checked``.
     """
-    network, k = run.backbone, run.experiment.victim.k
+    network, k = run.networks.backbone(), run.experiment.victim.k
     key = digest(
         [
             weights_digest(network),

@@ -185,7 +185,7 @@ def search_banks(
 ) -> dict[str, Any]:
     """Build and search all banks in this process; the times of both."""
     run = backbone_run(report.experiment(*experiment))
-    network = FeatureNetwork(run.backbone.network, list(features)).eval()
+    network = FeatureNetwork(run.networks.backbone().network, list(features)).eval()
     batches = bank_batches(run, rows)
 
     def build() -> dict[str, MemoryBank]:

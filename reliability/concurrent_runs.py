@@ -12,6 +12,7 @@ from typing import Any
 import attack
 from lightning_advknn.experiment import training
 from lightning_advknn.experiment.cache import StageCache
+from lightning_advknn.experiment.fill import _Filler
 
 SECONDS = 300  # time limit, for a busy machine
 
@@ -76,7 +77,7 @@ def _log(file: Path, name: str, stop: str, first: bool) -> None:
         with file.open("a") as lines:
             lines.write(" ".join((name, *words)) + "\n")
 
-    measured, tensors, fit = StageCache.measured, StageCache.tensors, training.fit
+    measured, take, fit = StageCache.measured, _Filler._take, training.fit
 
     def log_stage(self: StageCache, key: str, stage: str, make: Any) -> Any:
         say("begins", key)
@@ -86,17 +87,18 @@ def _log(file: Path, name: str, stop: str, first: bool) -> None:
         say("ends", key)
         return result
 
-    def late(self: StageCache, key: str, stage: str, make: Any) -> Any:
-        while stop and stage == stop and not first and f" begins {key}\n" not in file.read_text():
+    def late(self: _Filler, names: Any, stages: Any, locks: Any) -> Any:
+        late = [name for name in names if stages[name].label == stop and not first]
+        while any(f" begins {name}\n" not in file.read_text() for name in late):
             time.sleep(0.01)
-        return tensors(self, key, stage, make)
+        return take(self, names, stages, locks)
 
     def log_fit(cli: Any, trained: Any, checkpoint: Path, seed: int) -> None:
         say("begins", f"{checkpoint.parent.name}/{checkpoint.stem}")
         fit(cli, trained, checkpoint, seed)
         say("ends", f"{checkpoint.parent.name}/{checkpoint.stem}")
 
-    StageCache.measured, StageCache.tensors = log_stage, late  # type: ignore[method-assign]
+    StageCache.measured, _Filler._take = log_stage, late  # type: ignore[method-assign]
     training.fit = log_fit
 
 

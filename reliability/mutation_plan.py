@@ -111,7 +111,7 @@ def _of_evaluate(home: Path, random: Random) -> Iterator[Mutation]:
     for kind, pattern, expected in (
         ("checkpoint", "backbone/*", EITHER),
         ("checkpoint", "surrogate/*.*", EITHER),
-        ("bank", "votes/*", RIGHT),
+        ("bank", "votes/*/*", RIGHT),
         ("observations", "observations/*/*", RIGHT),
         ("observations", "calibration/*", RIGHT),
         ("adversarials", "adversarial/*/*", RIGHT),

@@ -48,6 +48,7 @@ TRANSFER = ("digits", "mnist")  # the data sets with a transfer network: the pap
 COMMANDS = {
     "attack": "evaluate",
     "backbone": "train fit",
+    "black_box": "leaderboard",
     "cls_weight": "evaluate",
     "eps": "evaluate",
     "layers": "evaluate",
@@ -66,7 +67,7 @@ EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
     "cifar10": EVERYWHERE,
-    "digits": EVERYWHERE | FIGURES | {"eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
+    "digits": EVERYWHERE | FIGURES | {"black_box", "eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
     "folder": EVERYWHERE | {"leaderboard"},  # test_own.py runs it
     "gtsrb": EVERYWHERE,

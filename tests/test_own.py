@@ -170,8 +170,8 @@ def test_changed_images_are_not_taken_for_the_old(
         "new",
     ]
     new = prepare(experiment_of(parse("evaluate", arguments, "")))
-    assert not new.attacked.checkpoint.is_file()
+    assert not new.networks.checkpoint("origin").is_file()
     shutil.copyfile(home / "images" / "train" / "one" / "03.png", file)
     arguments[-1] = "old"
     old = prepare(experiment_of(parse("evaluate", arguments, "")))
-    assert old.attacked.checkpoint.is_file()
+    assert old.networks.checkpoint("origin").is_file()

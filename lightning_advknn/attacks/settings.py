@@ -186,6 +186,11 @@ class AttackSettings:
                         f"Expected {self.function} to have `targets` and `through` among {list(there)}, but"
                         f" got {name!r}."
                     )
+        if not self.through and "surrogate" in inspect.signature(self._load()).parameters:
+            raise ValueError(
+                f"Expected {self.function} to have `through`, the name of the surrogate that it searches with, among"
+                f" {list(methods)}, but it is missing. Add it beside `function`."
+            )
         if self.targets is not None:
             return self.targets
         return victims if self.on_victim else methods

@@ -136,7 +136,8 @@ class ShardedBank(nn.Module):
                 " but the image ids there differ from its own. Pass the positions its rows were taken from."
             )
         self.own = own
-        self.num_classes, self.metric, self.backend = own.num_classes, own.metric, own.backend
+        self.num_classes, self.metric = own.num_classes, own.metric
+        self.backend, self.index = own.backend, own.index
         self.image_shape = own.image_shape
         self.width: int = own.features.shape[1]
         self._most_of_one = most_of_one(ids)
