@@ -5,7 +5,9 @@ from typing import Any
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Make text of the README's links to files, which are beside it and not part of the site."""
+    """Point the README's links to pages of the site; make text of those to other files."""
     if page.file.src_uri != "readme.md":
         return markdown
-    return re.sub(r"\[([^]]+)\]\((?!https?:|#|mailto:)[^)\s]+\)", r"\1", markdown)
+    within = re.sub(r"\]\(docs/([^)\s]+)\)", r"](site:\1)", markdown)
+    text = re.sub(r"\[([^]]+)\]\((?!https?:|#|mailto:|site:)[^)\s]+\)", r"\1", within)
+    return text.replace("](site:", "](")

@@ -59,9 +59,9 @@ class Ran(NamedTuple):
             words: Each must be in stderr, in upper or lower case.
             code: The exit code.
         """
-        said = next((line for line in reversed(self.err.splitlines()) if line.strip()), "")
+        last = next((line for line in reversed(self.err.splitlines()) if line.strip()), "")
         ok = self.code == code and all(word.lower() in self.err.lower() for word in words)
-        return Outcome(f"exit {self.code}: {said[-300:]}", ok and "Traceback" not in self.err)
+        return Outcome(f"exit {self.code}: {last[-300:]}", ok and "Traceback" not in self.err)
 
 
 def in_python(name: str, what: str, expected: str, run: Callable[[], Outcome]) -> Case:

@@ -125,8 +125,8 @@ def _record_functions(seen: mmap.mmap) -> None:
         while frame:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        said = " ".join(dict.fromkeys(names)).encode()[: 2**15]
-        seen[: 4 + len(said)] = len(said).to_bytes(4, "little") + said
+        text = " ".join(dict.fromkeys(names)).encode()[: 2**15]
+        seen[: 4 + len(text)] = len(text).to_bytes(4, "little") + text
 
     signal.signal(signal.SIGALRM, write)
     signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)

@@ -101,11 +101,11 @@ def of_settings(whole: bytes, random: Random, each: int) -> Iterator[Mutant]:
     """Each setting removed, and set to some other values; `each` is how many."""
     content = yaml.safe_load(whole)
     for place in places(content):
-        said = ".".join(map(str, place))
-        yield Mutant(f"{said} left out", dumped(changed(content, place, None, remove=True)))
+        name = ".".join(map(str, place))
+        yield Mutant(f"{name} left out", dumped(changed(content, place, None, remove=True)))
         for value in random.sample(_VALUES, each):
             if (place[-1], value) not in _ENDLESS:
-                yield Mutant(f"{said}: {value!r}", dumped(changed(content, place, value)))
+                yield Mutant(f"{name}: {value!r}", dumped(changed(content, place, value)))
 
 
 def places(content: Any, above: Place = ()) -> Iterator[Place]:
@@ -168,8 +168,8 @@ def of_checkpoint(path: Path) -> Iterator[Mutant]:
         "float64": weights[name].double(),
         "sparse": weights[name].flatten(1).to_sparse(),
     }
-    for said, value in others.items():
-        yield Mutant(f"a weight is {said}", saved({**whole, "state_dict": {**weights, name: value}}))
+    for kind, value in others.items():
+        yield Mutant(f"a weight is {kind}", saved({**whole, "state_dict": {**weights, name: value}}))
     left = {key: value for key, value in weights.items() if key != name}
     yield Mutant("a weight left out", saved({**whole, "state_dict": left}))
     yield Mutant("a weight more", saved({**whole, "state_dict": {**weights, "more": torch.ones(2)}}))

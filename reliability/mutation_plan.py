@@ -6,9 +6,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from lightning_advknn.commands.train import main as train
-
 import attack
+from lightning_advknn.commands.train import main as train
 from reliability import mutants, small_project
 from reliability.answers import Answer, evaluated, ranked, reported, trained
 from reliability.forks import Main

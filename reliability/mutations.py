@@ -69,7 +69,7 @@ def prepare(
 def judge(ended: Exit, answer: Answer | None, right: Answer, harmed: bool) -> tuple[str, bool]:
     """Describe an outcome, and say whether it is good."""
     lines = ended.errors.strip().splitlines()
-    said = lines[-1][:300] if lines else "nothing said"
+    last = lines[-1][:300] if lines else "nothing said"
     if harmed:
         return "code of the file was run", False
     if ended.code is None:
@@ -77,10 +77,10 @@ def judge(ended: Exit, answer: Answer | None, right: Answer, harmed: bool) -> tu
     if ended.code < 0:
         return f"killed by signal {-ended.code}", False
     if "Traceback (most recent call last)" in ended.errors:
-        return f"traceback: {said}", False
+        return f"traceback: {last}", False
     if ended.code:
         error = next((line for line in reversed(lines) if "error:" in line), "")
-        return f"exit code {ended.code}, {error[:300] or said}", ended.code <= 2 and bool(error)
+        return f"exit code {ended.code}, {error[:300] or last}", ended.code <= 2 and bool(error)
     if answer is None:
         return "nothing to read", False
     if answer == right:

@@ -1,4 +1,4 @@
-"""The benchmarks run, report what they say and find ours exact; no test asserts a time."""
+"""The benchmarks run, write their results and find ours exact; no test asserts a time."""
 
 import csv
 import importlib
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch, tmp_path):
-    """Measure in this process: starting others takes longer than all there is to measure."""
+    """Measure in this process, because starting others takes longer."""
 
     def here(module, function, threads, **arguments):
         return json.loads(json.dumps(getattr(importlib.import_module(module), function)(**arguments)))
@@ -52,7 +52,7 @@ def one_process(monkeypatch, tmp_path):
 
 
 def lines(name):
-    """What a benchmark wrote; also checks the file beside it."""
+    """Records of a benchmark; also checks its JSON file."""
     made = json.loads(Path(f"runs/benchmarks/{name}.json").read_text())
     assert {"command", "settings", "versions", "commit", "device", "date"} <= set(made)
     with Path(f"runs/benchmarks/{name}.csv").open(newline="") as file:
@@ -110,7 +110,7 @@ def test_large(monkeypatch):
     for row in ours:
         each = (float(one["cpu_seconds"]) / float(one["rows"]) for one in (row, ours[0]))
         assert float(row["linear"]) == pytest.approx(next(each) / next(each), rel=2e-3)
-    # 640 MiB, 120 bytes a row, and the codes and links of HNSW: 3 bytes a feature, 328 a row, and what it learns from.
+    # 640 MiB and 120 bytes a row. HNSW adds 3 bytes a feature, 328 bytes a row, and its training sample.
     memory = {row["method"]: float(row["memory_mib"]) for row in first}
     assert memory["lightning_advknn"] == pytest.approx(640 + 2000 * 120 / 2**20, abs=0.1)
     hnsw = 2000 * (120 + 3 * 64 + 8 + 320) + 4 * 4 * 2000 * 64

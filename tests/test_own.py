@@ -1,12 +1,10 @@
-"""The README's commands for images, a network, a checkpoint and an attack of one's own, word for word, on few small images."""
+"""The commands of docs/usage/own.md, word for word, on few small images."""
 
 import csv
 import json
 import re
-import runpy
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,10 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from lightning_advknn.commands import main as command_line
 from lightning_advknn.commands.evaluate import prepare
 from lightning_advknn.commands.options import parse
 from lightning_advknn.experiment.settings import experiment_of
-from lightning_advknn.training_cli import AdvKNNCLI
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("eight", "one", "zero")  # in order of name
@@ -32,9 +30,8 @@ pytestmark = [
 
 
 def commands() -> list[list[str]]:
-    """The arguments of each command of the README's section, after ``python``."""
-    section = (ROOT / "README.md").read_text().split("\n## Your own images")[1].split("\n## ")[0]
-    (block,) = re.findall("```bash\n(.*?)```", section, re.DOTALL)
+    """The arguments of each command of the page, after ``lightning-advknn``."""
+    (block,) = re.findall("```bash\n(.*?)```", (ROOT / "docs" / "usage" / "own.md").read_text(), re.DOTALL)
     return [shlex.split(line)[1:] for line in block.splitlines()]
 
 
@@ -89,13 +86,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(home)
         monkeypatch.setenv("WANDB_MODE", "disabled")
-        for script, *arguments in commands():
-            if script == "train.py":
-                monkeypatch.setattr(sys, "argv", [script, *arguments])
-                AdvKNNCLI()
-                wandb.finish()
-            else:
-                assert runpy.run_path(str(ROOT / script))["main"](arguments) == 0
+        for arguments in commands():
+            assert command_line.main(arguments) == 0
+            wandb.finish()
     return home
 
 

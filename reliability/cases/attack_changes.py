@@ -105,16 +105,16 @@ def _put_back(attack: Callable[..., Tensor], *words: str, through: bool = False)
     bound: Any = partial(attack, surrogate=surrogate) if through else attack
     asked = images[:8] + 0.05 * (0.5 - images[:8])
 
-    def said() -> list[Tensor]:
+    def answers() -> list[Tensor]:
         with torch.no_grad():
             return [features(asked), victim(asked), surrogate(asked)]
 
-    before = said()
+    before = answers()
     try:
         perturb(bound, target, images[:8], labels[:8])
     except ValueError as error:
         ok = all(word in str(error) for word in (attack.__name__, *words))
-        ok = ok and all(torch.equal(one, other) for one, other in zip(said(), before, strict=True))
+        ok = ok and all(torch.equal(one, other) for one, other in zip(answers(), before, strict=True))
         ok = ok and torch.get_default_dtype() == torch.float32
         return Outcome(str(error), ok and not any(module.training for module in victim.modules()))
     return Outcome("no error", False)

@@ -44,9 +44,9 @@ def checked(folder: Path, *names: str, ran: Ran) -> Outcome:
     checks = json.loads((folder / "runs" / "experiment" / "summary.json").read_text())["checks"]
     wrong = [check for check in checks if check["holds"] is False]
     last = ran.out.splitlines()[len(ran.out.splitlines()) - len(wrong) :]
-    said = [f"Check failed: {check['check']}: {check['detail']}" for check in wrong]
-    ok = [check["check"] for check in wrong] == list(names) and last == said
-    words = "; ".join(said) or "all checks hold"
+    lines = [f"Check failed: {check['check']}: {check['detail']}" for check in wrong]
+    ok = [check["check"] for check in wrong] == list(names) and last == lines
+    words = "; ".join(lines) or "all checks hold"
     return Outcome(f"exit {ran.code}; {words}", ok and ran.code == (3 if names else 0))
 
 

@@ -25,10 +25,10 @@ def read_images(folder: Path, **settings: object) -> tuple[ImageFolder, str]:
 
 def warned(folder: Path, used: int, *words: str) -> Outcome:
     """The outcome where `used` images should be used and a warning should have these words."""
-    data, said = read_images(folder)
+    data, warning = read_images(folder)
     count = sum(map(sum, data.counts().values()))
-    ok = count == used and all(word in said for word in words)
-    return Outcome(f"{count} images used; {said or 'no word'}", ok)
+    ok = count == used and all(word in warning for word in words)
+    return Outcome(f"{count} images used; {warning or 'no word'}", ok)
 
 
 def _extensions(folder: Path) -> Outcome:
@@ -40,9 +40,9 @@ def _extensions(folder: Path) -> Outcome:
             ]
             Image.open(path).save(path.with_suffix(suffix), kind)
             path.unlink()
-    data, said = read_images(folder)
+    data, warning = read_images(folder)
     count = sum(map(sum, data.counts().values()))
-    return Outcome(f"{count} images used; {said or 'no word'}", count == 360)
+    return Outcome(f"{count} images used; {warning or 'no word'}", count == 360)
 
 
 def _other_files(folder: Path) -> Outcome:
@@ -94,13 +94,13 @@ def _leak(folder: Path) -> Outcome:
     shutil.copyfile(train / "c0" / "003.png", test / "c0" / "copy.png")
     Image.open(train / "c1" / "004.png").save(test / "c1" / "copy.bmp")  # the same pixels in other bytes
     shutil.copyfile(train / "c2" / "005.png", train / "c3" / "copy.png")
-    data, said = read_images(folder)
+    data, warning = read_images(folder)
     kept = (
         data.note
         == "test images that are training images too: 2; images in the folders of several classes: 1"
     )
     pairs = ("test/c1/copy.bmp = train/c1/004.png", "train/c2/005.png = train/c3/copy.png")
-    return Outcome(f"kept: {data.note}; said: {said}", kept and all(pair in said for pair in pairs))
+    return Outcome(f"kept: {data.note}; warned: {warning}", kept and all(pair in warning for pair in pairs))
 
 
 def _rewarned(folder: Path, name: str, other: str) -> Ran:

@@ -17,9 +17,9 @@ def _refused(folder: Path, network: str, words: tuple[str, ...], layers: list[st
     outcome = evaluate(folder).refused(*words)
     trained = list(folder.glob("runs/cache/backbone/*"))
     fitted = train(folder, "fit", "--config=backbone.yaml")
-    said = all(word.lower() in fitted.err.lower() for word in words) and fitted.code != 0
+    refused = all(word.lower() in fitted.err.lower() for word in words) and fitted.code != 0
     ended = list(folder.glob("runs/training/**/*.ckpt"))
-    return outcome._replace(ok=outcome.ok and said and not trained and not ended)
+    return outcome._replace(ok=outcome.ok and refused and not trained and not ended)
 
 
 def _case(

@@ -1,19 +1,13 @@
-"""Per-epoch attacks: the numbers of an independent run of `evaluation`, and a training that does not notice them."""
+"""Metrics of the callback equal those of an independent run, and training is not affected."""
 
 import csv
-import json
-import os
-import re
-import subprocess
-import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
@@ -21,50 +15,31 @@ from lightning_advknn.attacks import Attack, AttackSettings
 from lightning_advknn.callbacks import AttackEvaluation, attack_evaluation, attacked_images
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch, Digits
-from lightning_advknn.data.sample import fair_order
 from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.evaluation import Verdicts, judge, make_rows, perturb
 from lightning_advknn.models import FeatureNetwork
-from lightning_advknn.modules import BackboneModule, SurrogateModule
+from lightning_advknn.modules import SurrogateModule
 from lightning_advknn.search.build import build_banks
-
-FGSM = AttackSettings("fgsm", {"eps": 0.1})
-SIZES = {"k": 5, "num_images": 61, "num_calibration": 40, "bank_size": 200}
-LAYERS = ["norm", "relu"]
-
-
-class SmallNet(nn.Sequential):
-    """A convolution with batch norm and dropout, for 1x28x28 images."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            OrderedDict(
-                conv=nn.Conv2d(1, 4, kernel_size=8, stride=4),
-                norm=nn.BatchNorm2d(4),
-                relu=nn.ReLU(),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                logits=nn.Linear(144, 10),
-            )
-        )
-
-
-class Noise(AttackSettings):
-    """An attack that draws from the global random numbers."""
-
-    def check(self) -> None: ...
-
-    def bind(self, image_shape: tuple[int, ...] = (), num_classes: int = 0) -> Attack:
-        return lambda _, images, labels: (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+from tests.callbacks.small import (
+    FGSM,
+    LAYERS,
+    SIZES,
+    Noise,
+    SmallNet,
+    attack_metrics,
+    chosen,
+    make_callback,
+    make_trainer,
+)
 
 
 class Recorded(AttackSettings):
-    """FGSM that keeps what it was given and what it gave, and relies on finding gradients switched on."""
+    """FGSM that records its labels and adversarials, and needs gradients to be enabled."""
 
     def check(self) -> None: ...
 
     def bind(self, image_shape: tuple[int, ...] = (), num_classes: int = 0) -> Attack:
-        # Each stage binds it anew.
+        # Each stage binds the attack again.
         calls: list[tuple[Tensor, Tensor]] = vars(self).setdefault("calls", [])
 
         def attack(logits_fn: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -79,7 +54,7 @@ class Recorded(AttackSettings):
 
 
 class Forbidden(ImageSplit):
-    """Images that nobody may look at."""
+    """Images that must not be read."""
 
     def __getitems__(self, indices: Any) -> Batch:
         raise AssertionError("test images were read")
@@ -89,7 +64,7 @@ class Forbidden(ImageSplit):
 
 
 class TestIsVal(Digits):
-    """Digits whose test images are those of validation."""
+    """Digits whose test images are the validation images."""
 
     __test__ = False
 
@@ -97,62 +72,6 @@ class TestIsVal(Digits):
         super().setup(stage)
         self.name = "Digits"  # so that the backbone's checkpoint fits
         self._splits["test"] = self._splits["val"]
-
-
-def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
-    quiet = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "limit_train_batches": 4,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return Trainer(callbacks=list(callbacks), **{**quiet, **options})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a `SmallNet` trained on digits."""
-    seed_everything(0, verbose=False)
-    folder = tmp_path_factory.mktemp("backbone")
-    trainer = make_trainer(folder, max_epochs=2, limit_train_batches=1.0)
-    trainer.fit(BackboneModule(SmallNet(), LAYERS, learning_rate=0.01), datamodule=Digits())
-    trainer.save_checkpoint(folder / "backbone.ckpt")
-    return folder / "backbone.ckpt"
-
-
-@pytest.fixture(params=["backbone", "surrogate"])
-def make_module(request: pytest.FixtureRequest, checkpoint: Path) -> Callable[[], LightningModule]:
-    """Make either module with the trained backbone's weights."""
-
-    def make() -> LightningModule:
-        seed_everything(1, verbose=False)
-        if request.param == "surrogate":
-            return make_surrogate(checkpoint)
-        module = BackboneModule(SmallNet(), LAYERS, learning_rate=0.01)
-        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-        return module
-
-    return make
-
-
-def make_callback(**arguments: Any) -> AttackEvaluation:
-    return AttackEvaluation(
-        **{"attacks": {"fgsm": FGSM}, "layer": "relu", "layers": LAYERS, **SIZES, **arguments}
-    )
-
-
-def make_surrogate(checkpoint: Path) -> SurrogateModule:
-    return SurrogateModule(SmallNet(), str(checkpoint), "relu", k=5, learning_rate=0.01)
-
-
-def chosen(split: ImageSplit, first: int, last: int) -> Batch:
-    """The images at these places of the split's seeded order, by id."""
-    order = fair_order(split.labels, 0)
-    return split.__getitems__(order[first:last].sort().values.tolist())
 
 
 def rows_by_hand(
@@ -200,12 +119,6 @@ def reduced_by_hand(rows: dict[str, Tensor], clean: bool) -> dict[str, float]:
     return {name: value.item() for name, value in result.items()}
 
 
-def attack_metrics(trainer: Trainer) -> dict[str, float]:
-    return {
-        name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("attack/")
-    }
-
-
 def test_each_attack_has_its_own_precision(
     make_module: Callable[[], LightningModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,14 +160,14 @@ def test_metrics_are_those_of_an_independent_run(
         for place, layer in enumerate(LAYERS):
             right = own["votes_after"][:, place].argmax(1) == own["label"]
             ties = own["votes_after"][:, place].sort(descending=True).values
-            right &= ties[:, 0] > ties[:, 1]  # or whichever of the tied classes argmax took
+            right &= ties[:, 0] > ties[:, 1]  # ties are broken by class id
             sure = right.double().mean().item()
             unsure = (ties[:, 0] == ties[:, 1]).double().mean().item()
             logged = trainer.callback_metrics[f"layers/{name}/{layer}_knn_acc"].item()
             assert sure - 1e-6 <= logged <= sure + unsure + 1e-6
     untrained = isinstance(module, SurrogateModule)
     assert ("attack/fgsm/surrogate_acc" in expected) == untrained
-    # Or the comparison would say little: the attack works, and the kNN's labels are not the true ones.
+    # So that the comparison is meaningful: the attack works, and kNN and true labels differ.
     assert untrained or expected["attack/clean/dnn_acc"] > 0.7 > expected["attack/fgsm/dnn_acc"]
     assert not torch.equal(rows["clean"]["knn_before"], rows["clean"]["label"])
 
@@ -276,7 +189,7 @@ def test_curves_are_those_of_an_independent_run(
             if f"{victim}_after" in rows:
                 wrong = (rows[f"{victim}_after"] != rows["label"]).double().mean().item()
                 assert float(point[f"eps/fgsm/{victim}_success"]) == pytest.approx(wrong)
-    assert not [name for name in points[0] if "noise" in name and name.startswith("eps/")]  # it has no eps
+    assert not [name for name in points[0] if "noise" in name and name.startswith("eps/")]  # noise has no eps
 
 
 def test_eps_replaces_that_of_all_attacks_that_have_one(tmp_path: Path) -> None:
@@ -300,13 +213,6 @@ def test_layer_and_k_can_be_the_surrogates_own(checkpoint: Path, tmp_path: Path)
     (_, own), (_, same), (_, other) = found
     assert own == pytest.approx(same, nan_ok=True)
     assert own != pytest.approx(other, nan_ok=True)
-
-
-def test_a_backbone_has_no_layer_and_k_of_its_own(tmp_path: Path) -> None:
-    module = BackboneModule(SmallNet(), LAYERS)
-    for name in ("layer", "k"):
-        with pytest.raises(ValueError, match="Expected `layer` and `k` with a backbone"):
-            make_trainer(tmp_path, make_callback(**{name: None})).fit(module, datamodule=Digits())
 
 
 def test_fit_validate_and_test_make_the_same_adversarials(
@@ -411,85 +317,6 @@ def test_what_does_not_change_is_computed_once(
     assert len(built) == (2 if isinstance(module, SurrogateModule) else 3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"k": 0}, "Expected `k` to be at least 1, but got 0."),
-        ({"num_images": 0}, "Expected `num_images` to be at least 1, but got 0."),
-        ({"num_calibration": 0}, "Expected `num_calibration` to be at least 1, but got 0."),
-        ({"bank_size": 0}, "Expected `bank_size` to be at least 1, but got 0."),
-        ({"every_n_epochs": 0}, "Expected `every_n_epochs` to be at least 1, but got 0."),
-        ({"panel_images": -1}, "Expected `panel_images` to be at least 0, but got -1."),
-        ({"metric": "l2"}, "Expected `metric` to be one of ('cosine', 'euclidean'), but got 'l2'."),
-        ({"label_source": "dnn"}, "Expected `label_source` to be one of ('true', 'knn'), but got 'dnn'."),
-        ({"convention": "loose"}, "Expected `convention` to be one of"),
-        ({"attacks": {"clean": FGSM}}, "Expected no attack named 'clean'"),
-        (
-            {"attacks": {"a": AttackSettings("fgsm", {"eps": -0.1})}},
-            "Expected `eps` to be finite and at least 0",
-        ),
-        ({"attacks": {"a": AttackSettings("fgsm", {"epsilon": 0.1})}}, "Expected the settings of fgsm"),
-        ({"attacks": {"a": Noise("noise")}, "eps_curve": [0.1]}, "Expected no `eps_curve` without an attack"),
-        ({"eps_curve": [-0.1]}, "Expected `eps` to be finite and at least 0"),
-        ({"attacks": {"a": AttackSettings("pgd++")}}, "Expected `function` to be one of ["),
-    ],
-)
-def test_bad_settings_are_refused_at_once(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make_callback(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"k": 201}, "Expected `k` to be in [1, 200] (the bank's rows), but got 201."),
-        ({"k": 851, "bank_size": None}, "Expected `k` to be in [1, 850]"),
-        (
-            {"bank_size": 851},
-            "Expected `bank_size` to be at most 850 (images of Digits's split 'train'), but got 851.",
-        ),
-        ({"num_images": 111}, "Expected `num_images` + `num_calibration` to be at most 150 (images of"),
-        (
-            {"layers": ["norm", "relu9"]},
-            "Expected distinct `layers` of the network, but got ['norm', 'relu9'].",
-        ),
-        ({"layer": "conv"}, "Expected `layer` to be one of `layers`, ['norm', 'relu'], but got 'conv'."),
-        ({"attacks": {"a": AttackSettings("torchattacks.TIFGSM")}}, "raised RuntimeError: Given groups=3"),
-        (
-            {"attacks": {"a": AttackSettings("torchattacks.APGDT", {"n_classes": 4})}},
-            "n_classes is 4, but there are 10 classes",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_training(
-    checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], message: str
-) -> None:
-    module = make_surrogate(checkpoint)
-    trainer = make_trainer(tmp_path, make_callback(**arguments))
-    with pytest.raises(ValueError, match=re.escape(message)):
-        trainer.fit(module, datamodule=Digits())
-    assert trainer.global_step == 0
-
-
-def test_too_few_test_images_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    module = make_surrogate(checkpoint)
-    for arguments, name, most in (
-        ({"num_images": 548}, "num_images", 547),
-        ({"num_calibration": 251}, "num_calibration", 250),
-    ):
-        with pytest.raises(ValueError, match=f"Expected `{name}` to be at most {most} "):
-            make_trainer(tmp_path, make_callback(**arguments)).test(module, datamodule=Digits())
-
-
-def test_other_modules_are_refused(tmp_path: Path) -> None:
-    callback, trainer = make_callback(), make_trainer(tmp_path)
-    with pytest.raises(TypeError, match="set to an ImageDataModule, but got NoneType"):
-        callback.setup(trainer, LightningModule(), "fit")
-    trainer.datamodule = Digits()  # type: ignore[attr-defined]
-    with pytest.raises(TypeError, match="Expected a BackboneModule or a SurrogateModule"):
-        callback.setup(trainer, LightningModule(), "fit")
-
-
 def test_the_own_layers_are_the_default(make_module: Callable[[], LightningModule], tmp_path: Path) -> None:
     module = make_module()
     trainer = make_trainer(tmp_path, make_callback(layers=None))
@@ -497,54 +324,3 @@ def test_the_own_layers_are_the_default(make_module: Callable[[], LightningModul
     metrics = attack_metrics(trainer)
     one_layer = isinstance(module, SurrogateModule)
     assert (metrics["attack/fgsm/dknn_credibility"] == metrics["attack/fgsm/knn_credibility"]) == one_layer
-
-
-WORKER = """
-import sys
-from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
-from lightning_advknn.data import Digits
-from lightning_advknn.modules import SurrogateModule
-from tests.callbacks.test_attack_evaluation import SmallNet, make_callback, make_surrogate
-
-trainer = Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, enable_checkpointing=False,
-    logger=[CSVLogger("csv", name=""), WandbLogger(save_dir=".")], callbacks=[make_callback()],
-    enable_progress_bar=False, enable_model_summary=False,
-)
-seed_everything(0)
-trainer.validate(make_surrogate(sys.argv[1]), datamodule=Digits(), verbose=False)
-"""
-
-
-def test_ranks_share_the_images(checkpoint: Path, tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true",
-        "WANDB_DATA_DIR": str(tmp_path / "data"),
-        "WANDB__DISABLE_STATS": "true",
-    }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(script), str(checkpoint)]
-    process = subprocess.run(
-        command, env=environment, cwd=tmp_path, timeout=200, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    assert "It is recommended to use `self.log('attack/" not in process.stderr
-    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    logged = {name: float(value) for name, value in row.items() if name.startswith("attack/")}
-
-    data, trainer = Digits(), make_trainer(tmp_path, make_callback())
-    seed_everything(0, verbose=False)
-    trainer.validate(make_surrogate(checkpoint), datamodule=data, verbose=False)
-    assert logged == pytest.approx(attack_metrics(trainer), nan_ok=True)
-    assert logged["attack/fgsm/n"] == 61  # no multiple of the ranks: nobody is counted twice
-    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples/fgsm/*.json")
-    content = json.loads(table.read_text())
-    ids = [row[content["columns"].index("id")] for row in content["data"]]
-    assert ids == chosen(data.split("val"), 0, 61).ids.tolist()

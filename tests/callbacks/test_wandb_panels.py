@@ -1,4 +1,4 @@
-"""What W&B records of attacks, read back from the files of an offline run."""
+"""W&B's panels of attacks, read from the files of an offline run."""
 
 import csv
 import hashlib
@@ -33,7 +33,7 @@ CREDIBILITIES = [f"{who}_credibility_{when}" for who in ("knn", "dknn") for when
 
 
 class Trained(NamedTuple):
-    """A surrogate's training as W&B recorded it, and as Lightning knew it."""
+    """A surrogate's training: W&B's records, and Lightning's metrics."""
 
     run: OfflineRun
     metrics: dict[str, float]  # the last
@@ -136,7 +136,7 @@ def test_success_against_eps_is_there_once(trained: Trained) -> None:
     in_csv = [row for row in trained.csv if row["eps/eps"]]
     for name in names:
         assert [point[name] for point in points] == pytest.approx([float(row[name]) for row in in_csv])
-    # The last epoch has the final weights: nothing and the attacks' own eps are what it measured.
+    # The last epoch has the final weights, so it measured eps 0 and the attacks' own eps.
     for eps, attack in ((0, "clean"), (0.2, None)):
         for name in names:
             _, own, victim = name.removesuffix("_success").split("/")
@@ -152,7 +152,7 @@ def test_success_against_eps_is_there_once(trained: Trained) -> None:
 
 
 def first_class(votes: str, layer: str) -> int:
-    """The class with most votes of a layer, from their text."""
+    """The class with the most votes of a layer, from its description."""
     return int(dict(part.split(": ") for part in votes.split("; "))[layer].split(", ")[0].split(" for ")[1])
 
 
@@ -217,10 +217,10 @@ def test_histograms_are_of_the_table(trained: Trained) -> None:
             assert [item["epoch"] for item in items] == list(range(EPOCHS))
             counts, bins = (items[-1][f"{key}.{part}"] for part in ("values", "bins"))
             expected, _ = np.histogram(columns[column], bins=bins)
-            # float32 values in a table of float64: one may lie on the other side of an edge.
+            # Values are float32 in the histogram and float64 in the table, so one may cross an edge.
             assert np.abs(np.cumsum(expected) - np.cumsum(counts)).max() <= 1
             assert sum(counts) == IMAGES
-            # The same whatever the attack, before and after: they can be laid over each other.
+            # Equal bins for all attacks, before and after, so that histograms can be compared.
             width = 0.25 if column == "l2" else 0.05
             assert bins == pytest.approx(np.arange(len(bins)) * width)
             assert bins[-2] <= max(columns[column]) < bins[-1] if column == "l2" else bins[-1] == 1

@@ -17,7 +17,7 @@ CALIBRATION = [
     ([2, 1, 1], [3, 0, 1], 1),  #       1     (1, 0)             1         7
     ([0, 4, 0], [0, 4, 0], 1),  #       1     (4, 4)             8         0
 ]
-# Query        layer 1    layer 2     sums        Eq. 4   v    strict a<v   ge a<=v    trim_zeros, of {6, 4, 1}
+# Query        layer 1    layer 2     sums        Eq. 4   v    strict a<v   ge a<=v    trim_zeros: of 6, 4, 1
 QUERIES = [
     ([3, 1, 0], [1, 3, 0]),  #        (4, 4, 0)   0       4    {1}          {4, 1}     {4, 1}
     ([0, 0, 4], [0, 0, 4]),  #        (0, 0, 8)   2       8    {6, 4, 1}    all five   all three

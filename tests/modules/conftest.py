@@ -1,4 +1,4 @@
-"""Fixtures for tests of the LightningModules: a network with batch norm, a quiet trainer, a trained backbone."""
+"""Fixtures: a network with batch norm, a quiet trainer, a trained backbone."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def small_net() -> type[SmallNet]:
 
 @pytest.fixture(scope="session")
 def make_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
-    """Make a trainer of one epoch that writes nothing, unless options say otherwise."""
+    """Make a trainer of one epoch that writes nothing, by default."""
 
     def make(**options: Any) -> Trainer:
         quiet = {
@@ -59,7 +59,7 @@ def make_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trai
 def make_backbone(
     tmp_path_factory: pytest.TempPathFactory, make_trainer: Callable[..., Trainer]
 ) -> Callable[[int], Path]:
-    """Train a `SmallNet` from a seed on 150 digits for an epoch and return its checkpoint."""
+    """Train a `SmallNet` on 150 digits for two epochs; its checkpoint."""
 
     def make(seed: int) -> Path:
         torch.manual_seed(seed)
@@ -74,5 +74,10 @@ def make_backbone(
 
 @pytest.fixture(scope="session")
 def backbone_checkpoint(make_backbone: Callable[[int], Path]) -> Path:
-    """Of a `SmallNet` trained on digits."""
+    """Checkpoint of a `SmallNet` trained on digits."""
     return make_backbone(0)
+
+
+@pytest.fixture
+def backbone(small_net: type[nn.Module]) -> BackboneModule:
+    return BackboneModule(small_net(), ["relu"])

@@ -1,4 +1,4 @@
-"""The backbone's training against hand-made steps and counts, exact reproduction, and early errors."""
+"""The backbone's training against steps and counts by hand, exact reproduction, and early errors."""
 
 import copy
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class FirstBatch(Callback):
 
 
 class PowerCut(Callback):
-    """Dies in the middle of an epoch."""
+    """Raises an error within an epoch."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -82,8 +82,8 @@ def test_a_training_step_is_adam_on_the_cross_entropy(
     for (name, trained), expected in zip(
         module.network.network.named_parameters(), by_hand.parameters(), strict=True
     ):
-        sure = expected.grad.abs() > 1e-6  # rounding decides the sign of a gradient that is 0
-        assert sure.any() or name == "conv.bias"  # batch norm takes the bias out
+        sure = expected.grad.abs() > 1e-6  # rounding determines the sign of a zero gradient
+        assert sure.any() or name == "conv.bias"  # batch norm removes the bias
         torch.testing.assert_close(trained[sure], expected[sure], rtol=0, atol=1e-3 * 0.02, msg=name)
 
 
@@ -119,7 +119,7 @@ def test_accuracies_add_up_within_a_fit_too(small_net: type[nn.Module], make_tra
     with torch.no_grad():
         correct = (module.network.network.eval()(images).argmax(1) == labels).sum().item()
     assert trainer.callback_metrics["val/acc"].item() == pytest.approx(correct / 850, abs=1e-6)
-    assert correct > 850 / 3  # it has learned something, so the count is no coincidence
+    assert correct > 850 / 3  # far above chance
 
 
 @pytest.mark.parametrize("stages", ["validate fit", "test fit", "fit fit", "fit test validate"])
@@ -136,7 +136,7 @@ def test_stages_follow_each_other_in_any_order(
 
 def test_construction_leaves_batch_norm_as_it_was(small_net: type[nn.Module]) -> None:
     network = small_net()
-    network.norm.eval()  # a mode of the caller's choice
+    network.norm.eval()  # a mode set by the caller
     before = weights(network)
     BackboneModule(network, ["relu"])
     assert same(weights(network), before)
@@ -155,7 +155,7 @@ def test_the_network_itself_is_trained_and_a_victims_evaluates(small_net: type[n
 
 
 class Sequel(nn.Sequential):
-    """Batch norm in training mode, whatever mode it is in."""
+    """Batch norm that always uses batch statistics."""
 
     def forward(self, images: Tensor) -> Tensor:
         maps = F.batch_norm(images, torch.zeros(1), torch.ones(1), training=True)
@@ -195,7 +195,7 @@ def test_a_network_that_does_not_fit_is_refused_at_once(
     network = small_net()
     with pytest.raises(ValueError, match=message):
         BackboneModule(network, **arguments)
-    assert network.training  # left as it was, also by an error
+    assert network.training  # unchanged even after an error
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
@@ -214,7 +214,7 @@ def test_data_that_does_not_fit_is_refused_before_any_batch(
     image_shape: tuple[int, ...],
     message: str,
 ) -> None:
-    # 30x30 pixels give the convolution's 6x6 outputs as well: nothing else would notice.
+    # The convolution's outputs are 6x6 for 30x30 pixels too, so nothing else would fail.
     module = BackboneModule(small_net(num_classes), ["relu"], image_shape, num_classes)
     before = weights(module)
     with pytest.raises(ValueError, match=message):
@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_training(
 def train(
     make_trainer: MakeTrainer, make_network: Callable[[], nn.Module], seed: int, **options: Any
 ) -> tuple[Trainer, dict[str, Tensor]]:
-    """Train on 150 digits in a process seeded like a new one; trainer and weights."""
+    """Train on 150 digits with a fresh seed; trainer and weights."""
     seed_everything(seed, verbose=False)
     ckpt_path, batch_size = options.pop("ckpt_path", None), options.pop("batch_size", 64)
     module = BackboneModule(make_network(), ["relu"], learning_rate=0.01)
@@ -255,7 +255,7 @@ def test_a_seed_decides_the_weights(small_net: type[nn.Module], make_trainer: Ma
         train(make_trainer, lambda: copy.deepcopy(start), seed, max_epochs=2)[1] for seed in (0, 0, 1)
     )
     assert same(first, again)
-    assert not same(first, other)  # from the same initial weights: the seed shuffles and drops out
+    assert not same(first, other)  # initial weights are equal, but order and dropout are not
 
 
 def test_a_seed_shuffles_and_each_epoch_anew(make_trainer: MakeTrainer) -> None:
@@ -312,7 +312,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
 
 
 class SeenIds(Callback):
-    """Keeps the ids of all training images in order."""
+    """Records the ids of all training images in order."""
 
     def __init__(self) -> None:
         self.ids: list[list[int]] = []
@@ -342,7 +342,7 @@ def test_a_training_that_is_interrupted_within_an_epoch_goes_on_there(
     (tmp_path / "last.ckpt").unlink()
     with pytest.raises(SystemError, match="power cut"):
         train(make_trainer, small_net, seed=3, **options(PowerCut(cut), first))
-    # The cut came before the third batch, of which `first` has heard nothing.
+    # It was interrupted before the third batch, which `first` has not recorded.
     assert first.ids == whole_run.ids[: 7 * cut + 2]
     last = tmp_path / "last.ckpt"
     _, resumed = train(make_trainer, small_net, seed=3, ckpt_path=last, **options(rest))
@@ -369,14 +369,14 @@ def test_channels_last_trains_the_same_network(make_trainer: MakeTrainer) -> Non
         results.append((weights(module), trainer.callback_metrics["train/loss"]))
     (ordinary, loss), (reordered, loss_reordered) = results
     torch.testing.assert_close(loss_reordered, loss, rtol=1e-4, atol=0)
-    # Adam's first steps have the length of the learning rate, whatever the gradient's: rounding turns a few.
+    # Adam's first steps depend on the gradient's sign only, which rounding changes for a few weights.
     differences = torch.cat([(reordered[name] - ordinary[name]).abs().flatten() for name in ordinary])
     assert differences.quantile(0.9) < 1e-5
 
 
 def test_winograd_trains_the_same_network(make_trainer: MakeTrainer) -> None:
     class Steps(Callback):
-        """Counts convolutions computed otherwise, and steps whose gradient differs from `torch.nn.Conv2d`'s."""
+        """Counts fast convolutions, and steps whose gradient differs from `torch.nn.Conv2d`'s."""
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             found = {name: p.grad.clone() for name, p in pl_module.named_parameters()}
@@ -399,7 +399,7 @@ def test_winograd_trains_the_same_network(make_trainer: MakeTrainer) -> None:
     trainer.fit(module, datamodule=Digits(batch_size=16))
     on_cpu = trainer.strategy.root_device.type == "cpu"
     assert replaced == [[f"network.network.conv{n}" for n in (1, 2, 3)] if on_cpu else []] * 2
-    # Rounding by 1e-4 moves one unit in ten thousand to the other side of its ReLU: a gradient changes by about 1 %.
+    # Rounding by 1e-4 changes the sign of one ReLU input in ten thousand, and gradients by about 1 %.
     assert 0 < max(differences) < 0.03
     assert not any("forward" in vars(m) for m in module.modules()), "left behind"
     copy.deepcopy(module)

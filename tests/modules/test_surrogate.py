@@ -1,4 +1,4 @@
-"""The surrogate's targets against a float64 brute force, its losses against torch's own, and what must not change."""
+"""The surrogate's targets against a float64 brute force, its losses against torch's own, and cached votes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ class Twins(Digits):
 
 
 class Batches(Callback):
-    """Keeps the ids of the training batches."""
+    """Records the ids of the training batches."""
 
     def __init__(self) -> None:
         self.ids: list[Tensor] = []
@@ -47,7 +47,7 @@ class Batches(Callback):
 
 @pytest.fixture
 def make_surrogate(small_net: type[nn.Module], backbone_checkpoint: Path) -> MakeSurrogate:
-    """Make a surrogate of the trained backbone, on ``relu``, with dropout in the way."""
+    """Make a surrogate of the trained backbone, on ``relu``, with dropout in the network."""
 
     def make(checkpoint: Path = backbone_checkpoint, **arguments: Any) -> SurrogateModule:
         torch.manual_seed(1)
@@ -60,7 +60,7 @@ def make_surrogate(small_net: type[nn.Module], backbone_checkpoint: Path) -> Mak
 
 @pytest.fixture
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of queries of each search that follows."""
+    """Number of queries of each search from now on."""
     sizes: list[int] = []
     votes = MemoryBank.votes
 
@@ -83,7 +83,7 @@ def small_data(**arguments: Any) -> Digits:
 
 
 def activations(checkpoint: Path, small_net: type[nn.Module], data: Digits, split: str, layer: str) -> Tensor:
-    """Features of a split, from the checkpoint's own weights, one module after the other."""
+    """Features of a split, from the checkpoint's weights, layer by layer."""
     network = small_net()
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("network.network."): value for name, value in state.items()})
@@ -100,7 +100,7 @@ def activations(checkpoint: Path, small_net: type[nn.Module], data: Digits, spli
 def brute_force(
     queries: Tensor, bank: Tensor, labels: Tensor, k: int, metric: str = "cosine", leave_out: bool = False
 ) -> np.ndarray:
-    """Votes ``(B, 10)`` in float64; `leave_out` takes row i away from query i."""
+    """Votes ``(B, 10)`` in float64; with `leave_out`, query i ignores row i."""
     q, b = queries.double().numpy(), bank.double().numpy()
     if metric == "cosine":
         q, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, b))
@@ -116,7 +116,7 @@ def brute_force(
 def eq_16(logits: Tensor, votes: np.ndarray, cls_weight: float, cl_weight: float) -> Tensor:
     """Mean of Eq. (16) with torch's own losses."""
     distribution = torch.from_numpy(votes / votes.sum(1, keepdims=True)).float()
-    labels = torch.from_numpy(votes.argmax(1))  # numpy's takes the lowest class of a tie
+    labels = torch.from_numpy(votes.argmax(1))  # NumPy's takes the lowest class of a tie
     divergence = F.kl_div(logits.log_softmax(1), distribution, reduction="batchmean")
     return cls_weight * F.cross_entropy(logits, labels) + cl_weight * divergence
 
@@ -183,7 +183,7 @@ def test_the_training_loss_is_eq_16_of_the_batch_on_leave_one_out_votes(
     features = activations(backbone_checkpoint, small_net, data, "train", "relu")
     votes = brute_force(features, features, data.split("train").labels, K, leave_out=True)
     rows = [data.split("train").ids.tolist().index(image) for image in batches.ids[0].tolist()]
-    assert rows != sorted(rows)  # shuffled: the rows were found by id
+    assert rows != sorted(rows)  # shuffled, so rows were found by id
     expected = eq_16(features[rows] @ weight.T + bias, votes[rows], cls_weight, cl_weight)
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -288,7 +288,7 @@ def test_forward_is_dknnb_on_the_layers_features(
     logits = module(images)
     expected = activations(backbone_checkpoint, small_net, data, "val", "relu") @ weight.T + bias
     torch.testing.assert_close(logits, expected)
-    (gradient,) = torch.autograd.grad(logits.sum(), images)  # an attack can follow it to the pixels
+    (gradient,) = torch.autograd.grad(logits.sum(), images)  # attacks can differentiate it
     assert gradient.abs().sum() > 0
 
 

@@ -1,4 +1,4 @@
-"""Backbones' weights that train.py did not write."""
+"""Backbone weights of users, not written by train.py."""
 
 import re
 from collections import OrderedDict
@@ -17,13 +17,8 @@ State = dict[Any, Any]
 
 
 @pytest.fixture
-def backbone(small_net: type) -> BackboneModule:
-    return BackboneModule(small_net(), ["relu"])
-
-
-@pytest.fixture
 def weights(small_net: type) -> State:
-    """Of another such network."""
+    """Weights of another such network."""
     torch.manual_seed(1)
     return {name: tensor.clone() for name, tensor in small_net().state_dict().items()}
 
@@ -52,7 +47,7 @@ def test_a_state_dict_is_loaded(backbone: BackboneModule, weights: State, tmp_pa
 
 
 class OwnNet(nn.Sequential):
-    """A network whose own layer is called as a `LibraryNetwork` calls the whole."""
+    """A network with a layer ``model``, which is also the name of a `LibraryNetwork`'s inner network."""
 
     def __init__(self) -> None:
         super().__init__(OrderedDict(flatten=nn.Flatten(), model=nn.Linear(4, 2)))
@@ -97,22 +92,43 @@ def test_what_trainings_keep_beside_weights_is_no_alternative_to_them(
     [
         (lambda w: {k: v for k, v in w.items() if k != "conv.bias"}, r"it lacks conv\.bias\."),
         (lambda w: w | {"head.bias": torch.ones(1)}, r"it has head\.bias\."),
-        (lambda w: {f"module.{k}": v for k, v in w.items()}, r"it lacks conv\.weight, conv\.bias, .* and 3 more; it has module\.conv\.weight.*Without the `module\.` before each name"),
-        (lambda w: {f"net.module.{k}": v for k, v in w.items()}, r"Without the `net\.module\.` before each name"),
-        (lambda w: {f"{part}.{k}": v for k, v in w.items() for part in ("model", "ema")}, r"below `ema\.` and `model\.` are this network's"),
-        (lambda w: {"state_dict": w, "state_dict_ema": w}, r"some under \['state_dict'\], \['state_dict_ema'\]\. Save"),
-        (lambda w: {"model": w, "optimizer": {"param_groups": [], "state": {0: w}}}, r"some under \['model'\]\. Save"),
+        (
+            lambda w: {f"module.{k}": v for k, v in w.items()},
+            r"it lacks conv\.weight, conv\.bias, .* and 3 more; it has module\.conv\.weight.*Without the `module\.` before each name",
+        ),
+        (
+            lambda w: {f"net.module.{k}": v for k, v in w.items()},
+            r"Without the `net\.module\.` before each name",
+        ),
+        (
+            lambda w: {f"{part}.{k}": v for k, v in w.items() for part in ("model", "ema")},
+            r"below `ema\.` and `model\.` are this network's",
+        ),
+        (
+            lambda w: {"state_dict": w, "state_dict_ema": w},
+            r"some under \['state_dict'\], \['state_dict_ema'\]\. Save",
+        ),
+        (
+            lambda w: {"model": w, "optimizer": {"param_groups": [], "state": {0: w}}},
+            r"some under \['model'\]\. Save",
+        ),
         (lambda w: w | {"epoch": 3}, r"it also has 'epoch', a int"),
-        (lambda w: w | {"logits.bias": torch.ones(10).to(torch.float8_e5m2)}, r"`logits\.bias` in .*float8_e5m2"),
+        (
+            lambda w: w | {"logits.bias": torch.ones(10).to(torch.float8_e5m2)},
+            r"`logits\.bias` in .*float8_e5m2",
+        ),
         (lambda w: w | {"logits.bias": torch.ones(10).long()}, r"`logits\.bias` in .*int64"),
-        (lambda w: w | {"logits.bias": torch.ones(9)}, r"shapes differ: logits\.bias \(9,\) instead of \(10,\)"),
+        (
+            lambda w: w | {"logits.bias": torch.ones(9)},
+            r"shapes differ: logits\.bias \(9,\) instead of \(10,\)",
+        ),
         (lambda w: {"state_dict": w | {"logits.bias": 0.5}}, r"logits\.bias float instead of \(10,\)"),
         (lambda w: {"state_dict": w | {7: torch.ones(1)}}, r"it has 7\."),
         (lambda w: w | {"logits.bias": torch.full((10,), torch.nan)}, r"finite weights.*logits\.bias"),
         (lambda w: {}, r"to hold a `state_dict`, or to be one"),
         (lambda w: [*w.values()], r"to hold a `state_dict`, or to be one"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(
     backbone: BackboneModule, weights: State, tmp_path: Path, change: Any, message: str
 ) -> None:

@@ -1,12 +1,10 @@
 """The README's tables are generated, never typed."""
 
-import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from lightning_advknn import attacks
 from lightning_advknn.reports.leaderboards.tables import attacks_table
 from lightning_advknn.reports.paper.readme import _with_tables
 from lightning_advknn.reports.render.page import _markdown_table
@@ -58,12 +56,6 @@ def test_the_report_is_linked_once_it_is_there(tmp_path: Path) -> None:
 def test_missing_markers_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected the markers"):
         _with_tables("nothing", tmp_path)
-
-
-def test_every_attack_is_in_the_table_of_attacks() -> None:
-    section = (REPOSITORY / "README.md").read_text().split("\n## Attacks\n")[1].split("\n## ")[0]
-    named = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"^\|([^|]*)\|", section, re.MULTILINE))))
-    assert named - {"function"} == {name for name in attacks.__all__ if name.islower()}
 
 
 def test_the_readme_has_a_brief_leaderboard(tmp_path: Path, folders: ModuleType) -> None:
