@@ -1,4 +1,4 @@
-"""kNN and DkNN on a network and bank small enough to work by hand (`hand_dknn` in conftest), and brute force."""
+"""kNN and DkNN on a bank small enough to work by hand (`hand_dknn` in conftest), and against brute force."""
 
 from collections import Counter
 
@@ -184,7 +184,7 @@ def encoder():
 @pytest.fixture(scope="module")
 def fitted():
     images, labels = digits(900)
-    return DkNN(encoder(), ["near", "far"], k=9, metric="euclidean").fit(images, labels)
+    return DkNN(encoder(), ["near", "far"], k=9, metric="euclidean", device="cpu").fit(images, labels)
 
 
 def by_brute_force(victim, images, stored, labels):
@@ -232,7 +232,7 @@ def test_every_kind_of_argument_gives_the_same(fitted):
         DataLoader(Subset(tensors, range(900, 1797)), batch_size=100),
     ):
         assert fitted.score(data) == right
-    other = DkNN(encoder(), ["near", "far"], k=9, metric="euclidean")
+    other = DkNN(encoder(), ["near", "far"], k=9, metric="euclidean", device="cpu")
     for data in (Subset(tensors, range(900)), DataLoader(Subset(tensors, range(900)), batch_size=77)):
         assert torch.equal(other.fit(data).predict(images[some]), expected)
         assert other.banks["far"].ids.tolist() == list(range(900))
@@ -240,7 +240,7 @@ def test_every_kind_of_argument_gives_the_same(fitted):
 
 def test_nothing_of_an_earlier_fit_is_left(capsys):
     images, labels = digits(300)
-    victim = KNN(nn.Flatten(), k=5).fit(images, labels).calibrate(images[:50], labels[:50])
+    victim = KNN(nn.Flatten(), k=5, device="cpu").fit(images, labels).calibrate(images[:50], labels[:50])
     victim.fit_surrogate(epochs=1)
     victim.fit(images[:, :, ::2], 0 * labels)
     assert victim.predict(images[:3, :, ::2]).tolist() == [0, 0, 0]
@@ -262,7 +262,7 @@ def test_a_model_that_is_no_function_of_the_image_is_refused():
 
 def test_always_in_evaluation_mode():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
-    victim = KNN(model, k=5)
+    victim = KNN(model, k=5, device="cpu")
     assert not model.training
     model.train()
     victim.fit(*digits(50)).train()
@@ -272,8 +272,10 @@ def test_always_in_evaluation_mode():
 def test_a_normalisation_is_part_of_the_victim():
     images, labels = digits(400)
     plain, half = nn.Flatten(), nn.Sequential(Normalize([0.3], [0.2]), nn.Flatten())
-    given = KNN(plain, k=5, mean=[0.3], std=[0.2]).fit(images, labels)
-    assert torch.equal(given.predict_proba(images), KNN(half, k=5).fit(images, labels).predict_proba(images))
+    given = KNN(plain, k=5, device="cpu", mean=[0.3], std=[0.2]).fit(images, labels)
+    assert torch.equal(
+        given.predict_proba(images), KNN(half, k=5, device="cpu").fit(images, labels).predict_proba(images)
+    )
     query = torch.tensor(images[:5]).float()
     dknnb = given.fit_surrogate(epochs=1).dknnb
     torch.testing.assert_close(given.surrogate()(query), dknnb(((query - 0.3) / 0.2).flatten(1)))
@@ -314,7 +316,7 @@ def test_credibility_without_calibration_is_against_leave_one_out_votes():
     images, labels = digits()
     chosen = np.concatenate([np.flatnonzero(labels == 0)[:160], np.flatnonzero(labels == 1)[:3]])
     images, labels = images[chosen], labels[chosen]
-    victim = KNN(nn.Flatten(), k=5, metric="euclidean").fit(images, labels)
+    victim = KNN(nn.Flatten(), k=5, device="cpu", metric="euclidean").fit(images, labels)
     rows = [j * 160 // 75 for j in range(75)] + [160, 161, 162]
     pixels = images.reshape(len(images), -1)
     expected = []

@@ -1,4 +1,4 @@
-"""The door as users find it: the README's first example, scikit-learn's checks, other libraries that ask victims."""
+"""The README's first example, scikit-learn's checks, and other libraries that query victims."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def test_the_readmes_first_example(capsys):
 
 def test_what_the_readme_says_that_it_prints_has_that_form():
     said = re.search(r"^```text\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
-    victim = advknn.DkNN(network(), layers=["1", "3"], k=5).fit(IMAGES[:1500], LABELS[:1500])
+    victim = advknn.DkNN(network(), layers=["1", "3"], k=5, device="cpu").fit(IMAGES[:1500], LABELS[:1500])
     images, labels = torch.tensor(IMAGES[1500:1600]).float(), torch.tensor(LABELS[1500:1600])
     adversarial = advknn.fgsm(victim, images, labels, eps=0.3)
     printed = str(advknn.evaluate(victim, images, labels, adversarial))
@@ -85,7 +85,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def victim():
-    return advknn.DkNN(network(), layers=["2", "3"], k=5).fit(IMAGES[:1500], LABELS[:1500])
+    return advknn.DkNN(network(), layers=["2", "3"], k=5, device="cpu").fit(IMAGES[:1500], LABELS[:1500])
 
 
 # scikit-learn
@@ -93,7 +93,7 @@ def victim():
 
 def test_on_pixels_it_is_scikit_learns_classifier():
     theirs = KNeighborsClassifier(5, algorithm="brute").fit(PIXELS[:1500], LABELS[:1500])  # in float64
-    ours = advknn.KNN(nn.Flatten(), k=5, metric="euclidean").fit(IMAGES[:1500], LABELS[:1500])
+    ours = advknn.KNN(nn.Flatten(), k=5, metric="euclidean", device="cpu").fit(IMAGES[:1500], LABELS[:1500])
     distances, _ = theirs.kneighbors(PIXELS[1500:], 6)
     clear = distances[:, 4] < distances[:, 5]  # elsewhere a tie decides who is the fifth
     assert clear.mean() > 0.9
@@ -144,7 +144,7 @@ def test_parameters_are_changed():
 
 
 def test_it_is_validated_over_folds():
-    knn, theirs = advknn.KNN(nn.Flatten(), k=5, metric="euclidean"), KNeighborsClassifier(5)
+    knn, theirs = advknn.KNN(nn.Flatten(), k=5, metric="euclidean", device="cpu"), KNeighborsClassifier(5)
     assert is_classifier(knn)  # so folds have classes as in the whole
     expected = cross_val_score(theirs, PIXELS, LABELS, cv=3)
     np.testing.assert_allclose(cross_val_score(knn, IMAGES, LABELS, cv=3), expected, atol=0.01)
@@ -240,7 +240,10 @@ def test_they_ask_it_by_configuration_too(victim, function, settings):
 
 
 def test_importing_it_imports_nothing_heavy():
-    code = "import sys, lightning_advknn; print([name for name in ('torch', 'numpy', 'sklearn') if name in sys.modules])"
+    code = (
+        "import sys, lightning_advknn\n"
+        "print([name for name in ('torch', 'numpy', 'sklearn') if name in sys.modules])"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ
     )

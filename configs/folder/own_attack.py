@@ -1,11 +1,14 @@
-"""An attack of one's own: any such function can be named by a configuration."""
+"""An attack of your own. A configuration names such a function by its import path."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+import lightning_advknn as advknn
 
+
+@advknn.attack(on="logits", norm="linf")
 def random_signs(
     logits_fn: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -15,18 +18,20 @@ def random_signs(
     tries: int = 10,
     seed: int = 0,
 ) -> Tensor:
-    """Of several random patterns of +-eps, keep for each image the one with the lowest logit of its label; no gradients.
+    """Try random patterns of +-eps; keep for each image the one that lowers its label's probability most.
+
+    It needs no gradient, so it can also attack the votes of a victim (``targets: [dknn]``).
 
     Args:
         logits_fn: Maps images to logits ``(B, C)``.
         images: float32 ``(B, channels, H, W)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
         eps: Change of each pixel.
-        tries: Patterns.
-        seed: Of the patterns.
+        tries: Number of patterns.
+        seed: Seed of the patterns.
 
     Returns:
-        Images in [0, 1], same shape.
+        Adversarial images in [0, 1], same shape.
     """
     generator = torch.Generator().manual_seed(seed)
     best = images.clone()
