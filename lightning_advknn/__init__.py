@@ -1,6 +1,6 @@
 """Adversarial robustness of k-nearest-neighbour classifiers: AdvKNN and its evaluation.
 
-All names are imported when they are first used, as ``__init__.pyi`` lists them.
+``__init__.pyi`` lists the public names. They are imported at their first use.
 """
 
 import lazy_loader

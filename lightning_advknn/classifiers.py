@@ -74,8 +74,9 @@ class DkNN(Frozen):
             if value not in get_args(known):
                 raise ValueError(f"Expected `{name}` to be one of {get_args(known)}, but got {value!r}.")
         self._arguments = {  # the objects that were passed: scikit-learn's `clone` compares identities
-            "model": model, "layers": layers, "k": k, "metric": metric, "convention": convention, "mean": mean,
-            "std": std, "backend": backend, "index": index, "memory_gib": memory_gib, "device": device,
+            "model": model, "layers": layers, "k": k, "metric": metric, "convention": convention,
+            "mean": mean, "std": std, "backend": backend, "index": index, "memory_gib": memory_gib,
+            "device": device,
         }  # fmt: skip
         self.network = FeatureNetwork(model, layers or [OUTPUT], _normalization(mean, std))
         self.k = whole("k", k)
@@ -214,7 +215,7 @@ class DkNN(Frozen):
         return votes
 
     def search(self, features: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Find the k nearest rows of each layer, as `MemoryBank.search`: distances and bank rows ``(B, k)``."""
+        """Find the k nearest rows of each layer, as `MemoryBank.search`: distances and rows, ``(B, k)``."""
         self.queries += len(next(iter(features.values())))
         return {layer: bank.search(features[layer], k) for layer, bank in self.banks.items()}
 

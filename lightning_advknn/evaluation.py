@@ -26,9 +26,9 @@ from lightning_advknn.integrity import unchanged
 from lightning_advknn.ranks import is_lost
 
 Rows = dict[str, Tensor]
-"""Columns by name, one row per image: ``id``, ``label``, ``l2`` and ``linf``; with the suffixes ``_before`` and
-``_after`` (the attack) also the predictions ``dnn``, ``knn``, ``dknn`` and ``surrogate``, ``votes`` ``(n, L,
-C)``, ``knn_credibility`` and ``dknn_credibility``."""
+"""Columns by name, one row per image: ``id``, ``label``, ``l2`` and ``linf``. With the suffixes ``_before``
+and ``_after`` (the attack): the predictions ``dnn``, ``knn``, ``dknn`` and ``surrogate``, the votes ``votes``
+``(n, L, C)``, ``knn_credibility`` and ``dknn_credibility``."""
 
 CPU_BATCH, GPU_BATCH = 64, 1000
 """Images attacked at once: they fit a CPU's caches, and keep a GPU busy."""

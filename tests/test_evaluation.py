@@ -18,10 +18,10 @@ from lightning_advknn.models import ConvNet, FeatureNetwork
 # Of `hand_dknn`; votes and the true-class votes of calibration are worked out in test_classifiers.py.
 # k = 3, L = 2, C = 3; calibration votes (2, 2), (1, 1), (1, 1).
 #
-# point     votes: both, height      knn on both   DkNN: sums      credibility, strict: on both    of both layers
-# (0, .1)   (2 1 0) (2 1 0)          0             (4 2 0): 0      2 > 1 1: 2/3                    4 > 2 2: 2/3
-# (1, .9)   (0 1 2) (0 1 2)          2             (0 2 4): 2      2 > 1 1: 2/3                    4 > 2 2: 2/3
-# (.5, .5)  (1 1 1) (2 1 0)          0             (3 2 1): 0      1 > none: 0                     3 > 2 2: 2/3
+# point     votes: both, height   knn on both   DkNN: sums     credibility, strict: on both   of both layers
+# (0, .1)   (2 1 0) (2 1 0)       0             (4 2 0): 0     2 > 1 1: 2/3                   4 > 2 2: 2/3
+# (1, .9)   (0 1 2) (0 1 2)       2             (0 2 4): 2     2 > 1 1: 2/3                   4 > 2 2: 2/3
+# (.5, .5)  (1 1 1) (2 1 0)       0             (3 2 1): 0     1 > none: 0                    3 > 2 2: 2/3
 # The network says 0 below y = .5 and 2 above; at .5 its logits tie, so nothing is claimed there.
 POINTS = [(0, 0.1), (1, 0.9), (0.5, 0.5)]
 VOTES = [[[2, 1, 0], [2, 1, 0]], [[0, 1, 2], [0, 1, 2]], [[1, 1, 1], [2, 1, 0]]]
@@ -368,7 +368,8 @@ def test_evaluate_is_judge_and_make_rows(victim, device):
 
 
 def test_a_printed_evaluation(victim, device):
-    # Right before: 0, 2, 0 by all votes and on height. After, (.5, .5) is 2; its L2 is |(.5, .4)|, the other's .03.
+    # Before, all are right, by all votes and on height. After, (.5, .5) is 2. Its L2 is |(.5, .4)|, the
+    # other's is .03.
     found = evaluation.evaluate(victim, points(device), column([0, 2, 0], device), attacked(device))
     lines = str(found).splitlines()
     assert lines[0].split() == ["3", "images", "before", "after"]

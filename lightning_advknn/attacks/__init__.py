@@ -1,6 +1,6 @@
-"""Attacks as plain functions, ``attack(target, images, labels, *, settings) -> adversarial``, on logits or on a victim.
+"""Attacks on logits or victims: functions ``attack(target, images, labels, *, settings) -> adversarial``.
 
-All are imported when they are first used, as ``__init__.pyi`` lists them.
+``__init__.pyi`` lists them. They are imported at their first use.
 """
 
 import lazy_loader

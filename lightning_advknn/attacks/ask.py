@@ -26,12 +26,13 @@ def ask(
     temperature: float = 0.1,
     seed: int = 0,
 ) -> Tensor:
-    """Within a Linf ball, away from the nearest training images of the own class and towards those of the others.
+    """Move away from the nearest training images of the own class, towards the others', in a Linf ball.
 
-    The guides of a clean image are, in each layer, its m nearest training images of every class; they stay. A class's logit
-    is its guides' mean similarity over T, where similarity is the cosine for a victim of that metric, and otherwise minus
-    the Euclidean distance. Steps along the sign of the gradient, from a random start in the ball, raise the cross-entropy
-    of these logits, summed over layers. The victim is never asked.
+    In each layer, the guides of a clean image are its m nearest training images of every class. They do not
+    change. The logit of a class is the mean similarity to its guides, divided by T. Similarity is the cosine
+    if the victim's metric is cosine, else minus the Euclidean distance. From a random start in the ball,
+    steps along the sign of the gradient raise the cross-entropy of these logits, summed over layers. The
+    victim is never queried.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
@@ -42,14 +43,14 @@ def ask(
         steps: Number of steps, at least 0.
         m: Guides of each class in each layer, at least 1.
         temperature: T, above 0.
-        seed: Of the random start.
+        seed: Seed of the random start.
 
     Returns:
         Adversarial images, same shape and dtype, within eps of the images and in [0, 1]: the last iterates.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is
+            not finite.
     """
     check_arguments(
         images,
@@ -67,11 +68,11 @@ def ask(
     check_positive(temperature=temperature)
     if not len(images):
         return images.clone()
-    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    # Not in inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         lowest, highest = (images - eps).clamp(min=0.0), (images + eps).clamp(max=1.0)
-        # Drawn on the CPU: the same on every device.
+        # Drawn on the CPU, so that all devices get the same numbers.
         noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(int(seed)))
         start = (images + eps * (2 * noise - 1).to(images)).clamp(lowest, highest)
         _, rows = nearest_in_each_layer(victim, images, int(m))
@@ -91,11 +92,11 @@ def ask(
 
 
 def _similarity_logits(guides: Guides, cosine: Tensor, temperature: float, images: Tensor) -> Tensor:
-    """Logits ``(B, L, C)``: mean similarities over T.
+    """Logits ``(B, L, C)``: mean similarities divided by T.
 
     Args:
-        guides: Of the images.
-        cosine: Whether a layer's similarity is the cosine, bool ``(L, 1, 1)``.
+        guides: Guides of the images.
+        cosine: Whether the similarity of a layer is the cosine, bool ``(L, 1, 1)``.
         temperature: T.
         images: ``(B, ...)``.
     """

@@ -1,4 +1,4 @@
-"""Our attack on credibility: an error of DkNN that looks like a clean image to it."""
+"""Our attack on credibility: errors of DkNN that it finds as credible as clean images."""
 
 import math
 
@@ -19,7 +19,7 @@ from lightning_advknn.choices import Norm
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import dknn_prediction
 
-_STRIDE = (0.1, 0.01)  # length of a step as a share of eps, first and last
+_STRIDE = (0.1, 0.01)  # length of the first and the last step, relative to eps
 
 
 @attack(on="victim")
@@ -38,36 +38,36 @@ def credible(
     temperature: float = 0.25,
     batch_size: int = 64,
 ) -> Tensor:
-    """Within a ball, the error that the victim finds most credible.
+    """Find the error within a ball that is most credible to the victim.
 
-    Credibility (Eq. 5) grows with the votes of the predicted class and depends on nothing else. So from the nearest error
-    (`cross_boundary`) on, projected gradient steps raise the soft votes (`neighbours`) of the class that won, against those of
-    all others.
+    Credibility (Eq. 5) grows with the votes of the predicted class and depends on nothing else. The attack
+    starts at the nearest error (`cross_boundary`). From there, projected gradient steps raise the soft votes
+    (`parts.soft_votes`) of the winning class against those of all others.
 
     Args:
         victim: kNN or DkNN.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to leave, int64 ``(B,)``.
-        surrogate: Differentiable logits that imitate the victim; None for the victim's own.
+        surrogate: Differentiable logits that imitate the victim; None for `DkNN.surrogate`.
         eps: Radius of the ball in pixel units.
-        norm: Of the ball: ``l2`` or ``linf``.
-        classes: Wrong classes to start from, as in `minimum_norm`.
-        surrogate_steps: Steps to each of them without the victim.
-        steps: Steps with it; each asks it once.
+        norm: Norm of the ball, ``l2`` or ``linf``.
+        classes: Number of wrong classes to start from, as in `minimum_norm`.
+        surrogate_steps: Steps towards each of them without a query.
+        steps: Steps that query the victim once each.
         neighbours: Rows of each layer that soft votes count, more than k.
-        temperature: Of soft votes, see `vote_directions`.
+        temperature: Temperature of soft votes, see `vote_directions`.
         batch_size: Images differentiated at once.
 
     Returns:
-        Adversarial images, same shape and dtype, within the ball and [0, 1]: those that the victim gave most votes to the wrong
-        class that won; where none won, the last.
+        Adversarial images, same shape and dtype, within the ball and [0, 1]: the errors with the most votes
+        for the winning class, else the last iterates.
 
     Raises:
         ValueError: If an argument is out of range.
     """
     check_arguments(
-        images, labels, whole=("classes", "surrogate_steps", "steps"), victim=victim, eps=eps, classes=classes,
-        surrogate_steps=surrogate_steps, steps=steps,
+        images, labels, whole=("classes", "surrogate_steps", "steps"), victim=victim, eps=eps,
+        classes=classes, surrogate_steps=surrogate_steps, steps=steps,
     )  # fmt: skip
     check_norm(norm)
     check_neighbours(victim, neighbours, temperature)

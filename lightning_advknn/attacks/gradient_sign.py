@@ -1,7 +1,7 @@
 """FGSM (Goodfellow et al., arXiv 1412.6572) and BIM (Kurakin et al., arXiv 1611.01236).
 
-Both raise the cross-entropy of any differentiable logits function. The paper's `Origin` passes the backbone,
-AdvKNN passes the surrogate.
+Both raise the cross-entropy of a differentiable logits function: of the backbone in the paper's `Origin`, of
+the surrogate in AdvKNN.
 """
 
 import torch
@@ -44,7 +44,7 @@ def bim(
 ) -> Tensor:
     """Basic Iterative Method (Eq. 3).
 
-    Deviation: Eq. (3) as printed clips the step. As in BIM's own paper and in the authors' code, the whole
+    Deviation: Eq. (3) as printed clips the step. Here, as in BIM's paper and in the authors' code, the whole
     perturbation is projected onto the eps ball after each step, and the image onto [0, 1].
 
     Args:
@@ -62,7 +62,7 @@ def bim(
         ValueError: If an argument is out of range or the loss is not finite.
     """
     check_arguments(images, labels, whole=("steps",), eps=eps, step_size=step_size, steps=steps)
-    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    # Not in inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
         lowest, highest = (images - eps).clamp(min=0.0), (images + eps).clamp(max=1.0)
@@ -71,7 +71,7 @@ def bim(
             loss, gradient = loss_and_gradient(logits_fn, adversarial, labels)
             losses = losses + loss
             adversarial = (adversarial + step_size * gradient.sign()).clamp(lowest, highest)
-        # Once, as looking at a number makes a GPU wait; what is not finite stays so in a sum.
+        # Checked once, because reading a number makes a GPU wait; a sum keeps what is not finite.
         if not torch.isfinite(losses):
             raise ValueError(
                 f"Expected a finite attack loss, but got {losses.item()}."
@@ -81,10 +81,10 @@ def bim(
 
 
 def loss_and_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and its gradient with respect to each image.
+    """Compute the cross-entropy and its gradient with respect to each image, also inside `torch.no_grad`.
 
-    The loss is summed over the batch, so an image's gradient does not depend on its batch, and only the images
-    get a gradient. Works inside `torch.no_grad`.
+    The loss is summed over the batch, so the gradient of an image does not depend on its batch. Only images
+    get a gradient.
 
     Args:
         logits_fn: Maps images ``(B, ...)`` to logits ``(B, C)``.
@@ -95,14 +95,14 @@ def loss_and_gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> tu
         The loss, a scalar, and the gradient, same shape and dtype as the images.
 
     Raises:
-        ValueError: If a label is none of the logits' classes.
+        ValueError: If a label is not a class of the logits.
     """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = logits_fn(leaf)
         try:
             loss = F.cross_entropy(logits, labels, reduction="sum")
-        except IndexError:  # cheaper than looking at the labels before each step
+        except IndexError:  # cheaper than checking the labels before each step
             check_labels(labels, len(images), logits.shape[1])
             raise
         (gradient,) = torch.autograd.grad(loss, leaf)

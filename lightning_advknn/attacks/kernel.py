@@ -1,4 +1,4 @@
-"""The attack of JTLA on kNN, through kernels (Raghuram et al., arXiv 2007.15147)."""
+"""The kernel attack on kNN from JTLA (Raghuram et al., arXiv 2007.15147)."""
 
 import math
 from collections.abc import Mapping
@@ -30,37 +30,39 @@ def kernel_knn(
     lr: float = 0.01,
     check_every: int = 100,
 ) -> Tensor:
-    """For a small L2 perturbation: the mean kernel to training images of the own class against that to all others.
+    """Minimise L2 while the kernels to the own class fall below those to all other classes.
 
-    As Carlini and Wagner's attack, it lowers ``||d||^2 + c (log mean kernel to own class - log mean kernel to others)``, here
-    by RMSprop, where pixels are a tanh within [0, 1], and searches for a small c for each image: ten times as much until
-    it succeeds, then bisection. The kernel is ``exp(-||f(x) - f(x_i)||^2 / sigma^2)``; its means are
-    over training images and layers at once, and features are unit vectors where the victim's metric is cosine.
+    RMSprop lowers ``||d||^2 + c (log mean kernel to own class - log mean kernel to others)``, as in Carlini
+    and Wagner's attack. Pixels are a tanh within [0, 1]. A small c is searched for each image: c is
+    multiplied by ten until the attack succeeds, then bisected. The kernel is ``exp(-||f(x) - f(x_i)||^2 /
+    sigma^2)``, and its mean is over training images and layers. Features are unit vectors if the victim's
+    metric is cosine.
 
-    Deviations: of the training images only the m of each class that are nearest to the clean image take part in a layer. The
-    paper picks an image's sigma in a layer among multiples, .6 to 4.4, of ``sqrt(eta_k^2 - eta_1^2)``, with eta_k the distance to
-    its k-th neighbour; here it is `bandwidth` times that, for the m-th. A pixel on the edge of [0, 1] starts 5e-5
-    inside, where tanh has a gradient.
+    Deviations: In each layer, only the m training images of each class that are nearest to the clean image
+        are used.
+    The paper chooses sigma for each image and layer among multiples, .6 to 4.4, of ``sqrt(eta_k^2 -
+    eta_1^2)``, where eta_k is the distance to the k-th neighbour; here sigma is `bandwidth` times this value
+    for the m-th. A pixel of 0 or 1 starts 5e-5 inside the range, because tanh has no gradient at its limits.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
         m: Training images of each class in each layer, at least 2.
-        bandwidth: Of the kernel, above 0.
+        bandwidth: Bandwidth of the kernel, above 0.
         weight: The first c, above 0.
         search_steps: Values of c, at least 0.
-        steps: Number of steps for each of them, at least 1.
-        lr: RMSprop's, at least 0.
-        check_every: Steps after which the victim is asked, at least 1; it always is after the last.
+        steps: Steps for each of them, at least 1.
+        lr: Learning rate of RMSprop, at least 0.
+        check_every: Steps between queries of the victim, at least 1; the last iterate is always queried.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]: each image's nearest success (the image itself, if the victim gets
-        it wrong already), or else its last iterate.
+        Adversarial images, same shape and dtype, in [0, 1]: the nearest success for each image (the image
+        itself if the victim misclassifies it), else the last iterate.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is
+            not finite.
     """
     check_arguments(
         images,
@@ -80,7 +82,7 @@ def kernel_knn(
     check_positive(bandwidth=bandwidth, weight=weight)
     if not len(images):
         return images.clone()
-    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    # Not in inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         squares, rows = nearest_in_each_layer(victim, images, int(m))
@@ -112,7 +114,7 @@ def kernel_knn(
 
 
 def _squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
-    """``eta_m^2 - eta_1^2`` of an image in each layer, ``(B, L)``, but at least 1e-4 of the largest squared distance.
+    """Compute ``eta_m^2 - eta_1^2``, ``(B, L)``, at least 1e-4 of the largest squared distance.
 
     Args:
         squares: Squared distances to the m nearest of each class by layer, ``(B, C, m)``.
@@ -121,13 +123,13 @@ def _squared_widths(squares: Mapping[str, Tensor]) -> Tensor:
     for each in squares.values():
         nearest = each.flatten(1).sort().values[:, : each.shape[2]]  # of all classes
         least = 1e-4 * each.flatten(1).amax(1)
-        least = least.masked_fill(least == 0, 1.0)  # all the same: no kernel tells them apart
+        least = least.masked_fill(least == 0, 1.0)  # all distances are 0: any width will do
         widths.append(torch.maximum(nearest[:, -1] - nearest[:, 0], least))
     return torch.stack(widths, 1)
 
 
 def _kernel_margins(squares: Tensor, widths: Tensor, labels: Tensor) -> Tensor:
-    """Logarithm of the mean kernel to the own class less that to all others, ``(B,)``.
+    """Log mean kernel to the own class minus log mean kernel to all others, ``(B,)``.
 
     Args:
         squares: Squared distances, ``(B, L, C, m)``.
@@ -136,5 +138,5 @@ def _kernel_margins(squares: Tensor, widths: Tensor, labels: Tensor) -> Tensor:
     """
     logits = (-squares / widths[:, :, None, None]).logsumexp(3)  # (B, L, C)
     own, others = (each.logsumexp(1) for each in own_and_others(logits, labels))
-    # Means are over as many times more training images as there are other classes.
+    # The other classes have C - 1 times as many training images.
     return own - others + math.log(squares.shape[2] - 1)

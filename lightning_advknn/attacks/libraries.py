@@ -1,7 +1,7 @@
-"""Attacks by import path: a function of one's own, or an attack class of another library as it is.
+"""Attacks by import path: a user's function, or an attack class of another library.
 
-The only file that knows torchattacks, foolbox and the Adversarial Robustness Toolbox (ART). Their attacks are known by what
-they inherit from, so a class of one's own that extends one of theirs works too.
+Only this file knows torchattacks, foolbox and the Adversarial Robustness Toolbox (ART). It recognises their
+attacks by the base class, so a user's class that extends one of theirs works too.
 """
 
 import inspect
@@ -23,18 +23,18 @@ from lightning_advknn.attacks.parts.balls import norm_of
 from lightning_advknn.attacks.parts.probe import Probe, seeded
 
 _PACKAGES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
-_COUNTS = ("n_classes", "nb_classes", "num_classes")  # arguments that count the classes
-_STANDARD = 10  # classes of AutoAttack's authors: with more, too, it aims at the 9 nearest others
+_COUNTS = ("n_classes", "nb_classes", "num_classes")  # arguments that hold the number of classes
+_STANDARD = 10  # AutoAttack's default: it targets the 9 nearest other classes, also if there are more
 
 
 def load_function(path: str) -> Callable[..., Tensor]:
-    """The attack that an import path names.
+    """Load the attack with an import path.
 
     Args:
-        path: Such as ``my_package.my_module.my_attack`` or ``torchattacks.MIFGSM``.
+        path: For example ``my_package.my_module.my_attack`` or ``torchattacks.MIFGSM``.
 
     Returns:
-        ``attack(logits_fn or victim, images, labels, **settings) -> adversarial``.
+        A function ``attack(target, images, labels, **settings) -> adversarial``.
 
     Raises:
         ValueError: If there is no such callable, or it is a class of another kind.
@@ -63,16 +63,16 @@ def load_function(path: str) -> Callable[..., Tensor]:
     make = next((_MAKERS[base] for base in bases if base in _MAKERS), None)
     if make is None:
         raise ValueError(
-            f"Expected {path} to be a function, or a class that extends one of {list(_MAKERS)}, but it extends {bases[1:]}."
-            " Write a function (logits_fn, images, labels, **settings) that uses it."
+            f"Expected {path} to be a function, or a class that extends one of {list(_MAKERS)}, but it"
+            f" extends {bases[1:]}. Write a function (logits_fn, images, labels, **settings) that uses it."
         )
     return LibraryAttack(path, found, make)
 
 
 class _Logits(nn.Module):
-    """A logits function as libraries want it: a module in evaluation mode on the device of some images.
+    """A logits function as a module in evaluation mode, on the device of the images.
 
-    They do not see the modules within, which so keep their mode, their device and what runs instead of their convolutions.
+    Libraries do not see the modules inside. So these keep their modes, devices and replaced convolutions.
     """
 
     logits_fn: LogitsFn
@@ -80,24 +80,24 @@ class _Logits(nn.Module):
     def __init__(self, logits_fn: LogitsFn, images: Tensor) -> None:
         super().__init__()
         vars(self)["logits_fn"] = logits_fn  # not registered as a submodule
-        # torchattacks moves all to the device of the first parameter.
+        # torchattacks moves everything to the device of the first parameter.
         self.device_of = nn.Parameter(images.new_empty(0), requires_grad=False)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.logits_fn(images.to(self.device_of.dtype))  # ART 1.20 asks about float64 where NumPy is 2
+        return self.logits_fn(images.to(self.device_of.dtype))  # with NumPy 2, ART 1.20 passes float64
 
 
 class _Made(NamedTuple):
-    """An attack that is ready."""
+    """A library's attack that is ready to run."""
 
     run: Callable[[Tensor, Tensor], Any]
-    """Of images and labels, what the library gives: adversarial images, if all goes well."""
+    """Maps images and labels to what the library returns: adversarial images, if all goes well."""
     norm: object
-    """What the library says that the attack keeps small, in its own words; None where it is silent."""
+    """The attack's norm as the library writes it; None if it does not say."""
 
 
-# Of a class, its target, an image, its settings.
+# Arguments: the class, its target, one image, the settings.
 _Make = Callable[[Any, _Logits, Tensor, dict[str, Any]], _Made]
 
 
@@ -105,16 +105,16 @@ _Make = Callable[[Any, _Logits, Tensor, dict[str, Any]], _Made]
 class LibraryAttack:
     """An attack class of another library as a function ``attack(logits_fn, images, labels, **settings)``.
 
-    Settings are the constructor's arguments, and `seed`. Attacks of foolbox also have `eps`, to which the
-    perturbation is clipped in the attack's norm; without it, a minimum-norm attack has no bound. Where
-    foolbox finds nothing and gives a black image, the image stays as it was. Attacks of ART show no progress
-    unless `verbose` is set. A number of classes is that of the logits, unless it is given. A norm may be
-    written in any way that `balls.norm_of` knows.
+    Settings are the arguments of the constructor, and `seed`. Attacks of foolbox also have `eps`: the
+    perturbation is clipped to it in the attack's norm. Without `eps`, a minimum-norm attack has no bound. If
+    foolbox finds nothing and returns a black image, the clean image is returned. Attacks of ART show no
+    progress unless `verbose` is set. The number of classes is that of the logits, unless it is given. A norm
+    can be written in any way that `balls.norm_of` knows.
 
     Args:
-        path: Its import path.
+        path: Import path of the class.
         kind: The class.
-        make: What makes attacks of this library.
+        make: Makes attacks of this library.
     """
 
     path: str
@@ -124,49 +124,50 @@ class LibraryAttack:
     def __call__(
         self, logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, seed: int = 0, **settings: Any
     ) -> Tensor:
-        """Attack images. Equal arguments give equal adversarials, and no global random state changes.
+        """Attack images. Equal arguments give equal adversarials, and global random states do not change.
 
         Args:
-            logits_fn: Maps images ``(B, channels, H, W)`` to logits ``(B, C)``. A module is in evaluation mode and frozen,
-                as `precision.prepared` makes it.
+            logits_fn: Maps images ``(B, channels, H, W)`` to logits ``(B, C)``. A module must be frozen and
+                in evaluation mode, as `precision.prepared` makes it. A victim gives its vote shares.
             images: float ``(B, channels, H, W)`` in [0, 1].
             labels: Classes to move away from, int64 ``(B,)``.
-            seed: Of all random numbers that the library draws.
-            settings: Of the class.
+            seed: Seed of all random numbers that the library draws.
+            settings: Arguments of the class.
 
         Returns:
             Adversarial images in [0, 1], same shape, dtype and device.
 
         Raises:
-            ValueError: If images or labels are not as stated, or the library fails, returns something else or
+            ValueError: If images or labels are invalid, or the library fails, returns something else or
                 leaves [0, 1].
         """
         check_arguments(images, labels)
         if not len(images):
             return images.clone()
-        # Outside of inference mode, and on copies, as in `bim`.
+        # Not in inference mode, and on copies, as in `bim`.
         with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
             images, labels = images.detach().clone(), labels.clone()
             try:
                 returned = self._made(logits_fn, images[:1], seed, settings).run(images.clone(), labels)
-            except (MemoryError, torch.OutOfMemoryError):  # the machine's, not the attack's
+            except (MemoryError, torch.OutOfMemoryError):  # caused by the machine, not the attack
                 raise
             except Exception as error:
                 raise ValueError(
-                    f"Expected {self.path} with {settings} to attack images of shape {tuple(images.shape)}, but it raised"
-                    f" {_text(error)}. Change its settings, or leave it out."
+                    f"Expected {self.path} with {settings} to attack images of shape"
+                    f" {tuple(images.shape)}, but it raised {_text(error)}. Change its settings, or leave it"
+                    " out."
                 ) from error
         return returned_images(self.path, returned, images)
 
     def check(self, settings: dict[str, Any]) -> object:
-        """Judge settings by making the attack, which takes no time.
+        """Check settings by making the attack, which is fast.
 
         Returns:
-            What the library says that the attack keeps small, in its own words such as ``"Linf"`` or ``2``;
-            None where it is silent.
+            The attack's norm as the library writes it, for example ``"Linf"`` or ``2``; None if it does not
+            say.
 
         Raises:
-            ValueError: If it cannot be made with them.
+            ValueError: If the attack cannot be made with these settings.
         """
         parameters = inspect.signature(self.kind).parameters
         seed, given = settings.get("seed", 0), {name: settings[name] for name in settings if name != "seed"}
@@ -175,7 +176,7 @@ class LibraryAttack:
         try:
             for name, value in given.items():
                 default = parameters[name].default if name in parameters and name != "norm" else None
-                # What most libraries would find out when they compute with it.
+                # Most libraries notice this only when they compute with it.
                 if isinstance(default, int | float) and math.isfinite(default) and isinstance(value, str):
                     raise TypeError(f"{name} is the text {value!r}, not a number such as {default}")
             with torch.inference_mode(False), seeded(seed):
@@ -187,13 +188,14 @@ class LibraryAttack:
                 *(name for name in parameters if name not in ("model", "estimator", "classifier")),
             ]
             raise ValueError(
-                f"Expected the settings of {self.path} to be among {wanted}, but got {settings}: {_text(error)}."
+                f"Expected the settings of {self.path} to be among {wanted}, but got {settings}:"
+                f" {_text(error)}."
             ) from error
 
     def _made(self, logits_fn: LogitsFn, example: Tensor, seed: int, settings: dict[str, Any]) -> _Made:
         parameters = inspect.signature(self.kind).parameters
         logits = _Logits(logits_fn, example)
-        # Some of torchattacks' would seed themselves with the time.
+        # Some attacks of torchattacks would seed themselves with the time.
         own: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
         for name in parameters.keys() & set(_COUNTS):
             own[name] = self._count(name, settings.get(name), logits, example)
@@ -202,7 +204,7 @@ class LibraryAttack:
         return self.make(self.kind, logits, example, {**settings, **own})
 
     def _count(self, name: str, given: int | None, logits: _Logits, example: Tensor) -> int:
-        """The number of classes."""
+        """Find the number of classes, and check a given one."""
         classes = _count_classes(logits, example)
         if given is None:
             return classes
@@ -219,7 +221,7 @@ def _count_classes(logits: _Logits, example: Tensor) -> int:
 
 
 def _spelled(norm: object, default: object) -> object:
-    """L2 or Linf as a class writes its own norm; another as it is."""
+    """Write L2 or Linf in the way of a class's default; other norms stay as they are."""
     if default in ("L2", "Linf"):
         return {"l2": "L2", "linf": "Linf"}.get(norm_of(norm) or "", norm)
     if isinstance(default, int | float):
@@ -241,15 +243,16 @@ def _make_torchattacks(kind: Any, logits: _Logits, example: Tensor, settings: di
     fewest = _fewest_classes(attack)
     if fewest > 2 and (classes := _count_classes(logits, example)) < fewest:
         raise ValueError(
-            f"there are {classes} classes, and its DLR loss needs {fewest}; take APGD with `loss: ce`, FAB and Square instead"
+            f"there are {classes} classes, and its DLR loss needs {fewest}; take APGD with `loss: ce`, FAB"
+            " and Square instead"
         )
-    # Where several are named, its setting decides.
+    # If the documentation names several, the setting decides.
     documented = re.search(r"Distance Measure *: *(\w+) *$", kind.__doc__ or "", re.MULTILINE)
     return _Made(attack, getattr(attack, "norm", documented and documented[1]))
 
 
 def _fewest_classes(attack: Any) -> int:
-    """How many classes a loss of differences of logits ranks: 3, or 4 if it is targeted."""
+    """Smallest number of classes for the loss: DLR ranks 3 logits, or 4 if it is targeted."""
     automatic = type(attack).__name__ == "AutoAttack"
     if type(attack).__name__ == "APGDT" or (automatic and attack.version != "rand"):
         return 4
@@ -280,7 +283,7 @@ def _make_foolbox(kind: Any, logits: _Logits, example: Tensor, settings: dict[st
     def run(images: Tensor, labels: Tensor) -> Tensor:
         adversarial: Tensor
         unbounded, adversarial, _ = attack(model, images, labels, epsilons=eps)
-        if isinstance(attack, MinimizationAttack):  # such as Carlini and Wagner's and EAD
+        if isinstance(attack, MinimizationAttack):  # for example Carlini and Wagner's, and EAD
             nothing = ~unbounded.flatten(1).any(1)
             adversarial[nothing] = images[nothing]
         return adversarial
@@ -291,12 +294,12 @@ def _make_foolbox(kind: Any, logits: _Logits, example: Tensor, settings: dict[st
 def _foolbox_norm(attack: Any) -> object:
     try:
         return attack.distance.p
-    except (AttributeError, ValueError):  # it has none, or none yet
+    except (AttributeError, ValueError):  # the attack has no distance, or none yet
         return None
 
 
 _ART_NORMS = {
-    # What they minimise or bound by their papers, where they have no setting that says so.
+    # The norm in the attack's paper, if the class has no setting for it.
     "BoundaryAttack": "l2",
     "CarliniL0Method": "l0",
     "CarliniL2Method": "l2",
@@ -341,7 +344,7 @@ def _make_art(kind: Any, logits: _Logits, example: Tensor, settings: dict[str, A
 
 
 class _SeededState(np.random.RandomState):
-    """A generator that NumPy's global seed decides, where ART makes one from the clock: HopSkipJump and BoundaryAttack do."""
+    """Random numbers by NumPy's global seed; ART's HopSkipJump and BoundaryAttack would draw another seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002
@@ -350,8 +353,7 @@ class _SeededState(np.random.RandomState):
 def _art_norm(kind: type, attack: Any) -> object:
     if kind.__module__.partition(".")[0] == "art" and kind.__name__ in _ART_NORMS:
         return _ART_NORMS[kind.__name__]
-    # Wasserstein's `norm` is that of its steps; of the elastic net, which is neither L1 nor L2, no more is
-    # known.
+    # The `norm` of Wasserstein is that of its steps. The elastic net has neither L1 nor L2.
     for name in ("ball", "norm", "decision_rule"):
         if hasattr(attack, name):
             said = getattr(attack, name)

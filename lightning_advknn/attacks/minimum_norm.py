@@ -1,4 +1,4 @@
-"""Our minimum-norm attack on kNN and DkNN: along the surrogate to the boundary, then along it by the real neighbours."""
+"""Our minimum-norm attack on kNN and DkNN: a surrogate finds the boundary, real neighbours follow it."""
 
 import math
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from lightning_advknn.choices import Norm
 from lightning_advknn.classifiers import DkNN
 
 _Look = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Tells of images ``(B, ...)`` which are successes, bool ``(B,)``, and which way to go, unit steps ``(B, ...)``."""
+"""Returns which of B images are successes, bool ``(B,)``, and in which direction each moves, ``(B, ...)``."""
 
-_SURROGATE_SHRINK = (0.2, 0.02)  # of the radius a step, first and last, while only the surrogate is asked
-_SHRINK = (0.05, 0.005)  # the same once the victim is
-_STEP = (0.5, 0.02)  # length of a step, as a share of the radius, first and last
-_FARTHEST, _HALVINGS = 3.0, 6  # how much farther than the surrogate's boundary the victim's is looked for
+_SURROGATE_SHRINK = (0.2, 0.02)  # change of the radius in the first and the last step on the surrogate
+_SHRINK = (0.05, 0.005)  # the same on the victim
+_STEP = (0.5, 0.02)  # length of the first and the last step, relative to the radius
+_FARTHEST, _HALVINGS = 3.0, 6  # the victim's boundary is searched up to 3 times beyond the surrogate's
 
 
 @attack(on="victim")
@@ -43,30 +43,32 @@ def minimum_norm(
     temperature: float = 0.25,
     batch_size: int = 64,
 ) -> Tensor:
-    """A small perturbation that the real victim falls for: the smallest one found, so an upper bound of the smallest there is.
+    """Find the smallest perturbation that fools the victim; the true minimum may be smaller.
 
-    As DDN (Rony et al., arXiv 1811.09600), whose radius shrinks after each success and grows after each failure while
-    the perturbation turns along the gradient. First the surrogate stands in for the victim, once for each of the likeliest wrong
-    classes; each perturbation is then lengthened until the victim itself is fooled. From the nearest of these on the victim
-    decides on success, and the gradient is that of its own soft votes at the current image (`neighbours`). Where that comes to
-    nothing, it starts once more on the way to the nearest of the other images that the victim takes for another class, as decision-based
-    attacks do (Brendel et al., arXiv 1712.04248).
+    The descent is that of DDN (Rony et al., arXiv 1811.09600): the radius shrinks after each success and
+    grows after each failure, and the perturbation turns along the gradient. It first runs on the surrogate,
+    once for each of the likeliest wrong classes. Each perturbation found is lengthened until the victim
+    itself is fooled. From the nearest of these, the descent runs on the victim, which decides on success; its
+    gradient is that of the victim's soft votes at the current image (`parts.soft_votes`). Images for which
+    this fails start once more between themselves and the nearest given image that the victim puts into
+    another class, as in decision-based attacks (Brendel et al., arXiv 1712.04248).
 
     Args:
         victim: kNN or DkNN.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to leave, int64 ``(B,)``.
-        surrogate: Differentiable logits that imitate the victim; None for the victim's own.
-        norm: What is to be small: ``l2`` or ``linf``.
-        classes: Wrong classes to try: those that the surrogate finds likeliest.
-        surrogate_steps: Steps to each of them without the victim.
-        steps: Steps with it; each asks it once.
+        surrogate: Differentiable logits that imitate the victim; None for `DkNN.surrogate`.
+        norm: Norm to minimise, ``l2`` or ``linf``.
+        classes: Number of wrong classes to try, the likeliest by the surrogate.
+        surrogate_steps: Steps towards each of them without a query.
+        steps: Steps that query the victim once each.
         neighbours: Rows of each layer that soft votes count, more than k.
-        temperature: Of soft votes, see `vote_directions`.
+        temperature: Temperature of soft votes, see `vote_directions`.
         batch_size: Images differentiated at once.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]: of those that fooled the victim the nearest, else the last.
+        Adversarial images, same shape and dtype, in [0, 1]: the nearest that fooled the victim, else the last
+        iterates.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -117,20 +119,20 @@ def cross_boundary(
     steps: int,
     batch_size: int,
 ) -> Tensor:
-    """The nearest images that fool the victim on the way to, and beyond, the surrogate's boundary with each class.
+    """Find the nearest images that fool the victim, on lines through the surrogate's boundaries.
 
     Args:
         victim: kNN or DkNN.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to leave, int64 ``(B,)``.
         surrogate: Differentiable logits that imitate the victim.
-        norm: What is to be small.
-        classes: Wrong classes to try, likeliest first.
-        steps: To each of them.
+        norm: Norm to minimise.
+        classes: Number of wrong classes to try, the likeliest first.
+        steps: Steps towards each of them.
         batch_size: Images differentiated at once.
 
     Returns:
-        Same shape; where nothing fooled the victim, one beyond all that were tried.
+        Images of the same shape. If nothing fooled the victim, the farthest image tried.
     """
 
     def towards(targets: Tensor) -> _Look:
@@ -160,15 +162,15 @@ def _descend(
     norm: Norm,
     shrink: tuple[float, float],
 ) -> Tensor:
-    """The nearest of the images tried that are successes; the last, where none is.
+    """Run DDN's descent and return the nearest success of each image, else the last iterate.
 
     Args:
-        images: Clean, ``(B, ...)``.
-        start: First images tried; where they are the clean ones the radius starts at 1 (L2) or .1 (Linf).
-        look: What decides and steers.
+        images: Clean images ``(B, ...)``.
+        start: First iterates. If they are the clean images, the radius starts at 1 (L2) or .1 (Linf).
+        look: Decides on success and gives the direction.
         steps: Number of steps.
-        norm: Of perturbations.
-        shrink: By which share the radius changes in a step, first and last.
+        norm: Norm of perturbations.
+        shrink: Relative change of the radius in the first and the last step.
     """
     perturbation, best = start - images, torch.full((len(images),), torch.inf, device=images.device)
     found, radius = start, length(perturbation, norm)
@@ -192,7 +194,7 @@ def _descend(
 
 
 def _reach(victim: DkNN, images: Tensor, near: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """From images towards others and beyond, about the first that fools the victim, and whether any does."""
+    """Search lines from images through others for the first that fools the victim; also whether any does."""
     low = torch.zeros(len(images), device=images.device)
     high, scale = torch.full_like(low, _FARTHEST), torch.ones_like(low)
     fooled = torch.zeros_like(labels, dtype=torch.bool)
@@ -205,7 +207,7 @@ def _reach(victim: DkNN, images: Tensor, near: Tensor, labels: Tensor) -> tuple[
 
 
 def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNN) -> tuple[Tensor, Tensor]:
-    """Lengthen what fools the scan, but not the victim itself, by half a percent at a time; and which fool it in the end."""
+    """Lengthen perturbations that fool the scan, but not the victim, by .5 % a time; also which fool it."""
     for _ in range(8):
         fooled = victim.predict(found) != labels
         if fooled.all():
@@ -218,7 +220,7 @@ def _confirm(images: Tensor, found: Tensor, labels: Tensor, victim: DkNN) -> tup
 def _nearest_others(
     images: Tensor, classified: Tensor, labels: Tensor, rows: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """For some images, whether any is classified otherwise than they shall stay, bool ``(n,)``, and the nearest of these."""
+    """Find the nearest image of another predicted class for some rows; first whether there is one."""
     other = classified != labels[rows][:, None]
     p = 2.0 if norm == "l2" else torch.inf
     distances = torch.cdist(images[rows].flatten(1), images.flatten(1), p=p)

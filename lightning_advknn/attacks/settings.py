@@ -1,6 +1,6 @@
-"""An attack with its settings, as configurations name it.
+"""An attack and its settings, as configurations write them.
 
-This file imports nothing heavy, as the command line reads its options from it.
+This file imports nothing heavy, because the command line reads its options from it.
 """
 
 import inspect
@@ -24,28 +24,29 @@ if TYPE_CHECKING:
     Plain = Any
 else:
     Plain = bool | int | float | str | list | dict | None
-"""A value as YAML writes it. Were it `Any`, jsonargparse would call whatever a value's `class_path` names."""
+"""A plain value of YAML. With `Any`, jsonargparse would call whatever the `class_path` of a value names."""
 
 _VICTIMS = ("knn", "dknn")
 
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """An attack with its settings.
+    """An attack and its settings.
 
     Args:
-        function: A function of `lightning_advknn.attacks` by name, or by import path any other ``function(target, images,
-            labels, **settings)`` or an attack class of torchattacks, foolbox or the Adversarial Robustness Toolbox
-            (`libraries.LibraryAttack`). A function is on logits, unless it is declared otherwise (`lightning_advknn.attack`).
-        settings: Its keyword arguments.
-        precision: How its gradients are computed.
-        targets: What it is run on: ``origin``, names of surrogates, ``knn``, ``dknn``. None for both victims of an attack on
-            victims, and for all others of one on logits. One on logits gets a victim's vote shares as logits, which have no
-            gradient; a function that is not declared gets the victim itself.
-        through: Surrogate that an attack on a victim may differentiate; its argument `surrogate`.
-        vary: Values of further settings, such as ``eps: [.1, .2]``: one attack for each combination.
-        norm: What its eps is measured in, ``l2`` or ``linf`` in any way that libraries write them, where
-            nothing else says so (`measure`).
+        function: Name of a function of `lightning_advknn.attacks`; or the import path of another function
+            ``(target, images, labels, **settings)``, or of an attack class of torchattacks, foolbox or the
+            Adversarial Robustness Toolbox (`libraries.LibraryAttack`). `lightning_advknn.attack` declares
+            whether a function attacks logits or victims; without it, it attacks logits.
+        settings: Keyword arguments of the function.
+        precision: How gradients are computed.
+        targets: What is attacked: ``origin``, names of surrogates, ``knn``, ``dknn``. None means all victims
+            for an attack on victims, and all others for an attack on logits. An attack on logits gets the
+            vote shares of a victim as logits without a gradient; a function that is not declared gets the
+            victim itself.
+        through: Name of the surrogate that is passed to an attack on victims as `surrogate`.
+        vary: Values of more settings, for example ``eps: [.1, .2]``: one attack for each combination.
+        norm: Norm of eps, ``l2`` or ``linf``, for an attack that does not say (`measure`).
     """
 
     function: str
@@ -57,11 +58,11 @@ class AttackSettings:
     norm: str | float | None = None
 
     def check(self) -> None:
-        """Judge all that can be judged without knowing what is attacked.
+        """Check all that does not depend on images and networks.
 
         Raises:
-            ValueError: If the function, a setting, the precision or the norm does not exist, one is missing,
-                or one is out of range; or nothing says that a function is on victims.
+            ValueError: If the function, a setting, the precision or the norm does not exist, a setting is
+                missing or out of range, or a function with an argument `victim` is not declared.
             ImportError: If the library of the function is not installed.
         """
         self._check_precision()
@@ -75,50 +76,53 @@ class AttackSettings:
             raise ValueError(
                 f"Expected the settings of {self.function} to be {wanted}, but got {given}: {error}."
             ) from error
-        _ = self.known_norm  # of a library's attack, judges its settings too
+        _ = self.known_norm  # for a library's attack, this checks the settings too
         if _is_library(function):
             return
         _check_types(self.function, function, self.settings)
         if "." not in self.function and not self.on_victim:
             from lightning_advknn.attacks.parts.probe import try_out
 
-            # The function itself judges its settings.
+            # The function checks its settings itself.
             try_out(partial(function, **self.settings), precision=self.precision)
 
     def _check_precision(self) -> None:
         if self.precision not in get_args(GradientPrecision):
             raise ValueError(
-                f"Expected `precision` to be one of {get_args(GradientPrecision)}, but got {self.precision!r}."
+                f"Expected `precision` to be one of {get_args(GradientPrecision)}, but got"
+                f" {self.precision!r}."
             )
         if self.precision == "bfloat16" and self.on_victim:
             raise ValueError(
-                f"Expected another `precision` than 'bfloat16' for {self.function}: a victim decides in float32."
+                f"Expected another `precision` than 'bfloat16' for {self.function}: a victim decides in"
+                " float32."
             )
         if self.precision != "float32" and self._victims and not self.on_victim:
             raise ValueError(
-                f"Expected `precision` 'float32' for {self.function} with {self._victims} among `targets`, but got"
-                f" {self.precision!r}: votes have no gradient. Leave `precision` out."
+                f"Expected `precision` 'float32' for {self.function} with {self._victims} among `targets`,"
+                f" but got {self.precision!r}: votes have no gradient. Leave `precision` out."
             )
 
     def _check_target(self, function: Callable[..., "Tensor"]) -> None:
-        """Raise a ValueError if a function calls its first argument a victim, but nothing says that it gets one."""
+        """Refuse a function with an argument `victim`, unless it is declared or all `targets` are victims."""
         first = next(iter(inspect.signature(function).parameters), None)
         if first == "victim" and self._declaration is None and not self._only_victims:
             raise ValueError(
-                f"Expected {self.function}, whose first argument is called `victim`, to say that it is on victims, but nothing"
-                ' does. Put `@lightning_advknn.attack(on="victim")` above it, or `targets: [knn, dknn]` beside `function`.'
+                f"Expected {self.function}, whose first argument is `victim`, to be declared as an attack on"
+                ' victims, but it is not. Put `@lightning_advknn.attack(on="victim")` above it, or'
+                " `targets: [knn, dknn]` beside `function`."
             )
 
     def bind(self, image_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10) -> "Attack":
-        """The attack as a function of its target, images and labels, after a trial on two images of a `probe.Probe`.
+        """Bind the settings, after a trial on two images (`probe.try_out`).
 
         Args:
-            image_shape: Of the images to be attacked, ``(channels, H, W)``.
-            num_classes: Of the target. Both are for the trial alone: the attack works for others, too.
+            image_shape: Shape of the images in the trial, ``(channels, H, W)``.
+            num_classes: Number of classes in the trial. The attack also works with other shapes and classes.
 
         Raises:
-            ValueError: As `check`; or if the attack fails, returns something else than images, or needs gradients and
-                is to attack a victim's votes.
+            ValueError: As `check`; or if the attack fails in the trial, does not return images, or needs
+                gradients although it will attack votes.
             ImportError: If the library of the function is not installed.
         """
         from lightning_advknn.attacks.parts.declare import on_votes
@@ -128,7 +132,7 @@ class AttackSettings:
         function = self._load()
         bound = partial(function, **self.settings)
         own = self._declaration is None and not _is_library(function)
-        votes = bool(self._victims) and not own  # as logits, instead of the victim itself
+        votes = bool(self._victims) and not own  # it gets vote shares, not the victim itself
         if self.on_victim or ("." not in self.function and not votes) or (own and self._only_victims):
             return bound
         try:
@@ -146,40 +150,41 @@ class AttackSettings:
     def _of_trial(
         self, error: Exception, votes: bool, image_shape: tuple[int, ...], num_classes: int
     ) -> ValueError:
-        """What to say of an attack that failed in its trial."""
+        """Make the error of an attack that failed in its trial."""
         hint = (
-            f" It is to attack votes ({self._victims} among `targets`), which have no gradient: take an attack that only asks"
-            " for outputs, or leave these out."
+            f" It is to attack votes ({self._victims} among `targets`), which have no gradient: use an attack"
+            " that needs none, or leave these out."
         )
         if _is_library(self._load()):
             return ValueError(f"{error}{hint}")
         return ValueError(
-            f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a small module of"
-            f" {num_classes} classes, but it raised {type(error).__name__}: {error}."
-            + (hint if votes else " Mend it, or change its settings.")
+            f"Expected {self.function} with {self.settings} to attack two images of shape {image_shape} and a"
+            f" small module of {num_classes} classes, but it raised {type(error).__name__}: {error}."
+            + (hint if votes else " Correct it, or change its settings.")
         )
 
     @property
     def on_victim(self) -> bool:
-        """Whether it attacks a victim itself, not logits, where `targets` says nothing: whether it is declared so."""
+        """Whether it is declared as an attack on victims, and attacks them if `targets` is None."""
         return self._declaration is not None and self._declaration.on == "victim"
 
     def targets_among(self, methods: Sequence[str], victims: Sequence[str]) -> Sequence[str]:
-        """What it is run on.
+        """Find what it attacks.
 
         Args:
-            methods: What attacks on logits differentiate: ``origin`` and names of surrogates.
-            victims: ``knn`` and ``dknn``, as far as they are there.
+            methods: Names of the logits functions: ``origin`` and surrogates.
+            victims: Names of the victims: ``knn`` and ``dknn``.
 
         Raises:
-            ValueError: If `targets` or `through` name something else.
+            ValueError: If `targets` or `through` names something else.
         """
         known = victims if self.on_victim else (*methods, *victims)
         for given, there in ((self.targets or (), known), (filter(None, [self.through]), methods)):
             for name in given:
                 if name not in there:
                     raise ValueError(
-                        f"Expected {self.function} to have `targets` and `through` among {list(there)}, but got {name!r}."
+                        f"Expected {self.function} to have `targets` and `through` among {list(there)}, but"
+                        f" got {name!r}."
                     )
         if self.targets is not None:
             return self.targets
@@ -202,43 +207,44 @@ class AttackSettings:
 
     @property
     def eps(self) -> float | None:
-        """Radius of its ball; None of an attack without one."""
+        """Radius of its ball; None if it has none."""
         eps = self.settings.get("eps")
         return float(eps) if isinstance(eps, int | float) else None
 
     @property
     def measure(self) -> Norm:
-        """What its eps is measured in, or what it makes small without one.
+        """Norm of its eps, or the norm that it minimises if it has no eps.
 
-        A library's attack says so itself: foolbox's by its ``distance``, torchattacks' and ART's by their
-        ``norm``, their documentation or paper (`LibraryAttack.check`); a function by its setting ``norm``.
-        Where these are silent, its `norm` does.
+        It comes from the attack itself if possible: from ``distance`` in foolbox; from ``norm``, the
+        documentation or the paper in torchattacks and ART (`LibraryAttack.check`); from the declaration or
+        the setting ``norm`` of a function. Otherwise it is the field `norm`.
 
         Raises:
-            ValueError: If it is another norm, nothing says so, or two disagree.
+            ValueError: If the norm is neither L2 nor Linf, is unknown, or differs from the field `norm`.
         """
         if self.known_norm is None:
             raise ValueError(
-                f"Expected `norm` to say what {self.function} keeps small, as nothing else does, but it is missing. Add"
-                " `norm: l2` or `norm: linf` beside `function`."
+                f"Expected `norm` to say what {self.function} keeps small, as nothing else does, but it is"
+                " missing. Add `norm: l2` or `norm: linf` beside `function`."
             )
         return self.known_norm
 
     @property
     def known_norm(self) -> Norm | None:
-        """`measure`, or None where nothing says so."""
+        """The same as `measure`, but None if it is unknown."""
         from lightning_advknn.attacks.parts.balls import as_norm
 
         said = self._said()
         norms = [as_norm(value, self.function) for value in (said, self.norm) if value is not None]
         if len(set(norms)) > 1:
             raise ValueError(
-                f"Expected `norm` of {self.function} to be {norms[0]!r}, as it says itself, but got {self.norm!r}. Leave `norm` out."
+                f"Expected `norm` of {self.function} to be {norms[0]!r}, as it says itself, but got"
+                f" {self.norm!r}. Leave `norm` out."
             )
         return norms[0] if norms else None
 
     def _said(self) -> object:
-        """The attack's own word on its norm; None where it is silent."""
+        """The norm by the attack itself, in any spelling; None if it does not say."""
         from lightning_advknn.attacks.parts.balls import norm_of
 
         function, declaration = self._load(), self._declaration
@@ -251,16 +257,16 @@ class AttackSettings:
             return None
         own = None if parameter.default is parameter.empty else parameter.default
         given = self.settings.get("norm", own)
-        return given if norm_of(given) else None  # a function of one's own may mean something else by it
+        return given if norm_of(given) else None  # the word may mean something else in a user's function
 
     def describe(self) -> dict[str, Any]:
-        """What its outcome depends on, beside its target."""
+        """What its results depend on, apart from the target."""
         through = {"through": self.through} if self.through else {}
         return {"function": self.function, "settings": self.settings, "precision": self.precision, **through}
 
     @property
     def code(self) -> list[str]:
-        """Of a function by import path, what tells it from an edited one (`storage.code_of`); else nothing."""
+        """Identifies the code of a function by import path (`storage.code_of`); empty for others."""
         from lightning_advknn.storage import code_of
 
         return code_of(self.function) if "." in self.function else []
@@ -290,7 +296,7 @@ def _is_library(function: Callable[..., "Tensor"]) -> "TypeIs[LibraryAttack]":
 
 
 def _check_types(name: str, function: Callable[..., "Tensor"], settings: Mapping[str, Any]) -> None:
-    """Judge settings by the annotations of a function."""
+    """Check settings by the annotations of a function."""
     types = get_type_hints(function)
     for setting in settings.keys() & types.keys():
         parser = ArgumentParser(exit_on_error=False)
@@ -298,6 +304,7 @@ def _check_types(name: str, function: Callable[..., "Tensor"], settings: Mapping
         try:
             parser.parse_object({setting: settings[setting]})
         except ArgumentError as error:
+            wanted = inspect.formatannotation(types[setting])
             raise ValueError(
-                f"Expected `{setting}` of {name} to be {inspect.formatannotation(types[setting])}, but got {settings[setting]!r}."
+                f"Expected `{setting}` of {name} to be {wanted}, but got {settings[setting]!r}."
             ) from error

@@ -1,13 +1,15 @@
-"""On the Robustness of Deep k-Nearest Neighbors (Sitawarin and Wagner, arXiv 1903.08333): its attacks on votes.
+"""The attacks of On the Robustness of Deep k-Nearest Neighbors (Sitawarin and Wagner, arXiv 1903.08333).
 
-Each pulls an image, in every layer at once, towards its guides: the m training images of one wrong class that are nearest
-to it in the first layer, where the class is the one whose m nearest have the smallest mean distance. The loss is the sum,
-over layers l and guides i, of ``-sigmoid(a (eta_l - ||f_l(x') - f_l(x_i)||))``: soft votes of the guides within eta_l, the mean
-distance of clean images to their k-th neighbour. Features f_l are unit vectors where the victim's metric is cosine.
+Each attack pulls an image towards its guides in all layers at once. The guides are the m training images of
+one wrong class that are nearest to the image in the first layer; the class is the one with the smallest mean
+distance of these m. The loss is the sum over layers l and guides i of ``-sigmoid(a (eta_l - ||f_l(x') -
+f_l(x_i)||))``. These are soft votes of guides within eta_l, the mean distance of clean images to their k-th
+neighbour. Features f_l are unit vectors if the victim's metric is cosine.
 
-Deviations: the clean images of eta_l are 500 training images. A pixel on the edge of its range starts 1e-4 of half the range
-inside, where tanh has a gradient. The victim is asked on the way, and an iterate that fooled it is returned where there
-is one.
+Deviations: eta_l is measured on 500 training images. A pixel at a limit of its range starts inside by 1e-4 of
+    half
+the range, because tanh has no gradient at its limits. The victim is queried during the descent, and an
+iterate that fooled it is returned if there is one.
 """
 
 from collections.abc import Callable
@@ -44,26 +46,26 @@ def sitawarin_wagner_linf(
     lr: float = 0.1,
     check_every: int = 100,
 ) -> Tensor:
-    """Within a Linf ball: Adam lowers the loss of this file, where pixels are a tanh within the ball and [0, 1].
+    """Lower the loss of this file within a Linf ball, by Adam; pixels are a tanh within the ball and [0, 1].
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
         eps: Radius in pixel units, at least 0.
-        m: Guides, at least 1.
+        m: Number of guides, at least 1.
         steepness: a, at least 0.
         steps: Number of steps, at least 0.
-        lr: Adam's, at least 0.
-        check_every: Steps after which the victim is asked, at least 1; it always is after the last.
+        lr: Learning rate of Adam, at least 0.
+        check_every: Steps between queries of the victim, at least 1; the last iterate is always queried.
 
     Returns:
-        Adversarial images, same shape and dtype, within eps of the images and in [0, 1]: each image's last success, or
-        else its last iterate.
+        Adversarial images, same shape and dtype, within eps of the images and in [0, 1]: the last success for
+        each image, else the last iterate.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is
+            not finite.
     """
     check_arguments(
         images,
@@ -100,30 +102,32 @@ def sitawarin_wagner_l2(
     lr: float = 0.1,
     check_every: int = 100,
 ) -> Tensor:
-    """Within an L2 ball: Adam lowers the loss of this file plus ``c max(0, ||x' - x||^2 - B^2)``; pixels are a tanh within [0, 1].
+    """Lower the loss of this file within an L2 ball.
 
-    Deviation: the penalty alone keeps no bound, so iterates are pulled straight back to the ball before the victim sees them.
-    The paper does not state c.
+    Adam also lowers the penalty ``c max(0, ||x' - x||^2 - B^2)``. Pixels are a tanh within [0, 1].
+
+    Deviation: The penalty alone does not guarantee the bound, so iterates are projected onto the ball before
+    the victim is queried. The paper does not state c.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
         eps: Radius B, true L2 in pixel units, at least 0.
-        m: Guides, at least 1.
+        m: Number of guides, at least 1.
         weight: c, at least 0.
         steepness: a, at least 0.
         steps: Number of steps, at least 0.
-        lr: Adam's, at least 0.
-        check_every: Steps after which the victim is asked, at least 1; it always is after the last.
+        lr: Learning rate of Adam, at least 0.
+        check_every: Steps between queries of the victim, at least 1; the last iterate is always queried.
 
     Returns:
-        Adversarial images, same shape and dtype, within eps of the images in L2 and in [0, 1]: each image's last
-        success, or else its last iterate.
+        Adversarial images, same shape and dtype, within eps of the images in L2 and in [0, 1]: the last
+        success for each image, else the last iterate.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is
+            not finite.
     """
     check_arguments(
         images,
@@ -166,29 +170,30 @@ def sitawarin_wagner_knn(
     lr: float = 0.1,
     check_every: int = 100,
 ) -> Tensor:
-    """For a small L2 perturbation of a kNN, or a DkNN: Adam lowers c times the loss of this file plus ``||x' - x||^2``.
+    """Minimise L2: Adam lowers ``||x' - x||^2`` plus c times the loss of this file.
 
-    Pixels are a tanh within [0, 1]. A search finds a small c for each image: ten times as much until it succeeds, then
-    bisection.
+    Pixels are a tanh within [0, 1]. A small c is searched for each image: c is multiplied by ten until the
+    attack succeeds, then bisected.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
-        m: Guides, at least 1.
+        m: Number of guides, at least 1.
         weight: The first c, at least 0.
         search_steps: Values of c, at least 0.
         steepness: a, at least 0.
-        steps: Number of steps for each of them, at least 0.
-        lr: Adam's, at least 0.
-        check_every: Steps after which the victim is asked, at least 1; it always is after the last.
+        steps: Steps for each of them, at least 0.
+        lr: Learning rate of Adam, at least 0.
+        check_every: Steps between queries of the victim, at least 1; the last iterate is always queried.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]: each image's nearest success, or else its last iterate.
+        Adversarial images, same shape and dtype, in [0, 1]: the nearest success for each image, else the last
+        iterate.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is
+            not finite.
     """
     check_arguments(
         images,
@@ -236,7 +241,7 @@ def _attack(
     steepness: float,
     attack: Callable[[Tensor, Tensor, LossFn], Tensor],
 ) -> Tensor:
-    """Run an attack on batches of images and labels with their loss."""
+    """Run an attack on batches of images and labels, with the loss of each batch."""
     if not len(images):
         return images.clone()
     with torch.inference_mode(False):

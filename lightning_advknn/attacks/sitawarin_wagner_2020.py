@@ -15,7 +15,7 @@ from lightning_advknn.attacks.parts.guides import nearest_of_classes, nearest_wr
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import dknn_prediction
 
-_BEYOND = 1e-5  # how far past the k-th neighbour a guide has to be
+_BEYOND = 1e-5  # margin by which a guide must pass the k-th neighbour
 
 
 @attack(on="victim", norm="l2")
@@ -31,38 +31,41 @@ def sitawarin_wagner_minimum_norm(
     lr: float = 0.01,
     refresh_every: int = 100,
 ) -> Tensor:
-    """A small L2 perturbation that takes guides of a wrong class among the k neighbours, and those of the own class out.
+    """Minimise L2 while guides of a wrong class join the k neighbours and guides of the own class leave them.
 
-    Guides of an iterate are the m / 2 training images of its own class (a_i = -1) and the m / 2 of a wrong one (a_i = +1)
-    that are nearest in the first layer; the wrong class is the one whose m / 2 images nearest to the clean image have the
-    smallest mean distance. RMSprop lowers ``||x' - x||^2`` plus c times the sum, over layers l and guides
-    i, of ``relu(a_i (||f_l(x') - f_l(x_i)||^2 - eta_l^2) + 1e-5)``, where eta_l is the iterate's distance to its k-th
-    neighbour and features are unit vectors where the victim's metric is cosine. Guides and eta_l are found anew on the
-    way. Pixels are a tanh within [0, 1]. A search finds a small c for each image: ten times as much until it succeeds, then
-    bisection; after a success, m / 2 moves half of the way to (k + 1) // 2.
+    The guides of an iterate are the nearest m / 2 training images of its own class (a_i = -1) and of one
+    wrong class (a_i = +1), in the first layer. The wrong class is the one whose m / 2 images nearest to the
+    clean image have the smallest mean distance. RMSprop lowers ``||x' - x||^2`` plus c times the sum over
+    layers l and guides i of ``relu(a_i (||f_l(x') - f_l(x_i)||^2 - eta_l^2) + 1e-5)``, where eta_l is the
+    distance of the iterate to its k-th neighbour. Features are unit vectors if the victim's metric is cosine.
+    Guides and eta_l are updated during the descent. Pixels are a tanh within [0, 1]. A small c is searched
+    for each image: c is multiplied by ten until the attack succeeds, then bisected. After a success, m / 2
+    moves half of the way to (k + 1) // 2.
 
-    Deviations: where c starts and how m shrinks are this function's choice; (k + 1) // 2 guides among the k neighbours are a
-    majority of them. The victim is asked where guides are found anew and at each descent's end, and the nearest success
-    among these iterates is returned. A pixel on the edge of its range starts 1e-4 of half the range inside, where tanh has
-    a gradient.
+    Deviations: The first c and the way in which m shrinks are chosen here; (k + 1) // 2 guides are a majority
+        of the
+    k neighbours. The victim is queried at each update and at the end of each descent, and the nearest success
+    among these iterates is returned. A pixel at a limit of its range starts inside by 1e-4 of half the range,
+    because tanh has no gradient at its limits.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
-        m: Guides to begin with, at least 2.
+        m: Number of guides at first, at least 2.
         weight: The first c, at least 0.
         search_steps: Values of c, at least 0.
-        steps: Number of steps for each of them, at least 0.
-        lr: RMSprop's, at least 0.
-        refresh_every: Steps after which guides and eta_l are found anew, at least 1.
+        steps: Steps for each of them, at least 0.
+        lr: Learning rate of RMSprop, at least 0.
+        refresh_every: Steps between updates of guides and eta_l, at least 1.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]: each image's nearest success, or else its last iterate.
+        Adversarial images, same shape and dtype, in [0, 1]: the nearest success for each image, else the last
+        iterate.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m / 2 training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m / 2 training images, or a
+            feature is not finite.
     """
     check_arguments(
         images,
@@ -80,7 +83,7 @@ def sitawarin_wagner_minimum_norm(
     check_at_least(1, refresh_every=refresh_every)
     if not len(images):
         return images.clone()
-    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    # Not in inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         half, fewest = int(m) // 2, min(int(m) // 2, (victim.k + 1) // 2)
@@ -120,14 +123,14 @@ def sitawarin_wagner_minimum_norm(
 
 
 class _View(NamedTuple):
-    """What surrounds n images."""
+    """Neighbourhoods of n images."""
 
     features: Tensor
-    """Of the first layer, float32 ``(n, D)``."""
+    """Features of the first layer, float32 ``(n, D)``."""
     radii: Tensor
-    """Distance to about the k-th neighbour in each layer, as a scan has it, float32 ``(n, L)``."""
+    """Approximate distance to the k-th neighbour in each layer, float32 ``(n, L)``."""
     fooled: Tensor
-    """Whether the victim is, bool ``(n,)``."""
+    """Whether the victim is fooled, bool ``(n,)``."""
 
 
 def _look(victim: DkNN, images: Tensor, labels: Tensor) -> _View:
@@ -141,13 +144,13 @@ def _look(victim: DkNN, images: Tensor, labels: Tensor) -> _View:
 
 
 class _Descent:
-    """RMSprop on a batch of images, with pauses at which guides change.
+    """RMSprop on a batch of images, in parts between which guides change.
 
     Args:
-        images: ``(B, ...)``.
+        images: Clean images ``(B, ...)``.
         weights: c, ``(B,)``.
-        halves: How many guides of either class count, int64 ``(B,)``.
-        lr: RMSprop's.
+        halves: Number of guides of each class that count, int64 ``(B,)``.
+        lr: Learning rate of RMSprop.
     """
 
     def __init__(self, images: Tensor, weights: Tensor, halves: Tensor, lr: float) -> None:
@@ -157,7 +160,7 @@ class _Descent:
         self._optimizer = RMSprop([self._variables], lr=lr)
 
     def run(self, guides: Guides, radii: Tensor, steps: int) -> Tensor:
-        """Where it is after so many more steps, with these guides and distances ``(B, L)`` to the k-th neighbour."""
+        """Take steps with these guides and distances ``(B, L)`` to the k-th neighbour; return iterates."""
 
         def loss_fn(variables: Tensor) -> Tensor:
             adversarial = self._box.images(variables)
@@ -171,12 +174,13 @@ class _Descent:
 
 
 def _hinge_loss(squared_distances: Tensor, radii: Tensor, halves: Tensor) -> Tensor:
-    """By how much guides of the wrong class are without, and of the own one within, the k neighbours: ``(B,)``.
+    """Sum how far guides of the wrong class are outside the k neighbours and own ones inside, ``(B,)``.
 
     Args:
-        squared_distances: To guides of the wrong class and as many of the own one, ``(B, L, m)``.
+        squared_distances: Distances to guides, ``(B, L, m)``: first those of the wrong class, then those of
+            the own one.
         radii: Distance to the k-th neighbour, ``(B, L)``.
-        halves: How many of either class count, int64 ``(B,)``: the first.
+        halves: Number of guides of each class that count, the nearest, int64 ``(B,)``.
     """
     half = squared_distances.shape[2] // 2
     place = torch.arange(2 * half, device=radii.device)

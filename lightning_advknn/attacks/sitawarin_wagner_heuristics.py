@@ -1,4 +1,4 @@
-"""On the Robustness of Deep k-Nearest Neighbors (Sitawarin and Wagner, arXiv 1903.08333): what it compares its attacks with."""
+"""The baselines of On the Robustness of Deep k-Nearest Neighbors (Sitawarin and Wagner, arXiv 1903.08333)."""
 
 import torch
 from torch import Tensor
@@ -13,21 +13,23 @@ from lightning_advknn.classifiers import DkNN
 
 @attack(on="victim", norm="l2")
 def sitawarin_wagner_mean(victim: DkNN, images: Tensor, labels: Tensor, *, search_steps: int = 5) -> Tensor:
-    """Their heuristic for a kNN on pixels: straight towards the nearest mean of another class's training images.
+    """Move straight towards the nearest mean of another class's training images.
 
-    How far is found by bisection: all the way, then halves; no gradient.
+    This is their heuristic for a kNN on pixels. Bisection finds how far, starting with the whole way. There
+    is no gradient.
 
     Args:
-        victim: Of one layer that hands its pixels on, as only then its bank holds images.
+        victim: A victim of one layer that returns the pixels, so that its bank holds images.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
-        search_steps: Of the bisection, at least 0.
+        search_steps: Steps of the bisection, at least 0.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]: each image's nearest success, or else that mean.
+        Adversarial images, same shape and dtype, in [0, 1]: the nearest success for each image, else the
+        mean.
 
     Raises:
-        ValueError: If an argument is out of range, or the victim has another layer than the pixels.
+        ValueError: If an argument is out of range, or the victim's features are not the pixels.
     """
     check_arguments(images, labels, victim=victim, whole=("search_steps",), search_steps=search_steps)
     if not len(images):
@@ -59,12 +61,13 @@ def sitawarin_wagner_baseline(
     lr: float = 0.1,
     check_every: int = 100,
 ) -> Tensor:
-    """Their baseline within an L2 ball: imitate, in the first layer, the nearest training image of another class.
+    """Imitate the nearest training image of another class in the first layer, in an L2 ball: their baseline.
 
-    Adam lowers ``||f_1(x') - f_1(x_g)||^2 + c max(0, ||x' - x||^2 - B^2)``; nearest is in the first layer, too. Pixels are a tanh
-    within [0, 1].
+    Adam lowers ``||f_1(x') - f_1(x_g)||^2 + c max(0, ||x' - x||^2 - B^2)``, where x_g is nearest in the first
+    layer. Pixels are a tanh within [0, 1].
 
-    Deviations: as in `sitawarin_wagner_l2`, whose bound it shares, so that both are compared at one L2.
+    Deviations: As in `sitawarin_wagner_l2`. Both have the same bound, so that they are compared at the same
+        L2.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
@@ -73,12 +76,12 @@ def sitawarin_wagner_baseline(
         eps: Radius B, true L2 in pixel units, at least 0.
         weight: c, at least 0.
         steps: Number of steps, at least 0.
-        lr: Adam's, at least 0.
-        check_every: Steps after which the victim is asked, at least 1; it always is after the last.
+        lr: Learning rate of Adam, at least 0.
+        check_every: Steps between queries of the victim, at least 1; the last iterate is always queried.
 
     Returns:
-        Adversarial images, same shape and dtype, within eps of the images in L2 and in [0, 1]: each image's last
-        success, or else its last iterate.
+        Adversarial images, same shape and dtype, within eps of the images in L2 and in [0, 1]: the last
+        success for each image, else the last iterate.
 
     Raises:
         ValueError: If an argument is out of range, or a feature is not finite.
@@ -112,13 +115,13 @@ def sitawarin_wagner_baseline(
 
 
 def _nearest_means(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
-    """For each image, the nearest mean of another class's training images, of the images' shape."""
+    """Find the nearest mean of another class's training images for each image, in the images' shape."""
     pixels = images.flatten(1)
     features = victim.features(images)
     if len(features) > 1 or not torch.equal(features[victim.layers[0]], pixels):
         raise ValueError(
-            f"Expected a victim of one layer that hands its pixels on, but got the layers {list(victim.layers)}. Give the"
-            " victim's network an identity as its first layer, and use `only`."
+            f"Expected a victim of one layer that returns the pixels, but got layers {list(victim.layers)}."
+            " Add `torch.nn.Identity()` to the network as its first layer, and use `only` with it."
         )
     (bank,) = victim.banks.values()
     classes = torch.unique(bank.labels)

@@ -1,4 +1,4 @@
-"""The attack through a soft 1-NN of Papernot et al. (Transferability in Machine Learning, arXiv 1605.07277)."""
+"""The attack on a soft 1-NN of Papernot et al. (Transferability in Machine Learning, arXiv 1605.07277)."""
 
 from functools import partial
 
@@ -28,34 +28,37 @@ def soft_nearest(
     temperature: float = 1.0,
     refresh_every: int = 10,
 ) -> Tensor:
-    """Steps of one L2 length uphill in the soft 1-NN's loss, until the victim is fooled.
+    """Raise the loss of a soft 1-NN by steps of constant L2 length, until the victim is fooled.
 
-    The soft 1-NN's probability of class c is ``p_c = sum_{i in c} softmax_i(-||f(x) - f(x_i)||^2 / T)``. Steps go along the
-    gradient of ``-log p_y``, summed over layers (`ascent` keeps it from vanishing in float32). The victim is asked after each:
-    without eps, this is a minimum-norm attack, to within a step.
+    The soft 1-NN gives class c the probability ``p_c = sum_{i in c} softmax_i(-||f(x) - f(x_i)||^2 / T)``.
+    Steps follow the gradient of ``-log p_y``, summed over layers (`ascent` keeps it from vanishing in
+    float32). The victim is queried after each step. Without eps, this is a minimum-norm attack with the
+    resolution of a step.
 
-    Deviations: of the training images only the m of each class that are nearest to the iterate take part in a layer, found
-    anew on the way; the others' weights are smaller. The paper's victim has raw pixels and its T is 1; features here are unit
-    vectors where the victim's metric is cosine, of which a smaller T tells more.
+    Deviations: In each layer, only the m training images of each class that are nearest to the iterate are
+        used, because
+    the weights of the others are smaller; they are updated during the attack. The paper's victim has raw
+    pixels and its T is 1. Here features are unit vectors if the victim's metric is cosine, for which a
+    smaller T is better.
 
     Args:
         victim: DkNN, or a kNN as a DkNN of one layer.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
-        eps: Radius of an L2 ball to stay in, in pixel units, at least 0; None for none.
+        eps: Radius of an L2 ball in pixel units, at least 0; None for no bound.
         step_size: Length of one step, true L2 in pixel units, at least 0.
-        steps: Number of steps at most, at least 0.
+        steps: Largest number of steps, at least 0.
         m: Training images of each class in each layer, at least 1.
         temperature: T, above 0.
-        refresh_every: Steps after which these are found anew, at least 1.
+        refresh_every: Steps between updates of these, at least 1.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]: each image's first success (the image itself, if the victim gets
-        it wrong already), or else its last iterate.
+        Adversarial images, same shape and dtype, in [0, 1]: the first success for each image (the image
+        itself if the victim misclassifies it), else the last iterate.
 
     Raises:
-        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is not
-            finite.
+        ValueError: If an argument is out of range, a class has fewer than m training images, or a feature is
+            not finite.
     """
     check_arguments(
         images,
@@ -73,7 +76,7 @@ def soft_nearest(
     check_positive(temperature=temperature)
     if not len(images):
         return images.clone()
-    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    # Not in inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         adversarial = images.clone()
@@ -108,7 +111,7 @@ def _walk(
     step_size: float,
     eps: float,
 ) -> Tensor:
-    """The next iterates ``(steps, B, ...)``, all with the training images that are nearest to the present ones."""
+    """Compute the next iterates ``(steps, B, ...)``, with the training images nearest to the present ones."""
     _, rows = nearest_in_each_layer(victim, adversarial, m)
 
     def walk(batch: Tensor, guides: Guides) -> Tensor:
@@ -125,5 +128,5 @@ def _walk(
 
 
 def _logits(guides: Guides, temperature: float, images: Tensor) -> Tensor:
-    """Logarithms of p, up to a constant, so that cross-entropy is -log p_y, ``(B, L, C)``."""
+    """Logarithms of p up to a constant, ``(B, L, C)``; their cross-entropy is -log p_y."""
     return (-guides.squared_distances(images) / temperature).logsumexp(3)

@@ -1,4 +1,4 @@
-"""The attack on a 1-NN on pixels by quadratic programs (Wang et al., arXiv 1906.03972), exact where pixels have no range."""
+"""The attack on 1-NN on pixels by quadratic programs (Wang et al., arXiv 1906.03972)."""
 
 import torch
 from torch import Tensor
@@ -8,32 +8,31 @@ from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.voronoi import exact_minimum
 from lightning_advknn.classifiers import DkNN
 
-_SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the way on from a cell's edge to its training image
-_ROUNDING = 1e-5  # of features in float32, relative
+_SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the way from the edge of a cell to its training image
+_ROUNDING = 1e-5  # relative error of features in float32
 
 
 @attack(on="victim", norm="l2")
 def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
-    """A small L2 perturbation of a 1-NN on pixels: to the cell of another class's training image that is nearest without a range.
+    """Minimise L2 for a 1-NN on pixels: move into the nearest Voronoi cell of another class.
 
-    It is the smallest one only if pixels may leave [0, 1], as the quadratic program has no such constraint.
-    Its solution is on a cell's edge; it is clamped to [0, 1] and, where the victim is not fooled then, moved
-    on towards the cell's training image, by 1e-6 of the way at first and at last all of it. Where much was
-    clamped, a smaller perturbation within [0, 1] may exist, perhaps into another cell: distances of this
-    attack are upper bounds of the true minimum, `attacks.voronoi.exact_minimum` a lower one.
+    The quadratic program does not limit pixels to [0, 1], and its solution lies on the edge of the cell. The
+    solution is clamped to [0, 1]. While the victim is not fooled, it is moved on towards the training image
+    of the cell, at first by 1e-6 of the way and at last by all of it. If much was clamped, a smaller
+    perturbation within [0, 1] may exist, perhaps into another cell. So the distances of this attack are upper
+    bounds of the true minimum; `parts.voronoi.exact_minimum` gives lower ones.
 
     Args:
-        victim: A kNN, k = 1, as a DkNN of one layer, whose features are pixels times a factor each plus a constant;
-            Euclidean.
+        victim: A Euclidean kNN with k = 1, whose features are pixels times one factor each plus a constant.
         images: float32 ``(B, ...)`` in [0, 1].
         labels: Classes to move away from, int64 ``(B,)``.
 
     Returns:
-        Adversarial images, same shape and dtype, in [0, 1]; the image itself if the victim gets it wrong already, or knows no
-        other class.
+        Adversarial images, same shape and dtype, in [0, 1]; the image itself if the victim misclassifies it
+        or has no other class.
 
     Raises:
-        ValueError: If an argument is out of range or the victim is another.
+        ValueError: If an argument is out of range or the victim is of another kind.
     """
     check_arguments(images, labels, victim=victim)
     if victim.k != 1:
@@ -42,8 +41,9 @@ def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
     if scaling is None:
         metrics = [bank.metric for bank in victim.banks.values()]
         raise ValueError(
-            "Expected a Euclidean kNN of one layer whose features are pixels times a factor each plus a constant, but got"
-            f" layers {list(victim.layers)} with metrics {metrics}. Attack the kNN on a layer of pixels."
+            "Expected a Euclidean kNN of one layer whose features are pixels times one factor each plus a"
+            f" constant, but got layers {list(victim.layers)} with metrics {metrics}. Attack the kNN on a"
+            " layer of pixels."
         )
     scale, shift = scaling
     if not len(images):
@@ -57,7 +57,7 @@ def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
         edges = pixels + found.perturbations
         centres = (bank.features[found.rows.clamp(min=0)].double() - shift) / scale
         adversarial = images.clone()
-        # Of images that know no other class, none is left to be fooled.
+        # Row -1 means that there is no other class.
         todo = ((victim.predict(images) == labels) & (found.rows >= 0)).nonzero().squeeze(1)
         for share in _SHARES:
             tries = edges[todo] + share * (centres[todo] - edges[todo])
@@ -69,13 +69,13 @@ def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pixel_scale(victim: DkNN, images: Tensor) -> tuple[Tensor, Tensor] | None:
-    """How a kNN on pixels makes its features: ``scale * pixels + shift``, both float64 ``(D,)``.
+    """Find the scale and shift, float64 ``(D,)``, of a kNN with features ``scale * pixels + shift``.
 
-    None if the victim is none: if it has several layers, another metric than Euclidean, or other features.
+    Returns None if the victim has several layers, another metric than Euclidean, or other features.
 
     Args:
-        victim: kNN, as a DkNN of one layer, or DkNN.
-        images: Some of which this must be true, float32 ``(B, ...)``; what else it is asked is black and white.
+        victim: kNN or DkNN.
+        images: Images to check this on, float32 ``(B, ...)``, besides a black and a white one.
     """
     if [bank.metric for bank in victim.banks.values()] != ["euclidean"]:
         return None

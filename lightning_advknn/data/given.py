@@ -1,4 +1,4 @@
-"""Images and labels as users have them: tensors, arrays, lists, data sets and loaders, read as batches of `Batch`."""
+"""Images and labels in the forms that users have, as batches: tensors, arrays, lists, data sets, loaders."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
@@ -16,20 +16,20 @@ Images = Tensor | NDArray[Any] | Sequence[Any]
 """Images ``(n, ...)`` in [0, 1]."""
 
 Labels = Tensor | NDArray[Any] | Sequence[int]
-"""Classes ``(n,)``, whole numbers from 0."""
+"""Classes ``(n,)``, integers from 0."""
 
 Labelled = Images | Dataset[Any] | DataLoader[Any] | Iterable[Batch]
-"""Images whose labels come beside them, or pairs of both: a Dataset or DataLoader of (image, label), or batches."""
+"""Images, or images with labels: a Dataset or DataLoader of (image, label), or batches."""
 
-_BATCH = 500  # images, of what does not come in batches
+_BATCH = 500  # images in a batch, if the source has no batches
 
 
 class Batches:
-    """Batches that can be read again and again.
+    """Batches that can be read several times.
 
     Args:
-        read: Reads them from the first one on.
-        sizes: Images in each of them.
+        read: Reads all batches.
+        sizes: Number of images in each batch.
     """
 
     def __init__(self, read: Callable[[], Iterator[Batch]], sizes: list[int]) -> None:
@@ -43,17 +43,18 @@ class Batches:
 
 
 def as_batches(images: Labelled, labels: Labels | None = None) -> Batches:
-    """Read images with their labels as batches, whose ids are positions, unless they have ids already.
+    """Make batches of images and labels. Ids are positions, unless the batches have ids.
 
-    A Dataset is read lazily, batch by batch. So is a DataLoader, unless only reading it tells how large its batches are.
+    A Dataset is read lazily, batch by batch. So is a DataLoader, if the sizes of its batches are known in
+    advance. Pixels are not checked here, but by the code that reads the batches.
 
     Args:
-        images: Images, with labels beside them; or what holds both.
-        labels: Of images that come without; None of what holds both.
+        images: Images; or a Dataset, a DataLoader or batches, which contain labels.
+        labels: Labels, if `images` does not contain them.
 
     Raises:
-        ValueError: If labels are missing, given twice or not one whole number for each image, or images are no tensors or
-            arrays of one shape. Whether pixels are in [0, 1] is judged by who reads the batches.
+        ValueError: If labels are missing, given twice or not one integer for each image, or if images are not
+            tensors or arrays of one shape.
     """
     if isinstance(images, Tensor | np.ndarray) or labels is not None:
         return _of_arrays(images, labels)
@@ -65,27 +66,28 @@ def as_batches(images: Labelled, labels: Labels | None = None) -> Batches:
     for batch in batches:
         if not isinstance(batch, Batch):
             raise ValueError(
-                "Expected images with labels, a Dataset or DataLoader of (image, label), or batches as `data.Batch` (images,"
-                f" labels, ids), but got {_kind(images)} of {_kind(batch)} without labels."
+                "Expected images with labels, a Dataset or DataLoader of (image, label), or batches as"
+                f" `data.Batch` (images, labels, ids), but got {_kind(images)} of {_kind(batch)} without"
+                " labels."
             )
     return Batches(lambda: iter(batches), [len(batch.images) for batch in batches])
 
 
 def as_images(images: Any) -> Tensor:
-    """Images as one tensor ``(n, ...)``; floating-point numbers become float32.
+    """Convert images to one tensor ``(n, ...)``; floating-point numbers become float32.
 
     Raises:
-        ValueError: If they are no tensor, array or list of such of one shape.
+        ValueError: If they are not a tensor, an array or a list of them of one shape.
     """
-    found = _as_tensor(images, "images", "Convert them, such as by `torchvision.transforms.ToTensor()`.")
+    found = _as_tensor(images, "images", "Convert them, for example by `torchvision.transforms.ToTensor()`.")
     return found.float() if found.is_floating_point() else found
 
 
 def as_labels(labels: Any, n: int) -> Tensor:
-    """Labels of n images as int64 ``(n,)``.
+    """Convert labels of n images to int64 ``(n,)``.
 
     Raises:
-        ValueError: If they are not one whole number of at least 0 for each image.
+        ValueError: If they are not one integer of at least 0 for each image.
     """
     found = _as_tensor(labels, "labels", "Number the classes from 0.")
     if not found.is_floating_point() and not found.is_complex() and found.dtype != torch.bool:
@@ -96,10 +98,11 @@ def as_labels(labels: Any, n: int) -> Tensor:
 
 def _of_arrays(images: Any, labels: Labels | None) -> Batches:
     if labels is None:
-        raise ValueError("Expected `labels` beside the images, but got none. Give each image its class.")
+        raise ValueError("Expected `labels` beside the images, but got none. Pass the class of each image.")
     if isinstance(images, Dataset | DataLoader):
         raise ValueError(
-            f"Expected no `labels` beside {_kind(images)}, which has its own. Leave them out, or give the images alone."
+            f"Expected no `labels` beside {_kind(images)}, which has its own. Leave them out, or pass the"
+            " images as a tensor."
         )
     found = as_images(images)
     own = as_labels(labels, len(found))
@@ -133,21 +136,21 @@ def _of_loader(loader: DataLoader[Any]) -> Batches:
 
 
 def _as_batch(item: Any, start: int) -> Batch:
-    """What a loader gives, numbered from `start` on."""
+    """Convert what a loader yields to a batch, with ids from `start` on."""
     if isinstance(item, Batch):
         return item
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise ValueError(
             f"Expected batches of (images, labels), but got {_kind(item)}"
             + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
-            + ". Give a DataLoader of (image, label) pairs."
+            + ". Pass a DataLoader of (image, label) pairs."
         )
     images = as_images(item[0])
     return Batch(images, as_labels(item[1], len(images)), torch.arange(start, start + len(images)))
 
 
 def _collate(samples: Any) -> Any:
-    """Samples of a Dataset as one batch; `data.ImageSplit` gives a batch itself."""
+    """Join samples of a Dataset; `data.ImageSplit` returns a batch already."""
     if isinstance(samples, Batch):
         return samples
     if all(isinstance(sample, Batch) for sample in samples):
@@ -155,7 +158,8 @@ def _collate(samples: Any) -> Any:
     for sample in samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise ValueError(
-                f"Expected a Dataset of (image, label), but one of its items is {_kind(sample)}. Wrap it in one that gives pairs."
+                f"Expected a Dataset of (image, label), but one of its items is {_kind(sample)}. Wrap it in a"
+                " Dataset of pairs."
             )
     images, labels = zip(*samples, strict=True)
     return as_images(images), as_labels(labels, len(samples))
@@ -179,7 +183,9 @@ def _as_tensor(values: Any, what: str, remedy: str) -> Tensor:
         array = np.asarray(values)
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:  # text, objects, lists of several lengths
-        raise ValueError(f"{wanted}, all of one shape and numbers, but got {error}. {remedy}") from error
+        raise ValueError(
+            f"{wanted}, all numbers and of one shape, but got {str(error).rstrip('.')}. {remedy}"
+        ) from error
 
 
 def _kind(value: Any) -> str:

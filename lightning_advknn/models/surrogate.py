@@ -1,4 +1,4 @@
-"""DkNNB, the paper's differentiable stand-in for a kNN, on one layer or several."""
+"""DkNNB, the paper's differentiable surrogate of a kNN, on one layer or several."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -16,12 +16,12 @@ from lightning_advknn.models.features import FeatureNetwork
 from lightning_advknn.models.frozen import Frozen
 from lightning_advknn.models.normalize import Normalize
 
-_CHUNK = 64  # neighbouring rows that are read together
-_READ = 4096  # rows in memory at once, shuffled among each other
+_CHUNK = 64  # consecutive rows that are read together
+_READ = 4096  # rows in memory at once, which are shuffled
 
 
 class DkNNB(nn.Linear):
-    """Deep kNN block: one linear layer from a layer's features (not normalised) to class scores.
+    """Deep kNN block: one linear layer from the raw features of a layer to class scores.
 
     Args:
         in_features: D of the layer.
@@ -33,15 +33,15 @@ class DkNNB(nn.Linear):
 
 
 class Surrogate(Frozen):
-    """A frozen backbone up to one layer, then DkNNB: a plain logits module that any attack can differentiate.
+    """The backbone up to one layer, then DkNNB: a module whose logits any attack can differentiate.
 
     It is always in evaluation mode.
 
     Args:
         network: The victim's backbone.
-        layer: Layer whose features DkNNB reads.
+        layer: Layer whose features DkNNB gets.
         dknnb: The trained block.
-        normalize: The victim's normalisation before the backbone; None for none.
+        normalize: Normalisation of the victim before the backbone; None for none.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Surrogate(Frozen):
 
 
 class JointSurrogate(Frozen):
-    """Surrogates of several layers as one logits module: what DkNN's sum over layers (Eq. 4) looks like through them.
+    """Surrogates of several layers in one module: they approximate DkNN's sum over layers (Eq. 4).
 
     It is always in evaluation mode.
 
     Args:
         network: The victim's backbone.
-        dknnbs: The trained block of each layer, by the layer's name.
-        normalize: The victim's normalisation before the backbone; None for none.
+        dknnbs: The trained blocks by layer.
+        normalize: Normalisation of the victim before the backbone; None for none.
     """
 
     def __init__(
@@ -85,28 +85,28 @@ class JointSurrogate(Frozen):
             F.log_softmax(dknnb(features[layer]), dim=1)
             for layer, dknnb in zip(self.backbone.layers, self.dknnbs, strict=True)
         ]
-        return torch.stack(log_q).logsumexp(0)  # the mean's factor 1 / L shifts all alike
+        return torch.stack(log_q).logsumexp(0)  # without the factor 1 / L, which shifts all logits alike
 
 
 class BankFeatures(Protocol):
-    """Features that a bank holds, ``(M, D)``: a tensor, or rows in a file."""
+    """Features of a bank, ``(M, D)``: a tensor, or rows in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """M and D."""
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Rows int64 ``(n,)``, as float32 ``(n, D)``."""
+        """Read rows int64 ``(n,)`` as float32 ``(n, D)``."""
 
 
 class TrainedDkNNB(NamedTuple):
-    """A trained block, and how well it imitates the kNN on bank rows that were held out."""
+    """A trained block, and how well it imitates the kNN on held-out rows of the bank."""
 
     dknnb: DkNNB
     kl: float
     """Mean of Eq. (15)."""
     agreement: float
-    """Share of rows whose predicted class is the kNN's."""
+    """Share of rows on which both predict the same class."""
 
 
 @float32_arithmetic()
@@ -121,20 +121,22 @@ def train_dknnb(
     cl_weight: float = 1.0,
     seed: int = 0,
 ) -> TrainedDkNNB:
-    """Train DkNNB by Eq. (16) on what a bank holds; no images are needed.
+    """Train DkNNB by Eq. (16) on the features of a bank, without images.
 
-    Adam sees nine tenths of the rows. The epoch with the least KL (Eq. 15) on the other tenth is kept. Weights start at
-    zero, and steps are as long as the features' size allows, so that the layer's scale does not matter.
+    Adam trains on nine tenths of the rows. The epoch with the smallest KL (Eq. 15) on the other tenth is
+    kept. Weights start at zero, and the learning rate is relative to the size of the features, so the scale
+    of a layer does not matter.
 
     Args:
-        features: Raw features of the bank, float32 ``(M, D)``, M at least 2.
-        votes: Leave-one-out votes on its rows, int64 ``(M, C)``, on the device to train on.
+        features: Raw features of the bank, float32 ``(M, D)``, with M at least 2.
+        votes: Leave-one-out votes of its rows, int64 ``(M, C)``, on the device to train on.
         epochs: Passes over the rows.
-        batch_size: Rows a step.
-        learning_rate: About how much a step changes a logit at most; Adam's own is this over the features' mean L1 norm.
+        batch_size: Rows in a step.
+        learning_rate: Approximate limit on how much one step changes a logit. Adam's learning rate is this
+            divided by the mean L1 norm of the features.
         cls_weight: lambda of Eq. (16).
         cl_weight: Weight of L_CL; 0 for L_CLS alone.
-        seed: Of the order of rows. Global random states stay as they are.
+        seed: Seed of the order of rows. Global random states do not change.
 
     Raises:
         ValueError: If there are fewer than 2 rows.
@@ -142,7 +144,7 @@ def train_dknnb(
     n, width = features.shape
     if n < 2:
         raise ValueError(f"Expected at least 2 bank rows to train a surrogate on, but got {n}.")
-    # Outside of inference mode and `no_grad`, in which victims are often attacked.
+    # Victims are often attacked in inference mode or `no_grad`.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(seed)
         dknnb = DkNNB(width, votes.shape[1]).to(votes.device)
@@ -168,21 +170,21 @@ def train_dknnb(
 
 
 def _blocks(rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows in parts that fit memory, of neighbours from random places: files are read in order, classes come mixed."""
+    """Yield rows in blocks of random chunks: classes are mixed, and files are read mostly in order."""
     chunks = torch.split(rows, _CHUNK)
     for block in torch.split(torch.randperm(len(chunks), generator=generator), _READ // _CHUNK):
         yield torch.cat([chunks[chunk] for chunk in block.sort().values.tolist()])
 
 
 def _loss(logits: Tensor, votes: Tensor, cls_weight: float, cl_weight: float) -> Tensor:
-    """Eq. (16), the mean over the batch instead of the paper's sum."""
+    """Eq. (16) with the mean over the batch instead of the paper's sum."""
     distribution, labels = functional.vote_distribution(votes), functional.knn_prediction(votes)
     return functional.surrogate_loss(logits, distribution, labels, cls_weight, cl_weight).mean()
 
 
 @torch.no_grad()
 def _kept(dknnb: DkNNB, features: BankFeatures, votes: Tensor, held: Tensor) -> TrainedDkNNB:
-    """A copy of the block, with its KL and agreement on some rows."""
+    """Copy the block, and measure its KL and agreement on held-out rows."""
     kl = agree = 0.0
     for rows in torch.split(held, _READ):
         logits, own = dknnb(features[rows]), votes[rows]

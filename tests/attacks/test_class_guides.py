@@ -67,7 +67,8 @@ def square(victim, layer, point, row):
 
 
 def test_the_nearest_in_each_layer_by_hand(hand_dknn, device):
-    # From (.3, .4): in the plane (.1, 0) is nearer than (0, 0), (.2, 1) at .61 than (1, 0), (.9, 1) than (1, 1).
+    # From (.3, .4): in the plane (.1, 0) is nearer than (0, 0), (.2, 1) at .61 than (1, 0), (.9, 1) than (1,
+    # 1).
     images, _ = hand_images(device)
     squares, rows = nearest_in_each_layer(hand_dknn, images[:1], 1)
     assert rows["both"].tolist() == [[[1], [2], [4]]]

@@ -155,7 +155,8 @@ def test_pixels_stay_in_the_unit_interval_by_hand(device):
 
 
 def test_eq_3_projects_the_perturbation_and_not_the_step(device):
-    # f rises, then falls: a step of .1 from .5 overshoots the peak of the loss at .55, and the next one returns.
+    # f rises, then falls: a step of .1 from .5 overshoots the peak of the loss at .55, and the next one
+    # returns.
     def logits_fn(images):
         height = -((images.flatten(1) - 0.55) ** 2)
         return torch.cat([-height, torch.zeros_like(height)], 1)

@@ -89,7 +89,8 @@ def test_a_bisector_is_reached_and_not_undercut(plane_knn, device):
 
 
 def test_no_grid_point_nearer_than_the_attack_by_much_fools_dknn(hand_dknn, device):
-    # All images of two pixels, .01 apart: the nearest that fools is the smallest perturbation, but for a cell's diagonal.
+    # All images of two pixels, .01 apart: the nearest that fools is the smallest perturbation, but for a
+    # cell's diagonal.
     ticks = torch.linspace(0, 1, 101, device=device)
     grid = torch.cartesian_prod(ticks, ticks)
     with torch.no_grad():

@@ -16,10 +16,10 @@ PLANE = [(0.1, 0.5, 0), (0.2, 0.5, 0), (0.6, 0.5, 1), (0.8, 0.5, 1), (0.5, 1.0, 
 
 
 def test_the_mean_heuristic_by_hand(plane_knn, device):
-    # (.2, .5), class 0: towards (.7, .5), 1 nearest from .4 on, 40 % of the way; of the shares 1, .5, .25, .375, .4375,
-    # .40625 the last is the smallest that fools.
-    # (.7, .5), class 1: (.5, 1) is at .54, (.15, .5) at .55. From (.7 - .2 s, .5 + .5 s), (.6, .5) is nearest until
-    # (.1 - .2 s)^2 + (.5 s)^2 = (.2 - .2 s)^2 + (.5 - .5 s)^2, s = .28 / .54 = .519: of 1, .5, .75, .625, .5625, .53125 the last.
+    # (.2, .5), class 0: towards (.7, .5), 1 nearest from .4 on, 40 % of the way; of the shares 1, .5, .25,
+    # .375, .4375, .40625 the last is the smallest that fools. (.7, .5), class 1: (.5, 1) is at .54, (.15, .5)
+    # at .55. From (.7 - .2 s, .5 + .5 s), (.6, .5) is nearest until (.1 - .2 s)^2 + (.5 s)^2 = (.2 - .2 s)^2
+    # + (.5 - .5 s)^2, s = .28 / .54 = .519: of 1, .5, .75, .625, .5625, .53125 the last.
     victim = plane_knn(PLANE, 1)
     images = points((0.2, 0.5), (0.7, 0.5), device=device)
     labels = torch.tensor([0, 1], device=device)
@@ -45,13 +45,14 @@ def test_the_mean_where_nothing_fools(plane_knn, device):
 def test_the_mean_heuristic_needs_pixels(hand_dknn, device):
     images, labels = points((0.1, 0.2), device=device), torch.zeros(1, device=device).long()
     for victim in (hand_dknn, hand_dknn.only("height")):
-        with pytest.raises(ValueError, match=r"one layer that hands its pixels on, but got the layers \["):
+        with pytest.raises(ValueError, match=r"one layer that returns the pixels, but got layers \["):
             sitawarin_wagner_mean(victim, images, labels)
     sitawarin_wagner_mean(hand_dknn.only("both"), images, labels)
 
 
 def test_the_baseline_imitates_the_nearest_image_of_another_class(hand_dknn, device):
-    # From (.3, .1), class 0: (1, 0) is at .71, (.2, 1) at .91. From (.8, .6), class 2: (1, 0) is at .63, (.2, 1) at .72.
+    # From (.3, .1), class 0: (1, 0) is at .71, (.2, 1) at .91. From (.8, .6), class 2: (1, 0) is at .63, (.2,
+    # 1) at .72.
     images = points((0.3, 0.1), (0.8, 0.6), device=device)
     labels = torch.tensor([0, 2], device=device)
     # All six rows vote, so nothing fools, and it ends where the descent does.

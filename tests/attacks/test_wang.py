@@ -31,7 +31,8 @@ def corner(pixel_knn):
 def test_by_hand(corner, device):
     images, labels = points([0.0, 0.5], [0.8, 0.5], [0.9, 0.4], device=device), torch.tensor([1, 0, 1])
     found = qp(corner, images, labels.to(device))
-    # The first goes to the corner; the second to the wall 2x + y = 1.25 or 2x - y = .25; the third is wrong already.
+    # The first goes to the corner; the second to the wall 2x + y = 1.25 or 2x - y = .25; the third is wrong
+    # already.
     assert found[0].flatten().tolist() == pytest.approx([0.375, 0.5], abs=1e-4)
     assert l2_distortion(images, found)[1].item() == pytest.approx((1.6 + 0.5 - 1.25) / 5**0.5, abs=1e-4)
     assert torch.equal(found[2], images[2])
@@ -40,7 +41,8 @@ def test_by_hand(corner, device):
 
 
 def test_what_would_leave_the_unit_interval_goes_on_inside(pixel_knn, device):
-    # The boundary is 4 x + y = 2.5; the nearest point of it from (.1, .95) has y above 1, that from (.62, .3) none.
+    # The boundary is 4 x + y = 2.5; the nearest point of it from (.1, .95) has y above 1, that from (.62, .3)
+    # none.
     victim = pixel_knn(points([0.1, 0.4], [0.9, 0.6]), torch.tensor([0, 1]), 1)
     images, labels = points([0.1, 0.95], [0.62, 0.3], device=device), torch.tensor([0, 1], device=device)
     distances = [(2.5 - 0.4 - 0.95) / 17**0.5, (2.48 + 0.3 - 2.5) / 17**0.5]
@@ -66,7 +68,8 @@ def test_scale_of_normalised_pixels(pixel_knn, device):
     torch.testing.assert_close(shift, -per_channel * torch.tensor([0.3, 0.6]).to(scale).repeat_interleave(9))
     # Without images, only black and white are looked at.
     torch.testing.assert_close(pixel_scale(victim, images[:0].to(device))[0], scale)
-    # The victim agrees: none of the nearest is closer than the bisector bound, and the edge is where it changes.
+    # The victim agrees: none of the nearest is closer than the bisector bound, and the edge is where it
+    # changes.
     queries = torch.rand(6, 2, 3, 3, generator=torch.Generator().manual_seed(1)).to(device)
     labels, bank = victim.predict(queries), victim.banks["normalize"]
     features = victim.features(queries)["normalize"]

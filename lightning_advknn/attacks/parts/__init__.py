@@ -1,1 +1,1 @@
-"""What several attacks share."""
+"""Building blocks of several attacks."""

@@ -1,4 +1,4 @@
-"""What every attack expects of its arguments."""
+"""Types and checks of the arguments of attacks, and of their results."""
 
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -14,12 +14,12 @@ LogitsFn = Callable[[Tensor], Tensor]
 """Maps images ``(B, ...)`` to logits ``(B, C)``; the gradient is autograd's."""
 
 Target = LogitsFn | DkNN
-"""What an attack fools: a logits function, or a victim itself. A kNN is a DkNN of one layer."""
+"""The target of an attack: a logits function or a victim. A kNN is a DkNN of one layer."""
 
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 """An attack with its settings bound: ``attack(target, images, labels) -> adversarial``."""
 
-_ROUNDING = 1e-6  # by which an attack's last addition in float32 may leave [0, 1]
+_ROUNDING = 1e-6  # rounding in float32 may leave [0, 1] by this much
 
 
 def check_arguments(
@@ -29,17 +29,19 @@ def check_arguments(
     victim: DkNN | None = None,
     **settings: float,
 ) -> None:
-    """Raise a ValueError unless images are in [0, 1], each has a label, and settings are finite and at least 0.
-
-    Also under autocast, in whose arithmetic a victim's features would be others; an attack's `precision` is
-    for that.
+    """Check the arguments of an attack.
 
     Args:
         images: float ``(B, ...)``.
         labels: int64 ``(B,)``.
-        whole: Names of settings that must be whole numbers.
-        victim: Whose images and classes they must be.
-        settings: By name.
+        whole: Names of settings that must be integers.
+        victim: Victim that images and labels must fit; None for none.
+        settings: Numbers by name.
+
+    Raises:
+        NotFittedError: If the victim is not fitted.
+        ValueError: If images are not in [0, 1], an image has no label, a setting is not finite or below 0, or
+            autocast is on, which would change a victim's features; an attack has `precision` for this.
     """
     for name, value in settings.items():
         if not _is_number(value):
@@ -56,19 +58,20 @@ def check_arguments(
     if autocast := autocast_devices():
         raise ValueError(
             f"Expected an attack outside of autocast, but it is on for {', '.join(autocast)}. Call it within"
-            f" `torch.autocast({autocast[0]!r}, enabled=False)`; for gradients in bfloat16 there is `precision` of AttackSettings."
+            f" `torch.autocast({autocast[0]!r}, enabled=False)`; for gradients in bfloat16, use `precision`"
+            " of AttackSettings."
         )
 
 
 def check_at_least(least: int, **settings: float) -> None:
-    """Raise a ValueError unless settings, by name, are at least this."""
+    """Raise a ValueError unless all settings are at least this."""
     for name, value in settings.items():
         if not value >= least:
             raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
 
 
 def check_positive(**settings: float) -> None:
-    """Raise a ValueError unless settings, by name, are above 0."""
+    """Raise a ValueError unless all settings are above 0."""
     for name, value in settings.items():
         if not value > 0:
             raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
@@ -78,9 +81,9 @@ def check_returned(name: str, adversarial: object, images: Tensor) -> None:
     """Raise a ValueError unless an attack returned images.
 
     Args:
-        name: Of the attack.
-        adversarial: What it returned: a floating-point tensor of the images' shape is right.
-        images: What it was given, ``(B, channels, H, W)``.
+        name: Name of the attack.
+        adversarial: Its result, which must be a floating-point tensor of the images' shape.
+        images: Its input ``(B, channels, H, W)``.
     """
     wanted = f"Expected {name} to return a floating-point tensor of shape {tuple(images.shape)}, but got"
     if not isinstance(adversarial, Tensor):
@@ -92,38 +95,38 @@ def check_returned(name: str, adversarial: object, images: Tensor) -> None:
         raise ValueError(f"{wanted} {adversarial.dtype}. Return images in [0, 1]: divide bytes by 255.")
     if adversarial.is_meta:
         raise ValueError(
-            f"{wanted} one of the device meta, which has no values. Return one on {images.device}."
+            f"{wanted} one on the device meta, which has no values. Return one on {images.device}."
         )
 
 
 def returned_images(name: str, returned: object, images: Tensor) -> Tensor:
-    """What an attack returned, as a copy of the dtype and on the device of the images that it was given, clipped to [0, 1].
+    """Check the result of an attack and copy it, with the images' dtype and device, clipped to [0, 1].
 
     Args:
-        name: Of the attack.
+        name: Name of the attack.
         returned: A floating-point tensor of the images' shape, in [0, 1] up to rounding.
-        images: float ``(B, channels, H, W)``.
+        images: Its input, float ``(B, channels, H, W)``.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If the result is anything else.
     """
     check_returned(name, returned, images)
-    # A copy, as an attack may give one and the same memory each time.
+    # A copy, because an attack may return the same memory each time.
     adversarial = cast(Tensor, returned).detach().to_dense().to(images, copy=True)
     if not len(adversarial):
         return adversarial
     low, high = adversarial.aminmax()
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails every comparison
         raise ValueError(
-            f"Expected {name} to return finite images in [0, 1], but got values in [{low.item()}, {high.item()}]. Clip them:"
-            " `adversarial.clamp(0, 1)`; of a library's attack, change its settings. NaN often comes from dividing by a gradient that"
-            " is zero."
+            f"Expected {name} to return finite images in [0, 1], but got values in"
+            f" [{low.item()}, {high.item()}]. Clip them with `adversarial.clamp(0, 1)`; for a library's"
+            " attack, change its settings. NaN often comes from the division by a gradient of zero."
         )
     return adversarial.clamp_(0.0, 1.0)
 
 
 def _is_number(value: object) -> bool:
-    """Python's and NumPy's numbers, and tensors of one; no bool."""
+    """Whether it is a number of Python, NumPy or a tensor of one element; bool is not."""
     if isinstance(value, Tensor):
         return not value.ndim and value.dtype != torch.bool
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What an attack says of itself: what it is on, and its norm."""
+"""Declaration of attacks: whether they attack logits or victims, and in which norm."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -17,7 +17,7 @@ _On = Literal["logits", "victim"]
 
 
 class Declaration(NamedTuple):
-    """What `attack` was told."""
+    """The arguments of `attack`."""
 
     on: _On
     norm: Norm | None
@@ -26,16 +26,16 @@ class Declaration(NamedTuple):
 def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]:
     """Declare a function ``(target, images, labels, *, settings) -> adversarial`` as an attack; a decorator.
 
-    What is declared runs wherever the victim is: images and labels are moved there, adversarials back. An attack on logits
-    that is given a victim attacks the victim's surrogate, which is trained if there is none.
+    The attack runs on the device of the victim: images and labels are moved there, adversarials are moved
+    back. An attack on logits that gets a victim attacks `DkNN.surrogate`, which is trained if there is none.
 
     Args:
-        on: ``logits``: its first argument is a function of images that gives logits. ``victim``: a `DkNN`.
-        norm: What its eps is measured in, or what it makes small; None where its setting ``norm`` says so.
+        on: ``logits`` if the target is a function from images to logits, ``victim`` if it is a `DkNN`.
+        norm: Norm of eps, or the norm that the attack minimises; None if its setting ``norm`` says so.
 
     Raises:
-        ValueError: If `on` or `norm` is none of its choices. When the attack is called: if it is on a victim and gets something
-            else, or images and labels are no tensors.
+        ValueError: If `on` or `norm` is not one of its choices. When the attack is called: if the target is
+            of the wrong kind, or images or labels are not tensors.
 
     >>> @attack(on="logits", norm="linf")
     ... def brighter(logits_fn, images, labels, *, eps):
@@ -50,7 +50,7 @@ def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]
         @wraps(function)
         def run(target: Any, images: Any, labels: Any, **settings: Any) -> Tensor:
             if not isinstance(images, Tensor):
-                check_images(images)  # refuses them
+                check_images(images)  # raises
             if not isinstance(labels, Tensor):
                 check_labels(labels, len(images))
             if not isinstance(target, DkNN):
@@ -68,13 +68,13 @@ def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]
 
 
 def declared(function: Callable[..., Any]) -> Declaration | None:
-    """What a function was declared as; None if it was not."""
+    """Get the declaration of a function; None if it is not declared."""
     found = getattr(function, "declaration", None)
     return found if isinstance(found, Declaration) else None
 
 
 def on_votes(attack: Attack) -> Attack:
-    """The same attack, on a victim's vote shares as logits, instead of the victim or its surrogate."""
+    """Make an attack on logits attack the vote shares of a victim instead of its surrogate."""
 
     def run(target: Any, images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
         asked = target.__call__ if isinstance(target, DkNN) else target
@@ -87,7 +87,7 @@ def _refusal(name: str, on: _On, target: object) -> str:
     kind = f"a {type(target).__module__}.{type(target).__qualname__}".replace("a builtins.", "a ")
     if on == "victim":
         return (
-            f"Expected {name} to get a victim, a `DkNN` or `KNN`, but got {kind}. Make one of your model:"
+            f"Expected {name} to get a victim, a `DkNN` or `KNN`, but got {kind}. Make one from your model:"
             " `DkNN(model, layers=[...]).fit(train_images, train_labels)`."
         )
     return f"Expected {name} to get a module that gives logits, or a victim, but got {kind}."

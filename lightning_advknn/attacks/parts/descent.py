@@ -1,4 +1,4 @@
-"""Descending a loss over images: the box of pixels, the steps, and what of them to keep."""
+"""Descent of a loss over images: the range of pixels, the steps, and which iterates to keep."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,18 +11,18 @@ from lightning_advknn.attacks.parts.balls import into_ball
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.functional import l2_distortion
 
-_INSIDE = 1 - 1e-4  # how far towards the box's edge an image may start: on it, tanh has no gradient
+_INSIDE = 1 - 1e-4  # images start inside the range, because tanh has no gradient at its limits
 
 LossFn = Callable[[Tensor], Tensor]
-"""A loss ``(B,)`` of images ``(B, ...)``."""
+"""Maps images ``(B, ...)`` to losses ``(B,)``."""
 
 
 class Box:
-    """Pixels between bounds, written as tanh of variables without any.
+    """Pixels between bounds, as the tanh of unbounded variables.
 
     Args:
-        lowest: ``(B, ...)``, within [0, 1].
-        highest: Same shape.
+        lowest: Lower bounds ``(B, ...)``, within [0, 1].
+        highest: Upper bounds, same shape.
     """
 
     def __init__(self, lowest: Tensor, highest: Tensor) -> None:
@@ -30,28 +30,28 @@ class Box:
         self._centre, self._half = (highest + lowest) / 2, (highest - lowest) / 2
 
     def variables(self, images: Tensor) -> Tensor:
-        """What gives these images, or on the edge nearly these; asks for a gradient."""
-        tiny = torch.finfo(images.dtype).tiny  # a box of no width
+        """Variables of these images, which require a gradient; images at a bound start slightly inside."""
+        tiny = torch.finfo(images.dtype).tiny  # for a range of width 0
         inside = ((images - self._centre) / self._half.clamp(min=tiny)).clamp(-_INSIDE, _INSIDE)
         return torch.atanh(inside).requires_grad_()
 
     def images(self, variables: Tensor) -> Tensor:
-        """Images ``(B, ...)``, differentiable; beyond the bounds by rounding alone."""
+        """Images ``(B, ...)`` of variables, differentiable; rounding may leave the bounds."""
         return self._centre + self._half * torch.tanh(variables)
 
     @torch.no_grad()
     def stored(self, variables: Tensor) -> Tensor:
-        """The same within the bounds, as they are judged and returned."""
+        """Images of variables, clamped to the bounds, as they are judged and returned."""
         return self.images(variables).clamp(self.lowest, self.highest)
 
 
 def descend(
     loss_fn: LossFn, variables: Tensor, optimizer: Optimizer, steps: int, every: int
 ) -> Iterator[None]:
-    """Take so many steps down a loss ``(B,)``, with a pause after `every` steps and after the last."""
+    """Lower a loss ``(B,)`` by steps, and yield after every `every` steps and after the last."""
     for step in range(1, int(steps) + 1):
         with torch.enable_grad():
-            # A sum, so that an image's gradient does not depend on its batch.
+            # A sum, so that the gradient of an image does not depend on its batch.
             (variables.grad,) = torch.autograd.grad(loss_fn(variables).sum(), variables)
         optimizer.step()
         if step % every == 0 or step == steps:
@@ -59,11 +59,11 @@ def descend(
 
 
 class Best:
-    """The adversarials to return: an image's last success, or its smallest, or else its last try.
+    """The iterates to return: the last or the nearest success of each image, else its last iterate.
 
     Args:
-        images: Clean images ``(B, ...)``: the first try.
-        smallest: Keep the success nearest to the image in L2, not the last.
+        images: Clean images ``(B, ...)``, the first iterates.
+        smallest: Whether to keep the success with the smallest L2 instead of the last.
     """
 
     def __init__(self, images: Tensor, smallest: bool) -> None:
@@ -71,7 +71,7 @@ class Best:
         self._norms = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
 
     def offer(self, adversarial: Tensor, fooled: Tensor) -> None:
-        """Take what is better of tries ``(B, ...)``, which fooled the victim or not, bool ``(B,)``."""
+        """Keep the better iterates of ``(B, ...)``; `fooled`, bool ``(B,)``, says which are successes."""
         norms = l2_distortion(self._images, adversarial)
         better = fooled & (norms < self._norms) if self._smallest else fooled
         taken = better | self._norms.isinf()
@@ -80,10 +80,12 @@ class Best:
 
 
 class Bisection:
-    """The smallest weight of the attack's loss at which it succeeds, for each image: ten times as much until it does, then halves.
+    """Search of the smallest weight of the attack's loss at which it succeeds, for each image.
+
+    Weights are multiplied by ten until the attack succeeds, then bisected.
 
     Args:
-        weights: To start from, ``(B,)``.
+        weights: First weights ``(B,)``.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -91,7 +93,7 @@ class Bisection:
         self._low, self._high = torch.zeros_like(weights), torch.full_like(weights, torch.inf)
 
     def narrow(self, succeeded: Tensor) -> None:
-        """Choose the next weights, by whether these were enough, bool ``(B,)``."""
+        """Choose the next weights; `succeeded`, bool ``(B,)``, says which were large enough."""
         self._low = torch.where(succeeded, self._low, self.weights)
         self._high = torch.where(succeeded, self.weights, self._high)
         middle = (self._low + self._high) / 2
@@ -110,18 +112,18 @@ def last_success(
     check_every: int,
     radius: float = torch.inf,
 ) -> Tensor:
-    """Where Adam's descent last fooled the victim, or else ended.
+    """Run Adam and return the last iterate that fooled the victim, else the last one.
 
     Args:
-        victim: Is asked after `check_every` steps and after the last.
-        images: Clean images ``(B, ...)``, from which it starts.
+        victim: Queried after every `check_every` steps and after the last.
+        images: Clean images ``(B, ...)``, the first iterates.
         labels: Classes to move away from, int64 ``(B,)``.
-        loss_fn: What is lowered.
+        loss_fn: The loss that is lowered.
         box: Bounds of the pixels.
         steps: Number of steps.
-        lr: Adam's.
+        lr: Learning rate of Adam.
         check_every: At least 1.
-        radius: Of an L2 ball, onto which iterates are pulled straight back before the victim sees them.
+        radius: Radius of an L2 ball onto which iterates are projected before each query.
     """
     variables = box.variables(images)
     best, optimizer = Best(images, smallest=False), Adam([variables], lr=lr)
@@ -140,7 +142,7 @@ def squared_l2(images: Tensor, adversarial: Tensor) -> Tensor:
 
 
 def own_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The own class's logit, and the logarithm of the sum of exponentials of all others', ``(B, L)``.
+    """Logit of the own class, and logsumexp of the logits of all others, ``(B, L)`` each.
 
     Args:
         logits: ``(B, L, C)``.
@@ -151,13 +153,14 @@ def own_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ascent(logits_fn: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the cross-entropy, summed over layers, times a positive factor for each image.
+    """Gradient of the cross-entropy, summed over layers and scaled by a positive factor for each image.
 
-    Cross-entropy is ``softplus(others - own)`` (`own_and_others`). Its own gradient is lost in float32 wherever the own class
-    is far ahead; here slopes of softplus in the layers are divided by their sum, which turns no direction.
+    The cross-entropy is ``softplus(others - own)`` (`own_and_others`). In float32 its gradient vanishes if
+    the own class is far ahead. So the slopes of softplus are divided by their sum over layers, which does not
+    change the direction.
 
     Args:
-        logits_fn: Maps images ``(B, ...)`` to logits ``(B, L, C)`` of each layer.
+        logits_fn: Maps images ``(B, ...)`` to the logits ``(B, L, C)`` of each layer.
         images: float ``(B, ...)``.
         labels: int64 ``(B,)``.
 

@@ -1,4 +1,4 @@
-"""What attacks that steer by guides share: which they are, how far, and how near counts."""
+"""Distances to guides, which are training images that steer an attack."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,19 +13,20 @@ from lightning_advknn.attacks.parts.guides import (
 )
 from lightning_advknn.classifiers import DkNN
 
-_AT_ONCE = {"cpu": 64, "cuda": 1000}  # images: what fits a CPU's caches, and what keeps a GPU busy
-_BYTES = {"cpu": 2**29, "cuda": 2**33}  # of guides in memory
-_SAMPLE = 500  # bank rows whose neighbours are typical of clean images
+_AT_ONCE = {"cpu": 64, "cuda": 1000}  # images: they fit a CPU's caches, and keep a GPU busy
+_BYTES = {"cpu": 2**29, "cuda": 2**33}  # memory for guides
+_SAMPLE = 500  # bank rows that stand for clean images
 
 
 class Guides:
-    """Features of each image's guides in every layer of a victim, gathered once for many steps.
+    """Features of the guides of each image in all layers of a victim, gathered once for many steps.
 
-    They are unit vectors where the bank's metric is cosine, so that Euclidean distances order as the bank's do.
+    They are unit vectors if the bank's metric is cosine, so that Euclidean distances have the order of the
+    bank's.
 
     Args:
-        victim: Whose banks hold the guides.
-        rows: Bank rows, int64 ``(B, m)`` or ``(B, C, m)``: by layer, or one for all layers.
+        victim: Its banks hold the guides.
+        rows: Bank rows, int64 ``(B, m)`` or ``(B, C, m)``; by layer, or the same for all layers.
     """
 
     @torch.no_grad()
@@ -37,19 +38,19 @@ class Guides:
             guides = bank.features[own.flatten()].view(len(own), self._shape.numel(), -1)  # (B, C m, D)
             cosine = bank.metric == "cosine"
             if cosine:
-                F.normalize(guides, dim=2, out=guides)  # in place: they are large
+                F.normalize(guides, dim=2, out=guides)  # in place, because they are large
             self._layers[layer] = guides, None if cosine else torch.linalg.vecdot(guides, guides)
 
     def squared_distances(self, images: Tensor) -> Tensor:
-        """Of images ``(B, ...)`` to their own guides in each layer, float32 ``(B, L, m)`` or ``(B, L, C, m)``."""
+        """Squared distances of images to their guides, float32 ``(B, L, m)`` or ``(B, L, C, m)``."""
         features = self._network.features(images)
         distances = []
         for layer, (guides, lengths) in self._layers.items():
             own = features[layer]
-            # Two reads of the guides a step, here and in the gradient: that is most of what a step costs.
+            # Most of the cost of a step: the guides are read here and in the gradient.
             products = torch.bmm(own[:, None], guides.transpose(1, 2)).squeeze(1)  # (B, C m)
             if lengths is None:
-                # A zero vector is as far from all as the bank has it, at a cosine distance of 1.
+                # As in the bank, a zero vector has a cosine distance of 1 to all others.
                 norms = torch.linalg.vector_norm(own, dim=1, keepdim=True).clamp(min=1e-12)
                 distances.append(2 - 2 * products / norms)
             else:
@@ -58,7 +59,7 @@ class Guides:
 
 
 def images_at_once(victim: DkNN, m: int) -> int:
-    """How many images are attacked together, by the memory that their guides take."""
+    """Number of images that are attacked together, limited by the memory of their guides."""
     banks = victim.banks.values()
     device = next(iter(banks)).labels.device.type
     width = sum(bank.features.shape[1] for bank in banks)
@@ -66,9 +67,9 @@ def images_at_once(victim: DkNN, m: int) -> int:
 
 
 def typical_radii(victim: DkNN) -> Tensor:
-    """Mean distance of training images to their k-th neighbour beside themselves, in each layer, float32 ``(L,)``.
+    """Mean distance of training images to their k-th neighbour, by layer, float32 ``(L,)``; leave-one-out.
 
-    Of evenly spaced rows of the bank, so that no attack depends on which images are attacked together.
+    It is measured on evenly spaced rows of the bank, so that it does not depend on the attacked images.
     """
     radii = []
     for bank in victim.banks.values():
@@ -85,16 +86,16 @@ def attack_in_batches(
     m: int,
     attack: Callable[[Tensor, Tensor, Guides], Tensor],
 ) -> Tensor:
-    """Attack images in batches, all of whose guides are in memory.
+    """Attack images in batches whose guides fit the memory.
 
     Args:
-        victim: Its first layer chooses the guides, the m nearest images of the nearest wrong class.
+        victim: Its first layer chooses the guides: the m nearest images of the nearest wrong class.
         images: float32 ``(n, ...)``, at least one.
         labels: Own classes, int64 ``(n,)``.
-        m: Guides of an image.
-        attack: Of a batch's images, labels and guides, the adversarials.
+        m: Number of guides for each image.
+        attack: Maps the images, labels and guides of a batch to adversarials.
     """
-    # Outside of inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
+    # Not in inference mode (`trainer.validate`, `test`), and on copies: autograd refuses tensors made in it.
     with torch.inference_mode(False), torch.no_grad():
         images, labels = images.detach().clone(), labels.clone()
         first = victim.layers[0]
@@ -109,12 +110,12 @@ def attack_in_batches(
 def each_batch(
     victim: DkNN, rows: Mapping[str, Tensor], attack: Callable[[Tensor, Guides], Tensor]
 ) -> list[Tensor]:
-    """What an attack makes of each batch of images, of which only one's guides are in memory at a time.
+    """Run an attack on each batch of images, with the guides of one batch in memory at a time.
 
     Args:
-        victim: Whose banks hold the guides.
+        victim: Its banks hold the guides.
         rows: Bank rows by layer, int64 ``(n, m)`` or ``(n, C, m)``.
-        attack: Gets positions of images, int64 ``(B,)``, and their guides.
+        attack: Maps positions of images, int64 ``(B,)``, and their guides to adversarials.
     """
     first = next(iter(rows.values()))
     positions = torch.arange(len(first), device=first.device)

@@ -9,12 +9,12 @@ from lightning_advknn.search import Bank
 
 @torch.no_grad()
 def _nearest_of_each_class(bank: Bank, features: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """The m nearest bank rows of every class, nearest first.
+    """Find the m nearest bank rows of every class, nearest first.
 
     Args:
-        bank: Of one layer.
-        features: That layer's raw activations, float32 ``(B, D)``.
-        m: Rows of each class.
+        bank: Bank of a layer.
+        features: Raw activations of the layer, float32 ``(B, D)``.
+        m: Number of rows of each class.
 
     Returns:
         Distances float64 ``(B, C, m)`` in the bank's metric, and bank rows int64 ``(B, C, m)``.
@@ -29,10 +29,10 @@ def _nearest_of_each_class(bank: Bank, features: Tensor, m: int) -> tuple[Tensor
 
 @torch.no_grad()
 def _nearest_of_class(bank: Bank, features: Tensor, label: int, m: int) -> tuple[Tensor, Tensor]:
-    """The same of one class: distances ``(B, m)`` and bank rows ``(B, m)``.
+    """Find the m nearest bank rows of one class: distances ``(B, m)`` and bank rows ``(B, m)``.
 
-    From float32 products, which is many times faster than the exact search: rows that are as far but for rounding may
-    change places, which is nothing to an attack.
+    It uses float32 products and is many times faster than the exact search. Rows whose distances differ by
+    rounding may be swapped, which does not matter to an attack.
     """
     rows = (bank.labels == label).nonzero().squeeze(1)
     if len(rows) < m:
@@ -45,7 +45,7 @@ def _nearest_of_class(bank: Bank, features: Tensor, label: int, m: int) -> tuple
         distances = 1 - products / (own * lengths).clamp(min=torch.finfo(torch.float32).tiny)
     else:
         distances = (own**2 + lengths**2 - 2 * products).clamp(min=0).sqrt()
-    # Stable, so that copies stay in the bank's order.
+    # Stable, so that copies keep the order of the bank.
     nearest, order = distances.sort(dim=1, stable=True)
     return nearest[:, :m], rows[order[:, :m]]
 
@@ -53,15 +53,15 @@ def _nearest_of_class(bank: Bank, features: Tensor, label: int, m: int) -> tuple
 def nearest_in_each_layer(
     victim: DkNN, images: Tensor, m: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The m training images of every class that are nearest to images in each layer, nearest first.
+    """Find the m nearest training images of every class in each layer, nearest first.
 
     Args:
-        victim: Whose banks hold them.
+        victim: Its banks hold the training images.
         images: float32 ``(B, ...)``.
-        m: Of each class.
+        m: Number of training images of each class.
 
     Returns:
-        By layer, squared distances as of `Guides`, float64 ``(B, C, m)``, and bank rows, int64 ``(B, C, m)``.
+        By layer, squared distances as in `Guides`, float64 ``(B, C, m)``, and bank rows, int64 ``(B, C, m)``.
 
     Raises:
         ValueError: If a class has fewer than m rows.
@@ -75,21 +75,21 @@ def nearest_in_each_layer(
 
 
 def as_lengths(bank: Bank, distances: Tensor) -> Tensor:
-    """A bank's distances as Euclidean ones, between unit vectors where its metric is cosine."""
+    """Convert distances of a bank to Euclidean ones; for cosine distances, between unit vectors."""
     return (2 * distances).clamp(min=0).sqrt() if bank.metric == "cosine" else distances
 
 
 def nearest_wrong_class(bank: Bank, features: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """The class, other than an image's own, whose m nearest rows have the smallest mean distance.
+    """Find the wrong class whose m nearest rows have the smallest mean distance.
 
     Args:
-        bank: Of the layer that chooses.
-        features: That layer's, float32 ``(B, D)``.
+        bank: Bank of a layer.
+        features: Features of that layer, float32 ``(B, D)``.
         labels: Own classes, int64 ``(B,)``.
-        m: Rows of each class.
+        m: Number of rows of each class.
 
     Returns:
-        The classes int64 ``(B,)``, and those rows of each image's class, nearest first, int64 ``(B, m)``.
+        The classes, int64 ``(B,)``, and their m nearest rows, nearest first, int64 ``(B, m)``.
 
     Raises:
         ValueError: If a class has fewer than m rows.
@@ -101,7 +101,7 @@ def nearest_wrong_class(bank: Bank, features: Tensor, labels: Tensor, m: int) ->
 
 
 def nearest_of_classes(bank: Bank, features: Tensor, classes: Tensor, m: int) -> Tensor:
-    """The m nearest rows of a class for each image, int64 ``(B,)``: rows int64 ``(B, m)``, nearest first."""
+    """Find the m nearest rows of a given class for each image, nearest first, int64 ``(B, m)``."""
     rows = torch.empty(len(features), m, dtype=torch.int64, device=features.device)
     for label in torch.unique(classes).tolist():
         some = classes == label

@@ -1,4 +1,4 @@
-"""How an attack computes gradients: as PyTorch does, or faster and a little less exactly."""
+"""The arithmetic of an attack's gradients: that of PyTorch, or a faster one that is slightly less exact."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,24 +15,23 @@ from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution
 
 @contextmanager
 def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> Iterator[LogitsFn]:
-    """Make a logits function ready for many gradients, and restore it.
+    """Prepare a logits function for many gradients, and restore it afterwards.
 
-    A module is in evaluation mode, its parameters are frozen and their gradients put aside meanwhile; its
-    convolutions use what has been made of their weights once. Other callables are left alone, but for
-    autocast.
+    Meanwhile a module is in evaluation mode, its parameters are frozen, their gradients are set aside, and
+    its convolutions use weights that are transformed once. Other callables change only by autocast.
 
     Args:
         logits_fn: Maps images to logits.
-        precision: Of its arithmetic.
+        precision: Arithmetic of the gradients.
 
     Yields:
-        What to differentiate.
+        The function to differentiate.
     """
     modules = list(logits_fn.modules()) if isinstance(logits_fn, nn.Module) else []
     training = [(module, module.training) for module in modules]
     parameters = [p for module in modules for p in module.parameters(recurse=False)]
     trainable = [p for p in parameters if p.requires_grad]
-    gradients = [p.grad for p in parameters]  # of training: attacks call `zero_grad` and `backward`
+    gradients = [p.grad for p in parameters]  # those of training: attacks call `zero_grad` and `backward`
     convolutions = {module: vars(module).get("forward") for module in modules if _is_ordinary(module)}
     try:
         if isinstance(logits_fn, nn.Module):
@@ -40,9 +39,9 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
         for parameter in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
-        with torch.inference_mode(False):  # autograd refuses what is made in it
+        with torch.inference_mode(False):  # autograd refuses tensors made in it
             for conv in convolutions:
-                # In its place, not instead of it: hooks and weights stay where others look for them.
+                # Only `forward` is replaced, so that hooks and weights stay where others expect them.
                 vars(conv)["forward"] = _convolution(conv, precision)
         yield _autocast(logits_fn) if precision == "bfloat16" else logits_fn
     finally:
@@ -59,11 +58,11 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
 
 
 def _is_ordinary(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a convolution is computed as `torch.nn.Conv2d` says, from float32 weights that stay as they are."""
+    """Whether it is a plain `torch.nn.Conv2d` with constant float32 weights."""
     return (
         type(module) is nn.Conv2d
-        and isinstance(vars(module).get("forward"), CookToomConvolution | None)  # in training, perhaps
-        and "weight" in module._parameters  # a hook, such as weight norm's, would make it anew each time
+        and isinstance(vars(module).get("forward"), CookToomConvolution | None)  # training may set it
+        and "weight" in module._parameters  # a hook, such as that of weight norm, computes it each time
         and module.weight.dtype == torch.float32
     )
 
@@ -78,7 +77,7 @@ def _convolution(conv: nn.Conv2d, precision: GradientPrecision) -> Callable[[Ten
 
 
 class _Differentiated:
-    """A convolution for gradients; without them the usual one, as what a victim says of an image is not to depend on this."""
+    """A fast convolution for gradients; without gradients the usual one, so that votes do not change."""
 
     def __init__(self, fast: CookToomConvolution, usual: Callable[[Tensor], Tensor]) -> None:
         self.fast, self.usual = fast, usual

@@ -1,4 +1,4 @@
-"""A tiny classifier on which an attack is tried, so that what is wrong with it shows before any long work."""
+"""The trial of an attack on a tiny classifier, so that errors show before any long work."""
 
 import random
 import time
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.choices import GradientPrecision
 
-_CALLS, _SECONDS = 500, 2.0  # of the classifier; an attack that gets that far is believed
+_CALLS, _SECONDS = 500, 2.0  # limits of a trial; an attack that reaches them passes
 
 
 class _EnoughError(BaseException):
-    """The attack has run for long enough; no `Exception`, so that none of its handlers takes it for a failure."""
+    """Ends a long trial. It is not an `Exception`, so that the attack does not handle it."""
 
 
 class Probe(nn.Module):
-    """A linear classifier of which each pixel speaks for one class, or against it if it is dark.
+    """A linear classifier in which each bright pixel adds to one class, and each dark pixel subtracts.
 
     Args:
         image_shape: ``(channels, H, W)``.
@@ -49,7 +49,7 @@ class Probe(nn.Module):
         return logits if self.differentiable else logits.detach()
 
     def examples(self) -> tuple[Tensor, Tensor]:
-        """Images ``(2, channels, H, W)`` that it is sure of, and their classes."""
+        """Two images ``(2, channels, H, W)`` that it classifies with high confidence, and their classes."""
         labels = torch.arange(2) % self.num_classes
         own = torch.arange(self.weight.numel()) % self.num_classes == labels[:, None]
         images = 0.5 + 0.4 * self.weight.detach() * (2.0 * own - 1)
@@ -63,20 +63,20 @@ def try_out(
     precision: GradientPrecision = "float32",
     differentiable: bool = True,
 ) -> tuple[object, Tensor] | None:
-    """Attack two images of a `Probe`, for a while; what it raises is raised.
+    """Run an attack on two images of a `Probe`, for a limited time; its errors are raised.
 
     Args:
-        attack: On a logits function, with its settings bound.
+        attack: Attack on a logits function, with its settings bound.
         image_shape: ``(channels, H, W)``.
         num_classes: C.
-        precision: How its gradients are computed.
-        differentiable: Whether there are any.
+        precision: How gradients are computed.
+        differentiable: Whether the logits have a gradient.
 
     Returns:
-        What it returned, and the images ``(2, channels, H, W)``; None if it takes longer.
+        Its result, and the images ``(2, channels, H, W)``; None if the time is over.
     """
     with torch.inference_mode(False), torch.enable_grad(), seeded(0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those that matter come again
+        warnings.simplefilter("ignore")  # they appear again in the real run
         probe = Probe(image_shape, num_classes, differentiable)
         images, labels = probe.examples()
         try:
@@ -88,7 +88,7 @@ def try_out(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed every global random generator that an attack may draw from, and restore them."""
+    """Seed all global random generators, and restore them afterwards."""
     own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - ART draws from it
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:

@@ -1,9 +1,9 @@
-"""The victim's votes near an image, as something to differentiate.
+"""Soft votes: a differentiable approximation of a victim's votes near an image.
 
-Which training images vote, and with which weight, is found out at an image; near it, votes then grow with the features'
-similarity to those rows, a linear function. `soft votes` of a layer are sums of ``sigmoid((s_i - eta) / T)`` over its nearest
-rows i, with s_i their similarity, eta halfway between the k-th and the next, and T a share of how far the similarities of the
-nearest spread. Hard votes are their limit for T to 0.
+A search at the image finds the training images that vote, and their weights. Near the image, votes are then
+linear in the features. The soft votes of a layer are sums of ``sigmoid((s_i - eta) / T)`` over the nearest
+rows i: s_i is the similarity of row i, eta is halfway between the k-th and the next similarity, and T is
+proportional to the spread of the similarities. The votes themselves are the limit for T to 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ from lightning_advknn.functional import count_votes, dknn_prediction
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest rows of B images in each layer, or nearly so, by layer.
+    """The approximately nearest rows of B images.
 
     Args:
-        similarities: float64 ``(B, n)``, most similar first.
-        rows: Bank rows, int64 ``(B, n)``.
-        votes: Of the k nearest, int64 ``(B, L, C)``.
-        wide_votes: Of all n.
+        similarities: float64 ``(B, n)`` by layer, most similar first.
+        rows: Bank rows, int64 ``(B, n)`` by layer.
+        votes: Votes of the k nearest rows, int64 ``(B, L, C)``.
+        wide_votes: Votes of all n rows, same shape.
     """
 
     similarities: dict[str, Tensor]
@@ -36,28 +36,28 @@ class Neighbours:
     wide_votes: Tensor
 
     def fooled(self, labels: Tensor) -> Tensor:
-        """Whether the victim's class (Eq. 4) is another than labels ``(B,)``."""
+        """Whether the victim's class (Eq. 4) differs from labels ``(B,)``."""
         return dknn_prediction(self.votes) != labels
 
     def runner_up(self, labels: Tensor) -> Tensor:
-        """The wrong class nearest to winning, int64 ``(B,)``: by votes, with some weight on those of all n."""
+        """The wrong class with most votes, int64 ``(B,)``; those of all n rows count a little too."""
         votes = self.votes.sum(1) + 0.1 * self.wide_votes.sum(1)
         return votes.scatter(1, labels[:, None], -1.0).argmax(1)
 
 
 def check_neighbours(victim: DkNN, neighbours: int, temperature: float) -> None:
-    """Raise a ValueError unless more neighbours than vote are counted and the temperature is above 0."""
+    """Raise a ValueError unless `neighbours` is above k and `temperature` is above 0."""
     rows = len(next(iter(victim.banks.values())))
     if not victim.k < neighbours <= rows:
         raise ValueError(
-            f"Expected `neighbours` to be in [{victim.k + 1}, {rows}], more than vote, but got {neighbours}."
+            f"Expected `neighbours` to be in [{victim.k + 1}, {rows}], above `k`, but got {neighbours}."
         )
     if not 0 < temperature < float("inf"):
         raise ValueError(f"Expected `temperature` to be above 0 and finite, but got {temperature}.")
 
 
 def find_neighbours(victim: DkNN, images: Tensor, n: int) -> Neighbours:
-    """The n nearest rows of images ``(B, ...)`` in each layer, by a scan that may miss some of the last."""
+    """Find the n nearest rows of images ``(B, ...)`` in each layer; the scan may miss some of the last."""
     features = victim.features(images)
     victim.queries += len(images)
     similarities, rows, votes, wide_votes = {}, {}, [], []
@@ -72,17 +72,18 @@ def find_neighbours(victim: DkNN, images: Tensor, n: int) -> Neighbours:
 def vote_directions(
     victim: DkNN, found: Neighbours, targets: Tensor, labels: Tensor | None, temperature: float
 ) -> dict[str, Tensor]:
-    """For each layer the gradient of soft votes for one class, less those for another, with respect to its features.
+    """Gradient of the soft votes for one class minus those for another, with respect to features.
 
     Args:
-        victim: Whose neighbours were found.
+        victim: The victim that was searched.
         found: More than k rows in each layer.
         targets: Class to vote for, int64 ``(B,)``.
         labels: Class to vote against, int64 ``(B,)``; None for all others.
-        temperature: T, as a share of the difference in similarity from the median voter to the last row found.
+        temperature: T, relative to the difference in similarity between the median voter and the last row
+            found.
 
     Returns:
-        float32 ``(B, D)`` by layer: with respect to unit features where the metric is cosine.
+        float32 ``(B, D)`` by layer; with respect to unit features if the metric is cosine.
     """
     k = victim.k
     directions = {}
@@ -95,7 +96,7 @@ def vote_directions(
         own = bank.labels[rows]
         sides = (own == targets[:, None]).double()
         sides -= (own != targets[:, None]).double() if labels is None else (own == labels[:, None]).double()
-        # Votes sum to k: eta moves with the similarities, by their mean weighted by slope.
+        # Votes sum to k, so eta moves by the mean of the similarities, weighted by slope.
         weights = slope * (sides - (slope * sides).sum(1, keepdim=True) / slope.sum(1, keepdim=True)) / width
         direction = torch.zeros(len(rows), bank.features.shape[1], device=rows.device)
         mixed = (weights.abs().amax(1) > 1e-9).nonzero().squeeze(1)  # elsewhere all have one label
@@ -107,17 +108,17 @@ def vote_directions(
 def ascend_margin(
     logits_fn: LogitsFn, images: Tensor, targets: Tensor, labels: Tensor, batch_size: int
 ) -> Tensor:
-    """Which way images win logits for one class over another: unit gradients, zero where there are none.
+    """Unit gradient of the logit of one class minus that of another; zero stays zero.
 
     Args:
-        logits_fn: Differentiable.
+        logits_fn: Differentiable logits.
         images: float32 ``(B, ...)``.
         targets: Class whose logit rises, int64 ``(B,)``.
         labels: Class whose logit falls, int64 ``(B,)``.
         batch_size: Images differentiated at once.
 
     Returns:
-        Of unit length, same shape as the images.
+        Gradients of unit length, same shape as the images.
     """
 
     def margin(leaf: Tensor, batch: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def ascend_margin(
 
 
 def ascend_votes(victim: DkNN, images: Tensor, directions: Mapping[str, Tensor], batch_size: int) -> Tensor:
-    """The same for soft votes, along directions from `vote_directions`."""
+    """Unit gradient of soft votes, from the directions of `vote_directions`."""
 
     def votes(leaf: Tensor, batch: Tensor) -> Tensor:
         features = victim.network.features(leaf)
@@ -142,7 +143,7 @@ def ascend_votes(victim: DkNN, images: Tensor, directions: Mapping[str, Tensor],
 
 
 def _unit_gradients(objective: Callable[[Tensor, Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
-    """Of an objective of images and which of all they are."""
+    """Unit gradients of an objective, which gets images and their positions."""
     parts = []
     for batch in torch.split(torch.arange(len(images), device=images.device), batch_size):
         leaf = images[batch].detach().requires_grad_()

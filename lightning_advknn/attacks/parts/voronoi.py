@@ -1,12 +1,14 @@
-"""How far an image must move at least until a kNN on pixels changes its class.
+"""Lower bounds of the L2 that changes the class of a kNN on pixels.
 
-After Wang et al. (Evaluating the Robustness of Nearest Neighbor Classifiers: A Primal-Dual Perspective, arXiv 1906.03972). Of a
-wrong training image x- and one of the own class x+, the bisector is where both are equally far: to be nearer to x- than to
-x+, an image has to cross it. `lower_bound` counts bisectors. `exact_minimum` is the distance to the nearest cell of a wrong x-,
-which its bisectors with all x+ enclose: a quadratic program for each x-.
+They follow Wang et al. (Evaluating the Robustness of Nearest Neighbor Classifiers: A Primal-Dual Perspective,
+arXiv 1906.03972). The bisector of a training image x- of a wrong class and one x+ of the own class is the set
+of points with equal distances to both. An image must cross it to be nearer to x- than to x+. `lower_bound`
+counts bisectors. `exact_minimum` is the distance to the nearest Voronoi cell of an x-, which its bisectors
+with all x+ enclose; it solves a quadratic program for each x-.
 
-Both ignore that pixels stay in [0, 1], so that an attack that heeds this needs as much or more. Features may be pixels times a
-`scale` each, plus a constant, as normalised ones are; perturbations and their L2 norms are those of pixels.
+Both allow pixels outside [0, 1]. Within [0, 1] an attack needs the same L2 or more. Features may be pixels
+times one `scale` each plus a constant, for example normalised pixels. Perturbations and their L2 norms are in
+pixels.
 """
 
 from collections.abc import Iterator
@@ -16,36 +18,36 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ALGORITHM = "wang-2019/1"  # another wherever results change: stored ones go by it
-_SCREEN = 64  # own rows at least, the nearest, by which others are put in order
-_BLOCK = 512  # others compared with all own rows at once
+ALGORITHM = "wang-2019/1"  # part of the keys of stored results: change it if results change
+_SCREEN = 64  # smallest number of nearest own rows that order the others
+_BLOCK = 512  # other rows compared with all own rows at once
 _CELLS = 16  # programs solved at once
-_MORE = 8  # constraints that join a program at once
-_TOLERANCE = 1e-9  # in pixel units, of constraints
-_UPDATES = 20_000  # of dual variables at most, before others join
-_SAME = 1e-5  # rows nearer to each other than this share of their lengths count as copies
+_MORE = 8  # constraints added to a program at once
+_TOLERANCE = 1e-9  # of constraints, in pixel units
+_UPDATES = 20_000  # most updates of dual variables before constraints are added
+_SAME = 1e-5  # rows are copies if their distance is below this share of their lengths
 
 
 class Minimum(NamedTuple):
     """The smallest perturbations that change the class of a 1-NN."""
 
     norms: Tensor
-    """L2, float64 ``(B,)``: by the dual, so never above the true ones. Infinite where all rows have the own class."""
+    """Dual values of L2, float64 ``(B,)``, never above the minimum; infinite without another class."""
     perturbations: Tensor
-    """float64 ``(B, D)``; they end on the edge of a cell, but for rounding."""
+    """float64 ``(B, D)``; up to rounding they end on the edge of a cell."""
     rows: Tensor
-    """Whose cell, int64 ``(B,)``; -1 where all rows have the own class."""
+    """Row of the cell, int64 ``(B,)``; -1 if all rows have the own class."""
 
 
 class _Side(NamedTuple):
-    """Rows on one side, all of the own class or none, as a query sees them."""
+    """All rows of the own class, or all others, relative to one query."""
 
     features: Tensor
     """float64 ``(m, D)``."""
     lengths: Tensor
-    """Squared, of ``scale * features``, float64 ``(m,)``."""
+    """Squared lengths of ``scale * features``, float64 ``(m,)``."""
     distances: Tensor
-    """Squared, of features from the query's, less a constant, float64 ``(m,)``."""
+    """Squared distances of features to the query's, up to a constant, float64 ``(m,)``."""
 
     def pick(self, which: Tensor) -> "_Side":
         return _Side(self.features[which], self.lengths[which], self.distances[which])
@@ -55,18 +57,20 @@ class _Side(NamedTuple):
 def exact_minimum(
     rows: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, scale: Tensor | float = 1.0
 ) -> Minimum:
-    """The exact minimum for 1-NN where pixels have no range: for each wrong row a quadratic program, by coordinate ascent on its dual.
+    """Compute the exact minimum for 1-NN and pixels without limits.
 
-    Within [0, 1] the minimum may be larger: this is a lower bound of it.
+    Within [0, 1] the minimum may be larger, so this is a lower bound.
 
-    Wrong rows come in order of a lower bound, their largest bisector distance to some own rows, and a search ends where that
-    exceeds the best so far; so does a program whose dual value does. A program begins with its farthest bisectors, and
-    others join as they are violated.
+    Each wrong row is a quadratic program, solved by coordinate ascent on its dual. Rows are ordered by a
+    lower bound: their largest bisector distance to some own rows. The search ends when this bound exceeds the
+    best value so far, and a program ends when its dual value does. A program starts with its farthest
+    bisectors; violated ones are added.
 
-    A distance at which two classes' rows are equally near counts as a change, whichever is preferred.
+    If rows of two classes are at the same distance, this counts as a change of class.
 
-    Deviations: the bounds that put rows in order are over the nearest own rows only, which is quicker and cannot make
-    them too large. A program that has not converged after many updates counts by its dual value, a lower bound.
+    Deviations: The bounds that order rows use only the nearest own rows, which is faster and never too large.
+        A
+    program that has not converged after many updates counts by its dual value, a lower bound.
 
     Args:
         rows: Features of the training images, ``(M, D)``.
@@ -100,10 +104,11 @@ def exact_minimum(
 def lower_bound(
     rows: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, k: int, scale: Tensor | float = 1.0
 ) -> Tensor:
-    """A lower bound for k-NN: the r-th smallest over wrong rows x- of the r-th largest bisector distance over own rows x+.
+    """Compute a lower bound for kNN: the r-th smallest of the wrong rows' distances.
 
-    A class is lost only if ``r = (k + 1) // 2`` wrong rows are among the k nearest, each of them nearer than all but ``k // 2``
-    own ones. Deviation: for even k, where a tie of votes may go against the own class, the (r + 1)-th largest.
+    The class changes only if ``r = (k + 1) // 2`` wrong rows are among the k nearest, each nearer than all
+    but ``k // 2`` own rows. So the distance of a wrong row is its r-th largest one to own rows. Deviation:
+    for even k it is the (r + 1)-th largest, because the own class may lose a tie of votes.
 
     Args:
         rows: Features of the training images, ``(M, D)``.
@@ -146,7 +151,7 @@ def lower_bound(
 def _each(
     rows: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, scale: Tensor
 ) -> Iterator[tuple[int, _Side, _Side, Tensor]]:
-    """Queries that have rows of another class: position, rows of the own class, the others, and which these are."""
+    """Yield for each query with wrong rows: its position, the own rows, the others, and their positions."""
     with tqdm(total=len(queries), desc="bisectors", disable=None, leave=False) as progress:
         for label in sorted(set(query_labels.tolist())):
             wrong = (labels != label).nonzero().squeeze(1)
@@ -165,7 +170,7 @@ def _each(
 
 
 def _bounds(own: _Side, others: _Side, scale: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A lower bound of each other row's rank-th largest bisector distance, ascending, and which row it is of, ``(n,)``."""
+    """Lower bounds of other rows' rank-th largest bisector distances, ascending, and the rows, ``(n,)``."""
     size = min(len(own.features), max(_SCREEN, 2 * rank))
     near = own.pick(own.distances.topk(size, largest=False).indices)
     bounds, order = _rank_th(near, others, scale, rank).sort()
@@ -173,14 +178,15 @@ def _bounds(own: _Side, others: _Side, scale: Tensor, rank: int) -> tuple[Tensor
 
 
 def _rank_th(own: _Side, others: _Side, scale: Tensor, rank: int) -> Tensor:
-    """Rank-th largest bisector distance of others, 0 where that many are not to be crossed, ``(P,)``."""
+    """Rank-th largest bisector distance of other rows, at least 0, ``(P,)``."""
     return _bisectors(own, others, scale)[1].topk(rank, 1).values[:, -1].clamp(min=0)
 
 
 def _bisectors(own: _Side, others: _Side, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Of P other rows with m own ones: lengths of normals ``scale (x+ - x-)``, and the query's distances, ``(P, m)``.
+    """Bisectors of P other and m own rows: lengths of normals ``scale (x+ - x-)`` and distances, ``(P, m)``.
 
-    Distances are negative on the other row's side. Those of copies are 0 and their normals infinite: they bound nothing.
+    Distances of the query are negative on the other row's side. For copies they are 0 and the normals are
+    infinite, so copies bound nothing.
     """
     lengths = others.lengths[:, None] + own.lengths
     squares = lengths - others.features @ (2 * scale.square() * own.features).T
@@ -189,10 +195,10 @@ def _bisectors(own: _Side, others: _Side, scale: Tensor) -> tuple[Tensor, Tensor
 
 
 def _enter_cells(own: _Side, cells: _Side, scale: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms ``(P,)`` and perturbations ``(P, D)`` that lead into the cells of P other rows.
+    """Find norms ``(P,)`` and perturbations ``(P, D)`` that lead into the cells of P other rows.
 
-    A program is ``min |d|^2 / 2`` such that ``u_j d + b_j <= 0`` for every own row j: b_j is its bisector's distance, u_j the
-    normal of unit length. It is given up where its dual value shows that it exceeds a limit.
+    A program is ``min |d|^2 / 2`` subject to ``u_j d + b_j <= 0`` for every own row j, where b_j is the
+    distance of the bisector and u_j its unit normal. A program ends when its dual value exceeds the limit.
     """
     normals, distances = _bisectors(own, cells, scale)
     norms, perturbations = normals.new_zeros(len(normals)), torch.zeros_like(cells.features)
@@ -219,7 +225,7 @@ def _enter_cells(own: _Side, cells: _Side, scale: Tensor, limit: Tensor) -> tupl
 
 
 def _coordinate_ascent(gram: Tensor, missing: Tensor, duals: Tensor) -> Tensor:
-    """The ``duals >= 0`` that maximise ``missing duals - duals gram duals / 2``, from given ones: the largest change first.
+    """Maximise ``missing duals - duals gram duals / 2`` over ``duals >= 0``, the largest change first.
 
     Args:
         gram: ``(P, w, w)``, 1 on the diagonal.

@@ -1,7 +1,8 @@
 """Which norm each attack of torchattacks, foolbox and ART is measured in.
 
-Written by hand: torchattacks' from its README's table, foolbox's from its API's names and papers (`HopSkipJumpAttack` and the like in
-L2, EAD in L1, ...), ART's from its wiki and the papers. None where they leave it open; the reason where one cannot be used here.
+Written by hand: torchattacks' from its README's table, foolbox's from its API's names and papers
+(`HopSkipJumpAttack` and the like in L2, EAD in L1, ...), ART's from its wiki and the papers. None where they
+leave it open; the reason where one cannot be used here.
 """
 
 import inspect
@@ -60,7 +61,8 @@ ART = {
     "l0": "CarliniL0Method PixelAttack SaliencyMapMethod",
     "wasserstein": "Wasserstein",
     "open": "AdversarialPatchPyTorch ElasticNet OverTheAirFlickeringPyTorch ShadowAttack SpatialTransformation",
-    # Not of images, classifiers or PyTorch; or they need objects that a configuration cannot write; or they aim at their labels.
+    # Not of images, classifiers or PyTorch; or they need objects that a configuration cannot write; or they
+    # aim at their labels.
     "unusable": "AdversarialPatch AdversarialPatchNumpy AdversarialPatchTensorFlowV2 AdversarialTexturePyTorch BrendelBethgeAttack"
     " CarliniWagnerASR CompositeAdversarialAttackPyTorch DPatch DecisionTreeAttack FeatureAdversariesNumpy FeatureAdversariesPyTorch"
     " FeatureAdversariesTensorFlowV2 FrameSaliencyAttack GRAPHITEBlackbox GRAPHITEWhiteboxPyTorch HighConfidenceLowUncertainty"

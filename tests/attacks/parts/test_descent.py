@@ -94,7 +94,8 @@ def test_weights_are_bisected():
 
 
 def test_the_last_success_is_returned():
-    # The victim takes .5 to .7 for another class; the descent to 1 passes through there, and the last check there counts.
+    # The victim takes .5 to .7 for another class; the descent to 1 passes through there, and the last check
+    # there counts.
     asked = []
 
     def victim(images):

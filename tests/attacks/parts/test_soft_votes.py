@@ -98,7 +98,8 @@ def test_directions_are_gradients_of_soft_votes(device, metric, against):
 def test_neighbours_by_hand(hand_dknn):
     images = torch.tensor([[0.0, 0.1], [1.0, 0.9]], device=hand_dknn.calibration_votes.device)[:, None, None]
     found = find_neighbours(hand_dknn, images, 4)
-    # As in test_evaluation.py; the fourth of both layers: (.2, 1) and (1, 0); on height, rows tie by bank row.
+    # As in test_evaluation.py; the fourth of both layers: (.2, 1) and (1, 0); on height, rows tie by bank
+    # row.
     assert found.votes.tolist() == [[[2, 1, 0], [2, 1, 0]], [[0, 1, 2], [0, 1, 2]]]
     assert found.rows["both"][0].tolist() == [0, 1, 2, 3]
     assert found.wide_votes[0, 0].tolist() == [2, 2, 0]
@@ -179,7 +180,8 @@ def test_credible_errors_stay_in_the_ball_and_fool_whom_it_lets_them(device, nor
 
 
 def test_credible_errors_get_the_most_votes(device):
-    # Between x = .5 and .55 the second class has two of three votes, from there on all three: (.4, .5) is of the first.
+    # Between x = .5 and .55 the second class has two of three votes, from there on all three: (.4, .5) is of
+    # the first.
     points = torch.tensor([[0.0, 0.5], [0.2, 0.5], [0.7, 0.5], [0.8, 0.5], [0.9, 0.5], [0.4, 0.5]])
     victim = pixels_knn(points, torch.tensor([0, 0, 1, 1, 1, 0]), 3, device)
     image, label = torch.tensor([[[[0.3, 0.5]]]], device=device), torch.tensor([0], device=device)
@@ -194,8 +196,8 @@ def test_credible_errors_get_the_most_votes(device):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"neighbours": 1}, r"in \[2, 42\], more than vote, but got 1"),
-        ({"neighbours": 43}, r"in \[2, 42\], more than vote, but got 43"),
+        ({"neighbours": 1}, r"in \[2, 42\], above `k`, but got 1"),
+        ({"neighbours": 43}, r"in \[2, 42\], above `k`, but got 43"),
         ({"temperature": 0.0}, r"`temperature` to be above 0"),
         ({"norm": "l1"}, r"one of \('l2', 'linf'\), but got 'l1'"),
         ({"steps": 1.5}, r"`steps` to be a whole number"),

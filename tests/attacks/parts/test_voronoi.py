@@ -43,7 +43,8 @@ def test_three_points_by_hand(device):
 
 @pytest.mark.parametrize("more", [1, 3, 8])
 def test_the_corner_of_a_cube_by_hand(device, monkeypatch, more):
-    # Around 0, unit vectors e_i cut off all that is beyond x_i = .5: from (.9, ..., .9) the cube's corner is nearest.
+    # Around 0, unit vectors e_i cut off all that is beyond x_i = .5: from (.9, ..., .9) the cube's corner is
+    # nearest.
     monkeypatch.setattr(voronoi, "_MORE", more)
     rows = torch.cat([torch.zeros(1, 12), torch.eye(12)]).double().to(device)
     labels, own = torch.tensor([0] + 12 * [1], device=device), torch.tensor([1], device=device)
@@ -55,8 +56,8 @@ def test_the_corner_of_a_cube_by_hand(device, monkeypatch, more):
 
 
 def test_the_smallest_bound_is_not_always_of_the_nearest_cell(device, monkeypatch):
-    # The corner's cell is at .375, and its bound .335 is the smallest; (b cos t, -b sin t) is at (b + sin t) / 2, and so is its
-    # bound.
+    # The corner's cell is at .375, and its bound .335 is the smallest; (b cos t, -b sin t) is at (b + sin t)
+    # / 2, and so is its bound.
     monkeypatch.setattr(voronoi, "_CELLS", 1)
     rows = points([0, 0], [0, 1], [1, 0.5], [0.62 * 0.99**0.5, -0.062]).to(device)
     labels, own = torch.tensor([1, 1, 0, 2], device=device), torch.tensor([1], device=device)
@@ -80,8 +81,9 @@ def test_features_of_another_scale_by_hand(device):
 
 
 def test_a_tie_of_votes_by_hand():
-    # Own rows at 0 and .1, the other's at 1. Of k = 2, one vote against one may be lost: from .05 on, that is beyond .5,
-    # where the other's row is nearer than that at 0. For k = 1 it has to be nearer than both: beyond .55.
+    # Own rows at 0 and .1, the other's at 1. Of k = 2, one vote against one may be lost: from .05 on, that is
+    # beyond .5, where the other's row is nearer than that at 0. For k = 1 it has to be nearer than both:
+    # beyond .55.
     rows, labels = points([0], [0.1], [1]), torch.tensor([1, 1, 0])
     query, own = points([0.05]), torch.tensor([1])
     assert lower_bound(rows, labels, query, own, 2).item() == pytest.approx(0.45)
@@ -206,8 +208,8 @@ def test_no_point_of_a_grid_is_nearer(pixel_knn, device, seed, k):
 
 
 def test_a_larger_problem_has_no_gap(device, monkeypatch):
-    # Three cells among 600 others in 20 dimensions: several constraints are active. Weak duality bounds from below, a
-    # feasible point from above.
+    # Three cells among 600 others in 20 dimensions: several constraints are active. Weak duality bounds from
+    # below, a feasible point from above.
     monkeypatch.setattr(voronoi, "_MORE", 1)
     rng = np.random.default_rng(0)
     rows = rng.random((600, 20))
