@@ -67,7 +67,9 @@ EVERYWHERE = {"attack", "backbone", "data", "network", "surrogate"}
 FIGURES = {"cls_weight", "layers", "lenet", "transfer"}  # the paper's are on MNIST alone
 KINDS = {
     "cifar10": EVERYWHERE,
-    "digits": EVERYWHERE | FIGURES | {"black_box", "eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
+    "digits": EVERYWHERE
+    | FIGURES
+    | {"black_box", "eps", "leaderboard", "libraries", "pixels", "reproduce", "sweep"},
     "fashion_mnist": EVERYWHERE | {"eps", "leaderboard"},
     "folder": EVERYWHERE | {"leaderboard"},  # test_own.py runs it
     "gtsrb": EVERYWHERE,
@@ -297,16 +299,15 @@ def test_leaderboards_run_every_attack_on_something_that_is_there(config: Path) 
         attack.bind()
         # Pixels are in [0, 1]: what is farther than 1 is not in Linf.
         assert attack.measure == "l2" or attack.settings.get("eps", 0) <= 1
-        assert attack.targets is None or set(attack.targets) <= (
-            {"knn", "dknn"} if attack.on_victim else there
-        )
-    # Of every gradient-sign attack there are several, for a curve; these two are of attacks without eps.
+        targets = {"knn", "dknn"} if attack.on_victim else {"knn", "dknn", *there}
+        assert attack.targets is None or set(attack.targets) <= targets
+    # Of every gradient-sign attack there are several, for a curve; these are of attacks without eps.
     families = [
         name.partition("@")[0]
         for name, attack in experiment.attacks.items()
         if attack.function in ("fgsm", "bim")
     ]
-    assert bool(families) == (config.stem not in ("minimum_norm", "variants"))
+    assert bool(families) == (config.stem not in ("black_box", "minimum_norm", "variants"))
     assert all(families.count(name) > 1 for name in families)
 
 

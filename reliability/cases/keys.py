@@ -19,7 +19,8 @@ from reliability.case import Case, Outcome, Ran, evaluate, small_experiment
 from reliability.concurrent_runs import events
 
 STAGE = "query origin/fgsm"  # a stage that makes the attack too
-NUMBERS = ["adversarial", "calibration", "observations"]  # stages that depend on a machine's rounding
+JUDGED = ["adversarial", "asked_again", "neighbours", "observations"]  # what follows an attack
+NUMBERS = sorted([*JUDGED, "calibration", "gradients", "predictions"])  # what depends on a machine's rounding
 
 _Circumstances = contextlib.AbstractContextManager[object]
 
@@ -119,8 +120,7 @@ def _instructions(folder: Path) -> Outcome:
         "ask": {"function": "ask", "settings": settings},
         "fgsm": {"function": "fgsm", "settings": {"eps": 0.1}},
     }
-    parts = ["adversarial", "observations"]
-    return _again(folder, _quick("float32"), _quick("int8"), parts, attacks=attacks, images=8)
+    return _again(folder, _quick("float32"), _quick("int8"), JUDGED, attacks=attacks, images=8)
 
 
 @contextlib.contextmanager
