@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from lightning_advknn.commands import main as command_line
 from lightning_advknn.commands.evaluate import prepare
 from lightning_advknn.commands.options import parse
-from lightning_advknn.experiment.settings import experiment_of
+from lightning_advknn.experiment.settings import ORIGIN, experiment_of
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("eight", "one", "zero")  # in order of name
@@ -170,8 +170,8 @@ def test_changed_images_are_not_taken_for_the_old(
         "new",
     ]
     new = prepare(experiment_of(parse("evaluate", arguments, "")))
-    assert not new.networks.checkpoint("origin").is_file()
+    assert not new.networks.checkpoint(ORIGIN).is_file()
     shutil.copyfile(home / "images" / "train" / "one" / "03.png", file)
     arguments[-1] = "old"
     old = prepare(experiment_of(parse("evaluate", arguments, "")))
-    assert old.networks.checkpoint("origin").is_file()
+    assert old.networks.checkpoint(ORIGIN).is_file()
