@@ -275,7 +275,13 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
     assert redone("faiss", "--victim.backend=faiss") == set()
     # Votes are by layer; what is trained, and what its gradient makes for the kNN's label, is not.
     assert redone("own", "--victim.layers=[relu1,relu2,relu3,logits]") == set()
-    assert redone("two", "--victim.layers=[normalize,relu3]") == {"asked_again", "calibration", "neighbours", "observations", "predictions"}
+    assert redone("two", "--victim.layers=[normalize,relu3]") == {
+        "asked_again",
+        "calibration",
+        "neighbours",
+        "observations",
+        "predictions",
+    }
     summary = json.loads((copy.parent / "two" / "summary.json").read_text())
     assert summary["settings"]["victim"]["layers"] == ["normalize", "relu3"]
     for method in ("origin", "dknnb"):
@@ -1033,7 +1039,11 @@ def test_victims_themselves_are_attacked(copy: Path, monkeypatch: pytest.MonkeyP
     [
         ({"targets": ["knn"]}, {}, "knn.*which have no gradient"),
         ({"function": "minimum_norm", "through": "all"}, {}, "but got 'all'"),
-        ({"function": "minimum_norm"}, {}, r"`through`, .* among \['origin', 'dknnb', 'dknnb_cl'\], but it is missing"),
+        (
+            {"function": "minimum_norm"},
+            {},
+            r"`through`, .* among \['origin', 'dknnb', 'dknnb_cl'\], but it is missing",
+        ),
         ({"function": "minimum_norm", "through": "dknnb", "precision": "bfloat16"}, {}, "'bfloat16'"),
         ({}, {"all": ["relu9"]}, "to list surrogates"),
         ({}, {"all": ["dknnb", "dknnb_cl"]}, r"distinct layers, but got layers \['relu3', 'relu3'\]"),
