@@ -184,7 +184,7 @@ def test_a_dashboard_has_a_run_of_each_experiment_and_one_of_the_report(copy: Pa
 def test_killed_in_the_middle_it_goes_on_and_equals_an_uninterrupted_grid(done: Path, tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     script = (
-        "import sys; from lightning_advknn.experiment import shards; shards.SHARD = 100;"
+        "import sys; from lightning_advknn.experiment import shards; shards._SHARD = 100;"
         "import attack; sys.exit(attack.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "reproduce", f"--config={grid}"]
