@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_advknn.data import Batch
+from lightning_advknn.evaluation import perturb
 from lightning_advknn.experiment.run import ExperimentRun
-from lightning_advknn.experiment.settings import ORIGIN, Experiment
+from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.storage import atomic_path, digest, weights_digest
@@ -52,22 +53,30 @@ def prepare(
         ]
     )
     files = {layer: folder / key / f"{layer}.safetensors" for layer in network.layers}
-    for layer, path in files.items():
-        if not path.is_file():
-            made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), rows, queries, checked, k)
+    missing = {layer: path for layer, path in files.items() if not path.is_file()}
+    if missing:
+        images, labels, _ids = run.test.__getitems__(range(min(queries, len(run.test))))
+        bim = perturb(run.experiment.attacks["bim"].bind(), network, images, labels)
+        asked = {"clean": images, "bim": bim}
+        for layer, path in missing.items():
+            made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), rows, asked, checked, k)
             with atomic_path(path) as temporary:
                 save_file(made, temporary)
     return files
 
 
 def _layer(
-    run: ExperimentRun, network: FeatureNetwork, rows: int | None, queries: int, checked: int, k: int
+    run: ExperimentRun,
+    network: FeatureNetwork,
+    rows: int | None,
+    queries: dict[str, Tensor],
+    checked: int,
+    k: int,
 ) -> dict[str, Tensor]:
     bank, labels = _features(network, bank_batches(run, rows))
-    images = {"clean": run.adversarial(ORIGIN, None, 0), "bim": run.adversarial(ORIGIN, "bim", 0)}
     found = {"bank": bank, "labels": labels}
-    for name, some in images.items():
-        features, _ = _features(network, [Batch(some[:queries], labels[:0], labels[:0])])
+    for name, some in queries.items():
+        features, _ = _features(network, [Batch(some, labels[:0], labels[:0])])
         found |= {name: features, f"{name}_votes": exact_votes(bank, labels, features, k)}
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(bank), generator=generator)[:checked].sort().values

@@ -12,7 +12,7 @@ from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import observe
 
 _LOOKED_AT = 100  # images of each run that are asked about again
-PICTURED, NEIGHBOURS = (
+PICTURED, _NEIGHBOURS = (
     2,
     5,
 )  # images that are shown with their nearest training images, and how many of these
@@ -95,15 +95,15 @@ def _gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def neighbours(dknn: DkNN, images: Tensor) -> dict[str, Tensor]:
-    """The `NEIGHBOURS` nearest training images in each layer.
+    """The `_NEIGHBOURS` nearest training images in each layer.
 
     Returns:
-        ``rows/<layer>``: bank rows, and ``labels/<layer>``: their labels; int64 ``(n, NEIGHBOURS)`` each.
+        ``rows/<layer>``: bank rows, and ``labels/<layer>``: their labels; int64 ``(n, _NEIGHBOURS)`` each.
     """
     found: dict[str, Tensor] = {}
     for layer, features in dknn.network.features(images).items():
         bank = dknn.banks[layer]
-        rows = bank.search(features, min(NEIGHBOURS, len(bank)))[1]
+        rows = bank.search(features, min(_NEIGHBOURS, len(bank)))[1]
         found |= {f"rows/{layer}": rows, f"labels/{layer}": bank.labels[rows]}
     return found
 

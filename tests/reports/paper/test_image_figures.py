@@ -12,7 +12,7 @@ from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import Rows, judge, make_rows
-from lightning_advknn.experiment.rechecks import NEIGHBOURS, neighbours
+from lightning_advknn.experiment.rechecks import neighbours
 from lightning_advknn.experiment.settings import Experiment
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.reports.paper.chosen_images import growing_attacks
@@ -24,6 +24,7 @@ from lightning_advknn.reports.paper.image_figures import (
 from lightning_advknn.search.build import BankSettings, build_banks
 
 MARK = "\N{BALLOT X}"
+NEIGHBOURS = 5  # of each image, in each layer
 TITLE = "FashionMNIST, seed 10: bim_050 through dknnb_cl_logits"  # as long as they get
 
 
