@@ -12,10 +12,8 @@ from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import observe
 
 _LOOKED_AT = 100  # images of each run that are asked about again
-PICTURED, _NEIGHBOURS = (
-    2,
-    5,
-)  # images that are shown with their nearest training images, and how many of these
+PICTURED = 2  # images that are shown with their nearest training images
+_NEIGHBOURS = 5  # of each, in each layer
 _ALONE, _TOGETHER = 10, 7  # the first images are asked one by one, half of the others seven at a time
 _BATCH = 50  # images differentiated at once
 
