@@ -94,7 +94,7 @@ def test_victims_that_are_no_1nn_on_pixels(hand_dknn, pixel_knn, device):
     with pytest.raises(ValueError, match=r"Expected a Euclidean kNN of one layer.*\['both', 'height'\]"):
         qp(several, images, labels)
     with pytest.raises(
-        ValueError, match=r"pixels times a factor each plus a constant.*layers \['height'\].*euclidean"
+        ValueError, match=r"pixels times one factor each plus a constant.*layers \['height'\].*euclidean"
     ):
         qp(several.only("height"), images, labels)
     with pytest.raises(ValueError, match="Expected int64 `labels`"):
