@@ -1,4 +1,4 @@
-"""Values of settings: words to choose from, whole numbers. This file imports nothing heavy, so that `--help` is fast."""
+"""Values of settings: words to choose from, whole numbers. Imports nothing heavy: `--help` needs this file."""
 
 import operator
 from collections.abc import Iterable

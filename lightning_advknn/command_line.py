@@ -1,4 +1,4 @@
-"""What all command lines here share: configurations by name, suggestions for unknown names, how a process was called."""
+"""What all command lines share: configurations and suggestions by name, how a process was called."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ PROGRAM = "lightning-advknn"
 
 
 class CommandParser(ArgumentParser):
-    """A parser that finds configurations by name (`configurations.find`) and says which known name an unknown one is like."""
+    """A parser that finds configurations by name (`configurations.find`) and suggests known names."""
 
     def add_argument(self, *args: Any, **options: Any) -> Action:
         """Add an argument; ``action="config"`` is one for configurations."""
@@ -42,7 +42,7 @@ class _NamedConfig(ActionConfigFile):
 
 
 def program() -> list[str]:
-    """Words that start this program again, without a folder of this machine: ``python attack.py`` or ``lightning-advknn``."""
+    """Words that start this program again: ``python attack.py`` or ``lightning-advknn``, without folders."""
     script = Path(sys.argv[0]).name
     return ["python", script] if script in ("attack.py", "train.py") else [PROGRAM]
 

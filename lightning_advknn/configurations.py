@@ -1,4 +1,4 @@
-"""Configurations by name: ``digits/attack`` is a file of the working folder, or else one that ships with the package."""
+"""Configurations by name: ``digits/attack`` is a file of the working folder, or one that ships with this."""
 
 import os
 from pathlib import Path

@@ -78,7 +78,7 @@ class AdvKNNCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={
-                # Lightning's own sampler repeats images to fill the last evaluation shard; the DataModules shard exactly.
+                # Lightning's own sampler repeats images to fill the last shard; the DataModules shard exactly.
                 "use_distributed_sampler": False,
                 # Exact search needs float64, which Apple's GPUs, Lightning's choice on a Mac, do not have.
                 "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
@@ -100,7 +100,7 @@ class AdvKNNCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse a list, a dict or the process's own arguments; Lightning would warn that the first two hide the last."""
+        """Parse a list, a dict or the process's arguments; Lightning would warn that the first two hide the last."""
         self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
@@ -145,8 +145,9 @@ class AdvKNNCLI(LightningCLI):
 def _go_on(config: Any, wandb_loggers: list[Any]) -> Path | None:
     """Complete a fit's configuration from the checkpoint that it goes on from.
 
-    Lightning looks for ``last`` in the folder that this run is about to make. Here it is the newest ``last.ckpt`` of the
-    configuration's earlier runs. If there is none, training starts afresh, as with Lightning.
+    Lightning looks for ``last`` in the folder that this run is about to make. Here it is the newest
+    ``last.ckpt`` of the configuration's earlier runs. If there is none, training starts afresh, as with
+    Lightning.
 
     Returns:
         The folder that ``last`` was found in.

@@ -51,7 +51,8 @@ def _run_with_others(name: str, options: Any, program: str) -> int:
         if not is_lost(error):
             raise
         sys.stderr.write(
-            f"{program}: rank {ranks.rank}: error: {error} What is finished is kept: the same command goes on from here.\n"
+            f"{program}: rank {ranks.rank}: error: {error} What is finished is kept: the same command goes"
+            " on from here.\n"
         )
         return 1
     except ValueError as error:
@@ -89,7 +90,8 @@ def _run(name: str, options: Any, ranks: Ranks, program: str) -> int:
 def _when_terminated(program: str) -> Callable[[int, object], None]:
     def leave(signum: int, frame: object) -> None:
         sys.stderr.write(
-            f"{program}: terminated, as launchers do with all processes when one has died; what is finished is kept: the"
+            f"{program}: terminated, as launchers do with all processes when one has died; what is"
+            " finished is kept: the"
             " same command goes on from here\n"
         )
         sys.exit(143)

@@ -56,7 +56,7 @@ def _make_parser(name: str, program: str) -> CommandParser:
         "--wandb_mode",
         type=WandbMode,
         default="disabled",
-        help="What W&B does: by default nothing, as the files have all that it would show. WANDB_MODE, if set, overrides"
+        help="What W&B does: by default nothing, as files have it all. WANDB_MODE, if set, overrides"
         " `offline` and `online`.",
     )
     parser.add_argument(

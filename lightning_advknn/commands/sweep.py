@@ -1,7 +1,8 @@
 """Trials of a W&B sweep offline: ``lightning-advknn sweep digits/sweep --trials 2``.
 
-W&B draws trials on its server, even for its local controller. This command draws them here from the same file and runs the
-file's own command with each. It leaves offline runs in one group, which `wandb sync` sends like any others.
+W&B draws trials on its server, even for its local controller. This command draws them here from the same
+file and runs the file's own command with each. It leaves offline runs in one group, which `wandb sync`
+sends like any others.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class AttackStages:
         return images, adversarial
 
     def attack(self, method: str, attack: str, start: int) -> list[Stage]:
-        """An attack on a shard's test images: ``adversarial`` float32, columns of `Iterates` and, on a victim, ``queries``."""
+        """An attack on a shard: ``adversarial`` float32, columns of `Iterates` and, on a victim, ``queries``."""
         key, shard = self.key(method, attack), self.shards.positions(start)
         on_victim = method in VICTIMS
         batch = GPU_BATCH if self.device.type == "cuda" else CPU_BATCH

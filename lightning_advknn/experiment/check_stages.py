@@ -105,7 +105,7 @@ class CheckStages:
         }
 
     def gradients(self, method: str) -> Stage:
-        """Gradients at clean images of what attacks on a method differentiate: ``positions``, ``zero``, ``infinite``."""
+        """A method's gradients at clean images, as `rechecks.gradients`, and the images' ``positions``."""
         positions, labels = rechecks.looked_at(len(self.shards)), self.networks.experiment.label_source
         weights, key = weights_digest(self.networks.logits_fn(method)), self.judges.key
         known = [method, weights, labels, *([key] if labels == "knn" else []), arithmetic(self.device)]

@@ -21,7 +21,7 @@ _LIMITS = (
 
 
 def find_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this name; ``auto`` is the GPU if there is one. Each of several ranks on a machine gets its own GPU.
+    """The device of this name; ``auto`` is the GPU if there is one. Ranks on one machine get a GPU each.
 
     Raises:
         ValueError: If torch cannot use it here, or not in float64.
@@ -43,7 +43,7 @@ def find_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def arithmetic(device: torch.device) -> dict[str, Any]:
-    """What decides how a network's float32 numbers are rounded here, as plain values: part of the keys of all that attacks and victims give.
+    """What decides how float32 numbers are rounded here, as plain values, for keys of attacks and verdicts.
 
     Not the number of threads, nor versions of libraries: those do not go with the machine alone.
     """

@@ -89,7 +89,7 @@ class _Filler:
     def _take(
         self, names: Sequence[str], stages: Mapping[str, Stage], locks: ExitStack
     ) -> tuple[list[str], list[str]]:
-        """Lock some of what is missing and no other run makes; wait if others make all of it, but never with a lock held.
+        """Lock some of what is missing and no other run makes; wait if others make it all, with no lock held.
 
         Two runs that waited for each other's locks, with ranks that wait at a barrier, would wait for ever.
 
@@ -160,7 +160,8 @@ class _Filler:
         if not all(found):
             blind = [rank for rank, sees in enumerate(found) if not sees]
             raise ValueError(
-                f"Expected all ranks to share the files in `cache`, but {folder} of ranks {blind} is another than that of"
+                f"Expected all ranks to share the files in `cache`, but {folder} of ranks {blind} is"
+                " another than that of"
                 " rank 0. Choose a folder on a file system that all machines share."
             )
 
@@ -171,7 +172,8 @@ class _Filler:
         for rank, (numbers, precision) in enumerate(found):
             if [numbers, precision] != found[0]:
                 raise ValueError(
-                    f"Expected all ranks to compute alike, but rank {rank} has {numbers}, fastest in {precision}, and rank 0"
+                    f"Expected all ranks to compute alike, but rank {rank} has {numbers}, fastest in"
+                    f" {precision}, and rank 0"
                     f" has {found[0][0]}, fastest in {found[0][1]}. Give a job machines of one kind."
                 )
 

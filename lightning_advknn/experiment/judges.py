@@ -40,8 +40,8 @@ class Judges:
     def dknn(self) -> DkNN:
         """DkNN on all layers that vote; every rank asks for it at the same time.
 
-        A bank whose rows lie on several ranks (`VictimSettings.shard`) is searched by `Exchange`: a rank that asks nothing
-        must `wait` meanwhile.
+        A bank whose rows lie on several ranks (`VictimSettings.shard`) is searched by `Exchange`: a rank
+        that asks nothing must `wait` meanwhile.
         """
         settings, network = self.settings, self.networks.backbone(self.name)
         several, folder = self.ranks.size > 1, self.cache.folder / "bank"

@@ -1,4 +1,4 @@
-"""The networks of an experiment: the attacked backbone, its surrogates, and backbones that only judge; trained or loaded."""
+"""The networks of an experiment: the attacked backbone, its surrogates, and backbones that only judge."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -149,7 +149,8 @@ class Networks:
                 self.surrogate(name)
         elif given:
             raise ValueError(
-                f"Expected `backbone.checkpoint` beside the checkpoint of {', '.join(given)}: a surrogate belongs to one"
+                f"Expected `backbone.checkpoint` beside the checkpoint of {', '.join(given)}: a surrogate"
+                " belongs to one"
                 " backbone. Give the backbone that it was trained on."
             )
 

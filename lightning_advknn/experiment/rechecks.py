@@ -38,7 +38,7 @@ def changed_in_order(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> 
 
 
 def changed_in_batches(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -> Tensor:
-    """The same for other batches. A tie that rounding decides may move one vote of a layer from one class to another."""
+    """The same for other batches. A tie that rounding decides may move one vote of a layer to another class."""
     classes, found = (answer.cpu() for answer in _ask_in_other_batches(dknn, images))
     return ((found - votes).abs().sum(2) > 2).any(1) | (classes != dnn)
 

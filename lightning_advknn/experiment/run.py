@@ -173,7 +173,7 @@ class ExperimentRun:
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
     def asked_again(self, method: str, attack: str | None) -> dict[str, Tensor]:
-        """Which of some images got other votes when asked about again: ``again`` in order, ``apart`` in other batches."""
+        """Which images got other votes when asked again: ``again`` in order, ``apart`` in other batches."""
         return self._read(self.stages.checks.asked_again(method, attack))
 
     def gradients(self, method: str) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ class ExperimentRun:
         return self.stages.verdicts.calibration_votes(self.judges[network or ORIGIN])
 
     def imitated(self, method: str) -> str | None:
-        """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN; None of what is no surrogate."""
+        """The victim that a surrogate imitates: the kNN on its layer if that votes, else DkNN; None for others."""
         if not imitates(method):
             return None
         target = self.networks.logits_fn(method)

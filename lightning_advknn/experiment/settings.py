@@ -25,7 +25,8 @@ class Trained:
     Args:
         config: A train.py configuration.
         overrides: Arguments of the module that differ from the configuration's.
-        checkpoint: Load this instead of training: a checkpoint of train.py, or for a backbone also a state dict of its network.
+        checkpoint: Load this instead of training: a checkpoint of train.py, or for a backbone also a state
+            dict of its network.
     """
 
     config: ConfigFile
@@ -42,15 +43,16 @@ class VictimSettings:
         layers: Layers that vote in DkNN; None for the backbone configuration's.
         k: Neighbours that vote.
         metric: Their distance.
-        backend: What scans the bank. No vote depends on it, unless it is approximate: ``ivf`` or ``hnsw``. Then results say how
-            many of the true neighbours it finds.
+        backend: What scans the bank. No vote depends on it, unless it is approximate: ``ivf`` or ``hnsw``.
+            Then results say how many of the true neighbours it finds.
         convention: How credibility counts ties.
-        memory_gib: Memory for banks and searches, in GiB, of the device; banks beyond it are read from disk. None for as
-            much as it takes. No vote depends on it.
+        memory_gib: Memory for banks and searches, in GiB, of the device; banks beyond it are read from
+            disk. None for as much as it takes. No vote depends on it.
         index: Settings of an approximate backend that differ from its defaults: ``nlist`` and ``nprobe``, or ``M`` and
             ``efSearch``.
-        shard: Of several ranks, each has only some of a bank's rows, and all search for all: for banks that do not fit one.
-            No vote depends on it. Attacks on the victims themselves read whole banks and cannot run so.
+        shard: Of several ranks, each has only some of a bank's rows, and all search for all: for banks
+            that do not fit one. No vote depends on it. Attacks on the victims themselves read whole banks
+            and cannot run so.
     """
 
     layer: str = "relu3"
@@ -69,7 +71,7 @@ class VictimSettings:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Another network that judges the stored adversarials, with a kNN and a DkNN of its own on the same training images.
+    """Another network, with a kNN and a DkNN on the same training images, that judges stored adversarials.
 
     Args:
         backbone: The network; DkNN votes with its configuration's layers.

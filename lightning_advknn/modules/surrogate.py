@@ -47,8 +47,8 @@ class _Targets(NamedTuple):
 class SurrogateModule(LightningModule):
     """DkNNB on one layer of a frozen backbone, trained to imitate the kNN on that layer.
 
-    Features and votes do not change over epochs, so both are computed once, before the first; of several ranks, each computes its
-    part of both, and all get all. Logs ``train/loss`` and, for val and
+    Features and votes do not change over epochs, so both are computed once, before the first; of several
+    ranks, each computes its part of both, and all get all. Logs ``train/loss`` and, for val and
     test, ``loss``, ``kl`` (Eq. 15), ``agreement`` with the kNN's prediction and ``acc`` on true labels.
 
     Args:
@@ -59,8 +59,8 @@ class SurrogateModule(LightningModule):
         num_classes: C.
         k: Neighbours that vote.
         metric: The kNN's distance.
-        backend: What scans the bank. Of an approximate one, ``recall`` is logged too: the share of true neighbours that it
-            finds of the split's first images.
+        backend: What scans the bank. Of an approximate one, ``recall`` is logged too: the share of true
+            neighbours that it finds of the split's first images.
         cls_weight: lambda of Eq. (16); .3 in the paper.
         cl_weight: Weight of L_CL; 0 gives the paper's ablation with L_CLS alone.
         learning_rate: Of Adam.
