@@ -4,14 +4,14 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_advknn.storage import check_writable, load_tensors, locked, save_tensors
+from lightning_advknn.storage import check_writable, load_tensors, locked, read_json, save_tensors, write_json
 
 T = TypeVar("T")
 
@@ -109,6 +109,21 @@ class StageCache:
         result = make()
         self.note(name, label, time.perf_counter() - started)
         return result
+
+    def built(self, name: str, label: str, make: Callable[[], T]) -> T:
+        """As `measured`; the wall time is kept for runs that need not make it (`note_built`)."""
+        result = self.measured(name, label, make)
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            write_json(path, {"seconds": self._seconds[name][1]})
+        return result
+
+    def note_built(self, name: str, label: str) -> None:
+        """Note the wall time of what an earlier run has built, unless this one has."""
+        path = self.folder / f"{name}.json"
+        if name not in self._seconds:
+            with suppress(OSError, ValueError):  # of a missing or damaged file, no time is known
+                self.note(name, label, read_json(path)["seconds"])
 
     def note(self, name: str, label: str, seconds: float) -> None:
         """Count the wall time of something that was made, now or earlier, towards a label."""

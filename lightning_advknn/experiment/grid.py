@@ -88,7 +88,7 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
         only: Patterns (``*``, ``?``) of names, or beginnings of them such as ``mnist/tables``; none for all.
 
     Raises:
-        ValueError: If a part cannot be read, or a pattern matches nothing.
+        ValueError: If a part cannot be read or has no experiments, or a pattern matches nothing.
     """
     found = [
         _make_cell(grid, data, name, part, varied, seed)
@@ -97,6 +97,18 @@ def cells(grid: Grid, only: Sequence[str] = ()) -> list[Cell]:
         for varied in combinations(part.vary)
         for seed in part.seeds
     ]
+    empty = [data for data, parts in grid.parts.items() if not parts] or ([] if found else ["`parts`"])
+    empty += [
+        f"{data}/{name}"
+        for data, parts in grid.parts.items()
+        for name in parts
+        if (data, name) not in {(cell.data, cell.part) for cell in found}
+    ]
+    if empty:
+        raise ValueError(
+            f"Expected experiments in every part of the grid, but {', '.join(empty)} has none. Give it a part"
+            " with seeds and values to vary, or leave it out."
+        )
     names = [cell.name for cell in found]
     if len(set(names)) < len(names):
         double = sorted({name for name in names if names.count(name) > 1})

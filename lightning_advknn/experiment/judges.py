@@ -53,12 +53,21 @@ class Judges:
             return build_sharded_banks(*about, exchange) if exchange else build_banks(*about, several)
 
         self.ranks.open(f"the bank of {self.name}")
-        banks = self.cache.measured(f"bank/{self.name}", self.label("build bank"), make)
+        banks = self.cache.built(*self._bank, make)
         if exchange:
             self._exchange = exchange
         else:
             self.ranks.close()
         return DkNN.on_banks(network, banks, settings.k, settings.convention).to(self.device)
+
+    @property
+    def _bank(self) -> tuple[str, str]:
+        """What its bank is called in the cache, and in the list of wall times."""
+        return f"bank/{self.key}", self.label("build bank")
+
+    def note_bank(self) -> None:
+        """Note the wall time of the bank, if only an earlier run has built it."""
+        self.cache.note_built(*self._bank)
 
     def prepare(self) -> None:
         """Build the bank, on all ranks at the same time."""

@@ -80,6 +80,8 @@ class ExperimentRun:
             ValueError: If the ranks do not share the cache or do not compute alike, or a stage fails.
         """
         fill(self.stages, self.ranks, self.cache.folder, bounds)
+        for judges in self.judges.values():
+            judges.note_bank()
         return self.ranks.rank == 0
 
     @property

@@ -20,7 +20,9 @@ from reliability.concurrent_runs import events
 
 STAGE = "query origin/fgsm"  # a stage that makes the attack too
 JUDGED = ["adversarial", "asked_again", "neighbours", "observations"]  # what follows an attack
-NUMBERS = sorted([*JUDGED, "calibration", "gradients", "predictions"])  # what depends on a machine's rounding
+NUMBERS = sorted(
+    [*JUDGED, "bank", "calibration", "gradients", "predictions"]
+)  # what depends on a machine's rounding
 
 _Circumstances = contextlib.AbstractContextManager[object]
 

@@ -257,10 +257,14 @@ def test_the_summary_distributes_credibility_as_the_rows_do(done: Path) -> None:
 
 def test_a_second_run_redoes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "fit", no_training)
+    summary = copy.parent / "out" / "summary.json"
     before, kept = numbers(copy.parent / "out"), times(copy.parent / "cache")
+    seconds = json.loads(summary.read_text())["seconds"]
     assert evaluate(copy) == 0
     assert times(copy.parent / "cache") == kept
     assert numbers(copy.parent / "out") == before
+    assert json.loads(summary.read_text())["seconds"] == seconds
+    assert {"train origin", "build bank", "query clean"} <= seconds.keys()
 
 
 JUDGED = {"asked_again", "neighbours", "observations"}  # what follows an attack
@@ -278,7 +282,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
     assert redone("faiss", "--victim.backend=faiss") == set()
     # Votes are by layer; what is trained, and what its gradient makes for the kNN's label, is not.
     assert redone("own", "--victim.layers=[relu1,relu2,relu3,logits]") == set()
-    assert redone("two", "--victim.layers=[normalize,relu3]") == {"calibration", "gradients"} | JUDGED
+    assert redone("two", "--victim.layers=[normalize,relu3]") == {"bank", "calibration", "gradients"} | JUDGED
     summary = json.loads((copy.parent / "two" / "summary.json").read_text())
     assert summary["settings"]["victim"]["layers"] == ["normalize", "relu3"]
     for method in ("origin", "dknnb"):
@@ -300,7 +304,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(copy: Path) -> None:
     assert {row["precision"] for row in rows["bim"]} == {"winograd"}
     assert {row["precision"] for row in rows["fgsm"]} == {"float32"}
     # The surrogates imitate the victim's kNN, so another k trains others; the backbone stays.
-    stages = {"adversarial", "calibration", "gradients", "predictions", "surrogate", "votes"}
+    stages = {"adversarial", "bank", "calibration", "gradients", "predictions", "surrogate", "votes"}
     assert redone("k5", "--victim.k=5") == stages | JUDGED
     summary = json.loads((copy.parent / "k5" / "summary.json").read_text())
     trainings = summary["settings"]["trainings"]
@@ -328,7 +332,7 @@ def test_approximate_neighbours_are_named_with_every_number(
     # What exact neighbours gave is neither used nor changed.
     assert kept.items() <= times(folder / "cache").items()
     new = {name.split("/")[0] for name in set(times(folder / "cache")) - set(kept)}
-    assert new == {"adversarial", "calibration", "gradients", "predictions", "recall"} | JUDGED
+    assert new == {"adversarial", "bank", "calibration", "gradients", "predictions", "recall"} | JUDGED
     # All lists are looked into, so numbers are those of exact neighbours, with a note on each.
     note = "Approximate neighbours (ivf, nlist 10, nprobe 10): recall@10 on 100 validation images is " + (
         ", ".join(f"{layer} 1.0000" for layer in layers) + "."

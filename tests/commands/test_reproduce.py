@@ -17,7 +17,7 @@ import attack
 from lightning_advknn.commands.options import parse
 from lightning_advknn.commands.reproduce import plan
 from lightning_advknn.experiment import shards
-from lightning_advknn.experiment.grid import Grid
+from lightning_advknn.experiment.grid import Grid, cells
 from tests.commands.test_evaluate import read, write_config
 from tests.wandb_runs import offline_wandb, read_runs
 
@@ -250,6 +250,11 @@ def test_missing_data_are_said_and_the_rest_goes_on(
         ({"tables": {"config": "digits/attack.yaml", "vary": {"victim.kk": [5]}}}, "victim.kk"),
         ({"tables": {"config": "digits/attack.yaml", "vary": {"victim.k": [5000]}}}, "victim.k"),
         ({"tables": {"config": "digits/attack.yaml", "seeds": [0, 0]}}, "double"),
+        ({"tables": {"config": "digits/attack.yaml", "seeds": []}}, "digits/tables has none"),
+        (
+            {"tables": {"config": "digits/attack.yaml", "vary": {"victim.k": []}}},
+            "digits/tables has none",
+        ),
         ({"tables": {"config": "digits/attack.yaml", "options": {"images": 0}}}, "images"),
         (
             {"tables": {"config": "digits/attack.yaml"}, "layers": {"config": "digits/backbone.yaml"}},
@@ -268,6 +273,14 @@ def test_bad_grids_are_refused_before_anything_runs(
     assert code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"), [({}, "`parts` has none"), ({"digits": {}}, "digits has none")]
+)
+def test_a_grid_of_nothing_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cells(Grid(parts))
 
 
 def test_patterns_that_match_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
