@@ -17,6 +17,9 @@ Convention = Literal["ge", "strict", "trim_zeros"]
 Norm = Literal["l2", "linf"]
 """Size of a perturbation: its Euclidean length, or the largest change of a pixel; pixels are in [0, 1]."""
 
+VICTIMS = ("knn", "dknn")
+"""What an experiment attacks and asks: the kNN on one layer, and the DkNN on all."""
+
 LabelSource = Literal["true", "knn"]
 """Label that an attack ascends: the ground truth, or the kNN's prediction on its layer (as in the authors' code)."""
 

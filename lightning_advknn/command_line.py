@@ -1,5 +1,6 @@
 """What all command lines share: configurations and suggestions by name, how a process was called."""
 
+import json
 import re
 import shlex
 import sys
@@ -81,3 +82,8 @@ def _names(parser: ArgumentParser) -> Iterator[str]:
 
 def _subcommands(parser: ArgumentParser) -> Mapping[str, ArgumentParser]:
     return next((each.choices for each in parser._actions if isinstance(each.choices, Mapping)), {})
+
+
+def option_text(value: Any) -> str:
+    """A value as it is written in an option: text as it is, else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_advknn.choices import GradientPrecision, Norm, did_you_mean
+from lightning_advknn.choices import VICTIMS, GradientPrecision, Norm, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 else:
     Plain = bool | int | float | str | list | dict | None
 """A plain value of YAML. With `Any`, jsonargparse would call whatever the `class_path` of a value names."""
-
-_VICTIMS = ("knn", "dknn")
 
 
 @dataclass(frozen=True)
@@ -168,17 +166,16 @@ class AttackSettings:
         """Whether it is declared as an attack on victims, and attacks them if `targets` is None."""
         return self._declaration is not None and self._declaration.on == "victim"
 
-    def targets_among(self, methods: Sequence[str], victims: Sequence[str]) -> Sequence[str]:
+    def targets_among(self, methods: Sequence[str]) -> Sequence[str]:
         """Find what it attacks.
 
         Args:
             methods: Names of the logits functions: ``origin`` and surrogates.
-            victims: Names of the victims: ``knn`` and ``dknn``.
 
         Raises:
             ValueError: If `targets` or `through` names something else.
         """
-        known = victims if self.on_victim else (*methods, *victims)
+        known = VICTIMS if self.on_victim else (*methods, *VICTIMS)
         for given, there in ((self.targets or (), known), (filter(None, [self.through]), methods)):
             for name in given:
                 if name not in there:
@@ -193,12 +190,12 @@ class AttackSettings:
             )
         if self.targets is not None:
             return self.targets
-        return victims if self.on_victim else methods
+        return VICTIMS if self.on_victim else methods
 
     @property
     def _victims(self) -> list[str]:
         """Victims among `targets`."""
-        return [name for name in self.targets or () if name in _VICTIMS]
+        return [name for name in self.targets or () if name in VICTIMS]
 
     @property
     def _only_victims(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.attacks.parts.arguments import Attack
+from lightning_advknn.choices import VICTIMS
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import CPU_BATCH, GPU_BATCH, perturb
 from lightning_advknn.experiment.cache import StageCache
@@ -15,7 +16,7 @@ from lightning_advknn.experiment.device import arithmetic
 from lightning_advknn.experiment.iterates import Iterates
 from lightning_advknn.experiment.judges import Judges
 from lightning_advknn.experiment.networks import Networks
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
+from lightning_advknn.experiment.settings import ORIGIN
 from lightning_advknn.experiment.shards import Shards
 from lightning_advknn.experiment.stage import Stage
 from lightning_advknn.models import JointSurrogate, Surrogate

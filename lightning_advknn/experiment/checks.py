@@ -2,8 +2,9 @@
 
 import torch
 
+from lightning_advknn.choices import VICTIMS
 from lightning_advknn.experiment.networks import Networks
-from lightning_advknn.experiment.settings import VICTIMS, Experiment, check_experiment_names
+from lightning_advknn.experiment.settings import Experiment, check_experiment_names
 from lightning_advknn.modules.checks import check_data
 from lightning_advknn.search import check_backend
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings
@@ -31,7 +32,7 @@ def _check_shards(networks: Networks) -> None:
             " over several ranks. Leave `backend` out, or switch `shard` off."
         )
     for name, settings in attacks.items():
-        if victim.shard and set(settings.targets_among(networks.methods, VICTIMS)) & set(VICTIMS):
+        if victim.shard and set(settings.targets_among(networks.methods)) & set(VICTIMS):
             raise ValueError(
                 f"Expected attacks on logits with `victim.shard`, but {name} is on a victim and reads its"
                 " whole bank. Switch"

@@ -1,6 +1,5 @@
 """The experiments behind a paper's tables and figures, as data."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
-from lightning_advknn.command_line import program
+from lightning_advknn.command_line import option_text, program
 from lightning_advknn.configurations import ConfigFile, name_of
 from lightning_advknn.experiment.settings import Experiment, combinations, experiment_parser, read_experiment
 
@@ -136,12 +135,12 @@ def _make_cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str
     }
     defaults = experiment_parser().get_defaults()
     shown = {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
-    arguments = [f"--{key}={_text(value)}" for key, value in options.items()]
+    arguments = [f"--{key}={option_text(value)}" for key, value in options.items()]
     try:
         experiment = read_experiment(arguments)
     except ArgumentError as error:
         raise ValueError(f"Expected {place} to be an experiment, but: {error}") from error
-    command = [f"--{key}={_text(value)}" for key, value in shown.items()]
+    command = [f"--{key}={option_text(value)}" for key, value in shown.items()]
     return Cell(
         data,
         name,
@@ -153,12 +152,8 @@ def _make_cell(grid: Grid, data: str, name: str, part: Part, varied: Mapping[str
 
 
 def _variation(varied: Mapping[str, Any]) -> str:
-    return ",".join(f"{name.rpartition('.')[2]}={_text(value)}" for name, value in varied.items())
+    return ",".join(f"{name.rpartition('.')[2]}={option_text(value)}" for name, value in varied.items())
 
 
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch(name, pattern) or fnmatch(name, f"{pattern.rstrip('/')}/*")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

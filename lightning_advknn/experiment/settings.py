@@ -7,12 +7,11 @@ from itertools import product
 from typing import Any, TypeVar
 
 from lightning_advknn.attacks.settings import AttackSettings, Plain
-from lightning_advknn.choices import Backend, Convention, LabelSource, Metric, whole
+from lightning_advknn.choices import VICTIMS, Backend, Convention, LabelSource, Metric, whole
 from lightning_advknn.command_line import CommandParser
 from lightning_advknn.configurations import SHIPPED, ConfigFile
 
 ORIGIN = "origin"  # the paper's name for attacking the backbone itself
-VICTIMS = ("knn", "dknn")
 ROUNDING = 1e-6  # by which float32 may leave a ball
 
 T = TypeVar("T")

@@ -7,13 +7,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from lightning_advknn.choices import VICTIMS
 from lightning_advknn.experiment import rechecks
 from lightning_advknn.experiment.attack_stages import AttackStages
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.check_stages import CheckStages
 from lightning_advknn.experiment.judges import Judges
 from lightning_advknn.experiment.networks import Networks
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS
+from lightning_advknn.experiment.settings import ORIGIN
 from lightning_advknn.experiment.shards import Shards
 from lightning_advknn.experiment.stage import Stage
 from lightning_advknn.experiment.verdict_stages import VerdictStages
@@ -94,9 +95,7 @@ class Stages:
         """
         methods = self.networks.methods
         targets: dict[str | None, Sequence[str]] = {None: methods}
-        targets |= {
-            name: attack.targets_among(methods, VICTIMS) for name, attack in self.experiment.attacks.items()
-        }
+        targets |= {name: attack.targets_among(methods) for name, attack in self.experiment.attacks.items()}
         return [
             (method, name) for method in (*methods, *VICTIMS) for name in targets if method in targets[name]
         ]

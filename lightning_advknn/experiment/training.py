@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_advknn.callbacks import AttackEvaluation
+from lightning_advknn.command_line import option_text
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import provenance
 from lightning_advknn.experiment.settings import Trained
@@ -62,7 +63,7 @@ def instantiate(
         "config": trained.config.absolute,
         "seed_everything": seed,
         **({} if root is None else {"data.init_args.root": root}),
-        **{f"model.init_args.{name}": _argument(value) for name, value in trained.overrides.items()},
+        **{f"model.init_args.{name}": option_text(value) for name, value in trained.overrides.items()},
         "trainer.logger": "false",
         "trainer.enable_progress_bar": json.dumps(sys.stderr.isatty()),
         "trainer.enable_model_summary": "false",
@@ -242,10 +243,6 @@ def _last_epoch(unfinished: Path) -> Path | None:
         if other.name not in known:
             other.unlink()
     return path if known else None
-
-
-def _argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _picker(cli: AdvKNNCLI, trained: Trained) -> ModelCheckpoint:

@@ -60,9 +60,9 @@ def test_what_it_is_run_on(settings, expected):
     settings = AttackSettings(**settings)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            settings.targets_among(METHODS, VICTIMS)
+            settings.targets_among(METHODS)
     else:
-        assert settings.targets_among(METHODS, VICTIMS) == expected
+        assert settings.targets_among(METHODS) == expected
 
 
 def test_what_it_is_on_by_default():

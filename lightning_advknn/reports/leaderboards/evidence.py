@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_advknn import functional
+from lightning_advknn.choices import VICTIMS
 from lightning_advknn.evaluation import Judged, Rows, judge_rows
-from lightning_advknn.experiment.settings import ORIGIN, VICTIMS, Experiment
+from lightning_advknn.experiment.settings import ORIGIN, Experiment
 from lightning_advknn.reports.leaderboards.attack_runs import AttackRun, attack_run, clean_run
 from lightning_advknn.reports.leaderboards.checks import Check, run_checks
 from lightning_advknn.reports.leaderboards.failures import (
