@@ -169,7 +169,7 @@ def test_every_image_counts_once(job: Job) -> None:
         # Nothing is left of the parts that files were made in.
         cache = folder / f"cache-{name}"
         left = [path for path in cache.rglob("*") if path.is_file() and path.parent.parent.parent != cache]
-        assert {path.parent.name for path in left} == {"backbone", "surrogate", "calibration"}
+        assert {path.parent.name for path in left} == {"backbone", "bank", "surrogate", "calibration"}
 
 
 def brute_force(
