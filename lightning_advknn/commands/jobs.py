@@ -5,12 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    nullcontext,
-    redirect_stderr,
-)
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr
 from typing import Any, TextIO
 
 from lightning_advknn.commands.evaluate import evaluate, prepare
@@ -91,8 +86,7 @@ def _when_terminated(program: str) -> Callable[[int, object], None]:
     def leave(signum: int, frame: object) -> None:
         sys.stderr.write(
             f"{program}: terminated, as launchers do with all processes when one has died; what is"
-            " finished is kept: the"
-            " same command goes on from here\n"
+            " finished is kept: the same command goes on from here\n"
         )
         sys.exit(143)
 

@@ -28,15 +28,13 @@ def _check_shards(networks: Networks) -> None:
     if victim.shard and victim.backend in APPROXIMATE:
         raise ValueError(
             f"Expected an exact `victim.backend` with `victim.shard`, but got {victim.backend!r}, whose"
-            " recall is not measured"
-            " over several ranks. Leave `backend` out, or switch `shard` off."
+            " recall is not measured over several ranks. Leave `backend` out, or switch `shard` off."
         )
     for name, settings in attacks.items():
         if victim.shard and set(settings.targets_among(networks.methods)) & set(VICTIMS):
             raise ValueError(
                 f"Expected attacks on logits with `victim.shard`, but {name} is on a victim and reads its"
-                " whole bank. Switch"
-                " `shard` off, and lower `memory_gib` if the bank does not fit."
+                " whole bank. Switch `shard` off, and lower `memory_gib` if the bank does not fit."
             )
 
 
@@ -58,8 +56,7 @@ def check_data_fits(networks: Networks) -> None:
         if cli.datamodule.fingerprint != data.fingerprint:
             raise ValueError(
                 f"Expected {name} to be configured with the backbone's data and splits, but its"
-                f" {cli.datamodule.name} differs."
-                " Give both configurations the same `data`."
+                f" {cli.datamodule.name} differs. Give both configurations the same `data`."
             )
         check_data(data, cli.model.image_shape, cli.model.num_classes)
     for name, parts in experiment.joint.items():

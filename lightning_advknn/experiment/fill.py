@@ -161,8 +161,7 @@ class _Filler:
             blind = [rank for rank, sees in enumerate(found) if not sees]
             raise ValueError(
                 f"Expected all ranks to share the files in `cache`, but {folder} of ranks {blind} is"
-                " another than that of"
-                " rank 0. Choose a folder on a file system that all machines share."
+                " another than that of rank 0. Choose a folder on a file system that all machines share."
             )
 
     def _check_alike(self) -> None:

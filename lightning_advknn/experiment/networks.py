@@ -150,8 +150,7 @@ class Networks:
         elif given:
             raise ValueError(
                 f"Expected `backbone.checkpoint` beside the checkpoint of {', '.join(given)}: a surrogate"
-                " belongs to one"
-                " backbone. Give the backbone that it was trained on."
+                " belongs to one backbone. Give the backbone that it was trained on."
             )
 
     def check_functions(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_advknn import __version__
+from lightning_advknn.choices import VICTIMS
 from lightning_advknn.data.splits import ImageSplit
 from lightning_advknn.evaluation import Rows, concatenate, make_rows
 from lightning_advknn.experiment.cache import StageCache
@@ -239,5 +240,5 @@ class ExperimentRun:
         """The exact backend, if one is named and an attack on a victim depends on it."""
         backend = self.experiment.victim.backend
         named = backend not in ("auto", *APPROXIMATE)
-        on_victims = any(attack.on_victim for attack in self.experiment.attacks.values())
+        on_victims = any(method in VICTIMS for method, _ in self.attacks)
         return {"backend": backend} if named and on_victims else {}
