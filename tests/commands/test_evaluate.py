@@ -630,8 +630,9 @@ def test_transfer_redoes_nothing_of_the_attacked_network(done: Path, transferred
     kept, now = times(done / "cache"), times(transferred / "cache")
     assert kept.items() <= now.items()
     new = [name.split("/")[0] for name in set(now) - set(kept)]
-    # LeNet5's checkpoint and its settings, its calibration, and three shards of five sets of images.
-    assert sorted(new) == ["backbone"] * 2 + ["calibration"] + ["observations"] * 3 * 5
+    # LeNet5's checkpoint and its settings, the time of its bank, its calibration, and three shards
+    # of five sets of images.
+    assert sorted(new) == (["backbone"] * 2 + ["bank", "calibration"] + ["observations"] * 3 * 5)
     summary = json.loads((transferred / "transfer" / "summary.json").read_text())
     assert summary["settings"]["transfer"] == {"lenet5": {"layer": "relu2"}}
     assert {"train lenet5", "build bank of lenet5", "query dknnb_cl/bim of lenet5"} <= summary[
