@@ -23,12 +23,14 @@ VICTIMS = ("knn", "dknn")
 LabelSource = Literal["true", "knn"]
 """Label that an attack ascends: the ground truth, or the kNN's prediction on its layer (as in the authors' code)."""
 
-GradientPrecision = Literal["float32", "winograd", "bfloat16"]
+GradientPrecision = Literal["float32", "winograd", "bfloat16", "tf32"]
 """How an attack computes gradients.
 
 ``float32`` computes what the network itself does. ``winograd`` is also float32, but computes convolutions of
 small maps with fewer multiplications, at an error of about 5e-5 of a gradient: the choice for CPUs without
 bfloat16 units. ``bfloat16`` is autocast, at an error of about 5e-2: the choice for devices with such units.
+``tf32`` rounds the factors of products to 10 bits, at an error of about 1e-3: a choice for GPUs. ``winograd``
+off the CPU and ``tf32`` off such GPUs are ``float32``, and a line on stderr says so.
 """
 
 ScanPrecision = Literal["float32", "bfloat16", "int8"]

@@ -220,6 +220,7 @@ class DkNN(Frozen):
         return {layer: bank.search(features[layer], k) for layer, bank in self.banks.items()}
 
     @torch.no_grad()
+    @float32_arithmetic()
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Compute features in batches, float32 ``(B, D)`` by layer, of images on the victim's device."""
         parts = [self.network.features(part) for part in torch.split(images, _BATCH)]

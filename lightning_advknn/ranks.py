@@ -126,22 +126,40 @@ class Ranks:
             if not self.rank:
                 self.barrier(what)
 
-    def open(self, what: str) -> None:
-        """Create the default process group of all ranks: gloo, and NCCL on GPUs, with the same timeout.
+    def open(self, what: str, device: torch.device) -> None:
+        """Create the default process group of all ranks, with the same timeout: NCCL on GPUs, else gloo.
 
-        Close it as soon as possible: while it exists, torchmetrics sums over all ranks, even if only one
+        NCCL refuses ranks that share a GPU, so these use gloo, which copies tensors of GPUs by itself. Close
+        the group as soon as possible: while it exists, torchmetrics sums over all ranks, even if only one
         computes.
+
+        Args:
+            what: Description of its use; the same on all ranks.
+            device: What this rank computes on.
+
+        Raises:
+            LostRankError: If a rank has died.
+            ValueError: If NCCL cannot connect the GPUs.
         """
         if self._store is None:
             return
-        self.barrier(what)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=PrefixStore(f"group/{self._met}", self._store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=self.timeout),
-        )
+        gpus = self.gather(what, _gpu(device))
+        apart = None not in gpus and len(set(gpus)) == len(gpus)
+        try:
+            with _noticing_dead_ranks():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if apart else "gloo",
+                    store=PrefixStore(f"group/{self._met}", self._store),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(seconds=self.timeout),
+                    device_id=device if apart else None,  # connect now, so that errors show here
+                )
+        except dist.DistBackendError as error:
+            raise ValueError(
+                f"Expected NCCL to connect the GPUs of {self.size} ranks, but: {error} NCCL_DEBUG=INFO shows"
+                " why; one process on one GPU needs no NCCL."
+            ) from error
         self.barrier(f"{what}: connected")  # no rank may disconnect before
 
     def close(self) -> None:
@@ -152,9 +170,9 @@ class Ranks:
         dist.destroy_process_group()
 
     @contextmanager
-    def group(self, what: str) -> Iterator[None]:
+    def group(self, what: str, device: torch.device) -> Iterator[None]:
         """Call `open` and, unless there is an error, `close`."""
-        self.open(what)
+        self.open(what, device)
         yield
         self.close()
 
@@ -233,6 +251,27 @@ def join(timeout: float = 300.0) -> Ranks:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     named = PrefixStore(f"lightning_advknn/{attempt}/{next(_joined)}", store)
     return Ranks(rank, size, launcher.local_rank(), named, timeout)
+
+
+def _gpu(device: torch.device) -> str | None:
+    """What tells a GPU from all others, on whatever machine; None for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+@contextmanager
+def _noticing_dead_ranks() -> Iterator[None]:
+    """Have a group made here raise after its timeout if a rank has died, as gloo does.
+
+    By default NCCL kills the process instead. It reads this when the group is made.
+    """
+    name = "TORCH_NCCL_BLOCKING_WAIT"
+    given = name in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
 
 
 def is_lost(error: RuntimeError) -> bool:

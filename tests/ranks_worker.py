@@ -46,7 +46,7 @@ def search(folder: Path) -> None:
     features, labels, ids = points()
     mine = torch.tensor(SHARDS[ranks.rank])
     found = {}
-    with ranks.group("banks"):
+    with ranks.group("banks", torch.device("cpu")):
         exchange = Exchange(partial(ranks.barrier, "a search"))
         banks = {
             metric: ShardedBank(

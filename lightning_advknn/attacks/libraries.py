@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -145,7 +146,7 @@ class LibraryAttack:
         if not len(images):
             return images.clone()
         # Not in inference mode, and on copies, as in `bim`.
-        with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
+        with torch.inference_mode(False), torch.enable_grad(), seeded(seed), _on(images.device):
             images, labels = images.detach().clone(), labels.clone()
             try:
                 returned = self._made(logits_fn, images[:1], seed, settings).run(images.clone(), labels)
@@ -213,6 +214,11 @@ class LibraryAttack:
                 f"{name} is {given}, but there are {classes} classes; leave it out, and it is {classes}"
             )
         return given
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one: ART and others compute there, wherever images are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _count_classes(logits: _Logits, example: Tensor) -> int:

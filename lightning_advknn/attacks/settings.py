@@ -90,9 +90,9 @@ class AttackSettings:
                 f"Expected `precision` to be one of {get_args(GradientPrecision)}, but got"
                 f" {self.precision!r}."
             )
-        if self.precision == "bfloat16" and self.on_victim:
+        if self.precision in ("bfloat16", "tf32") and self.on_victim:
             raise ValueError(
-                f"Expected another `precision` than 'bfloat16' for {self.function}: a victim decides in"
+                f"Expected another `precision` than {self.precision!r} for {self.function}: a victim decides in"
                 " float32."
             )
         if self.precision != "float32" and self._victims and not self.on_victim:

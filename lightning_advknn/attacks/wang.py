@@ -7,6 +7,7 @@ from lightning_advknn.attacks.parts.arguments import check_arguments
 from lightning_advknn.attacks.parts.declare import attack
 from lightning_advknn.attacks.parts.voronoi import exact_minimum
 from lightning_advknn.classifiers import DkNN
+from lightning_advknn.functional import float32_arithmetic
 
 _SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the way from the edge of a cell to its training image
 _ROUNDING = 1e-5  # relative error of features in float32
@@ -68,6 +69,7 @@ def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def pixel_scale(victim: DkNN, images: Tensor) -> tuple[Tensor, Tensor] | None:
     """Find the scale and shift, float64 ``(D,)``, of a kNN with features ``scale * pixels + shift``.
 

@@ -13,6 +13,7 @@ from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.device import arithmetic
 from lightning_advknn.experiment.networks import Networks
 from lightning_advknn.experiment.settings import ORIGIN
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.ranks import Ranks
 from lightning_advknn.search import Bank, Exchange, describe_index, recall
 from lightning_advknn.search.build import BankSettings, build_banks, build_sharded_banks
@@ -52,7 +53,7 @@ class Judges:
             about = network, self.data.loader("train"), self.data.num_classes, how
             return build_sharded_banks(*about, exchange) if exchange else build_banks(*about, several)
 
-        self.ranks.open(f"the bank of {self.name}")
+        self.ranks.open(f"the bank of {self.name}", self.device)
         banks = self.cache.built(*self._bank, make)
         if exchange:
             self._exchange = exchange
@@ -101,6 +102,7 @@ class Judges:
         self.dknn.calibrate(self.data.loader("calibration"))
         return {"votes": self.dknn.calibration_votes}
 
+    @float32_arithmetic()
     def recall(self) -> dict[str, Tensor]:
         """By layer, the share of true neighbours that an approximate backend finds of validation images, float64."""
         split, banks = self.data.split("val"), self.dknn.banks

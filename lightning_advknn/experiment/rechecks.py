@@ -10,6 +10,7 @@ from lightning_advknn.attacks.parts.arguments import LogitsFn
 from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import observe
+from lightning_advknn.functional import float32_arithmetic
 
 _LOOKED_AT = 100  # images of each run that are asked about again
 PICTURED = 2  # images that are shown with their nearest training images
@@ -44,6 +45,7 @@ def changed_in_batches(dknn: DkNN, images: Tensor, dnn: Tensor, votes: Tensor) -
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def _ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
     """The network's classes int64 ``(n,)`` and DkNN's votes int64 ``(n, L, C)``, as `observe`, but by other batches.
 
@@ -62,6 +64,7 @@ def _ask_in_other_batches(dknn: DkNN, images: Tensor) -> tuple[Tensor, Tensor]:
     return classes[back], votes[back]
 
 
+@float32_arithmetic()
 def gradients(target: LogitsFn, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Whether the cross-entropy of what an attack differentiates has a usable gradient at clean images.
 
@@ -92,6 +95,7 @@ def _gradient(logits_fn: LogitsFn, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def neighbours(dknn: DkNN, images: Tensor) -> dict[str, Tensor]:
     """The `_NEIGHBOURS` nearest training images in each layer.
 

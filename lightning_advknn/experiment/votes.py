@@ -43,7 +43,7 @@ class ImitatedKNN:
         if self._bank is not None:
             return
         module, data = self.module, self.networks.data
-        with self.ranks.group("the bank of a surrogate"):
+        with self.ranks.group("the bank of a surrogate", self.networks.device):
             how = BankSettings(module.metric, module.backend, module.index)
             banks = build_banks(
                 self.network, data.loader("train"), data.num_classes, how, over_ranks=self.ranks.size > 1

@@ -1,6 +1,13 @@
 """The paper's equations, one pure function each, and checks of their arguments; imports torch only."""
 
-from lightning_advknn.functional.arithmetic import autocast_devices, check_defaults, float32_arithmetic
+from lightning_advknn.functional.arithmetic import (
+    autocast_devices,
+    check_defaults,
+    float32_arithmetic,
+    ieee_arithmetic,
+    reproducible_convolutions,
+    tf32_arithmetic,
+)
 from lightning_advknn.functional.credibility import credibility, true_class_votes
 from lightning_advknn.functional.distortion import authors_l2, l2_distortion, linf_distortion
 from lightning_advknn.functional.images import check_images, check_labels
@@ -28,10 +35,13 @@ __all__ = [
     "credibility",
     "dknn_prediction",
     "float32_arithmetic",
+    "ieee_arithmetic",
     "knn_prediction",
     "l2_distortion",
     "linf_distortion",
+    "reproducible_convolutions",
     "surrogate_loss",
+    "tf32_arithmetic",
     "true_class_votes",
     "vote_distribution",
 ]

@@ -1,9 +1,15 @@
-"""Checks of torch's global settings, and float32 arithmetic for victims."""
+"""Checks of torch's global settings, and the float32 arithmetic of victims and attacks."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
+
+_T = TypeVar("_T")
+
+_LOWERED = ("tf32", "bf16")  # precisions below that of IEEE float32
 
 
 def check_defaults() -> None:
@@ -28,20 +34,99 @@ def autocast_devices() -> list[str]:
 
 @contextmanager
 def float32_arithmetic() -> Iterator[None]:
-    """Compute in float32, with autocast off and matrix products in full precision; victims decide this way.
-
-    Also works as a decorator. The precision of cuDNN's convolutions does not change.
-    """
-    cuda, cpu = torch.backends.cuda, torch.backends.mkldnn
-    matmuls = cuda.matmul, cpu.matmul  # type: ignore[attr-defined]  # set when torch is imported
-    lowered = [(each, each.fp32_precision) for each in matmuls if each.fp32_precision in ("tf32", "bf16")]
+    """Compute as victims decide: in `ieee_arithmetic`, with autocast off. Also works as a decorator."""
     with ExitStack() as stack:
         for device in autocast_devices():
             stack.enter_context(torch.autocast(device, enabled=False))
-        try:
-            for matmul, _ in lowered:
-                matmul.fp32_precision = "ieee"
-            yield
-        finally:
-            for matmul, precision in lowered:
-                matmul.fp32_precision = precision
+        stack.enter_context(ieee_arithmetic())
+        yield
+
+
+@contextmanager
+def ieee_arithmetic() -> Iterator[None]:
+    """Multiply float32 numbers in full precision, on every device, and in `reproducible_convolutions`.
+
+    Torch's default is TF32 for the convolutions of a GPU: features would be off by 1e-3, by another 1e-3 in
+    each batch.
+    """
+    with ExitStack() as stack:
+        if _lowered():
+            stack.enter_context(_multiplying("ieee", _lowered))
+        stack.enter_context(reproducible_convolutions())
+        yield
+
+
+@contextmanager
+def tf32_arithmetic() -> Iterator[None]:
+    """Multiply float32 numbers in TF32 where a GPU can; a CPU computes as before."""
+    with _multiplying("tf32", lambda: _switches()[:3]):
+        yield
+
+
+@contextmanager
+def reproducible_convolutions() -> Iterator[None]:
+    """Have cuDNN choose its algorithms without timing them, among those that round alike each time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _switches() -> Sequence[Any]:
+    """Torch's switches of float32 products: those of GPUs, then those of CPUs."""
+    backends: Any = torch.backends  # whose attributes are set where type checkers do not see them
+    cuda, cudnn, cpu = backends.cuda, backends.cudnn, backends.mkldnn
+    return cuda.matmul, cudnn.conv, cudnn.rnn, cpu.matmul, cpu.conv, cpu.rnn
+
+
+def _lowered() -> Sequence[Any]:
+    return [switch for switch in _switches() if switch.fp32_precision in _LOWERED]
+
+
+@contextmanager
+def _multiplying(precision: str, switches: Callable[[], Sequence[Any]]) -> Iterator[None]:
+    """Set switches to a precision, ``ieee`` or ``tf32``, and restore all on exit.
+
+    Torch has older switches for the same, and refuses to read one that says something else than the newer
+    ones. So they are set too, and first, for networks and libraries that read them.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [(switch, switch.fp32_precision) for switch in _switches()]
+    word, allowed = _readable(torch.get_float32_matmul_precision), _readable(lambda: cudnn.allow_tf32)
+    try:
+        with _without_advice():
+            matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+        for switch in switches():
+            switch.fp32_precision = precision
+        yield
+    finally:
+        with _without_advice():
+            if word is not None:
+                torch.set_float32_matmul_precision(word)
+            if allowed is not None:
+                cudnn.allow_tf32 = allowed
+        for switch, was in before:
+            if switch.fp32_precision != was:
+                switch.fp32_precision = "none"  # as a more general switch says
+            if switch.fp32_precision != was:
+                switch.fp32_precision = was
+
+
+def _readable(get: Callable[[], _T]) -> _T | None:
+    """What an older switch says; None if torch refuses to read it."""
+    try:
+        with _without_advice():
+            return get()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the warning of some versions of torch that the older switches are older."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+        yield

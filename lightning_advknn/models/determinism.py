@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.integrity import Snapshot
 from lightning_advknn.models.features import FeatureNetwork
 from lightning_advknn.models.frozen import kept_modes
@@ -18,15 +19,15 @@ ASKED = 4
 """Number of images that `check_function` needs."""
 
 # Tolerances for rounding, relative to the largest output: another batch size changes the order of sums. Such
-# differences are about 2e-6 in deep float32 networks on a CPU, 1e-4 with `winograd` convolutions, and 1e-3 on
-# a GPU's tensor cores (TF32). Batch statistics make differences of 1e-2 to 1.
+# differences are about 2e-6 in deep float32 networks on a CPU, and 1e-4 where convolutions are computed by
+# Winograd's algorithm, as cuDNN may. Batch statistics make differences of 1e-2 to 1.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-_TF32 = 2e-3
 
 _Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
+@float32_arithmetic()
 def check_function(network: FeatureNetwork, images: Tensor) -> None:
     """Raise a ValueError unless logits and features of an image depend on that image alone.
 
@@ -145,8 +146,7 @@ def _first(network: FeatureNetwork, images: Tensor) -> tuple[_Outputs, float]:
         for handle in handles:
             handle.remove()
     known = [_ROUNDING[dtype] for dtype in seen if dtype in _ROUNDING]
-    tolerance = max(known, default=_ROUNDING[torch.float32])
-    return outputs, tolerance if images.device.type == "cpu" else max(tolerance, _TF32)
+    return outputs, max(known, default=_ROUNDING[torch.float32])
 
 
 def _difference(first: _Outputs, other: _Outputs, tolerance: float) -> str:

@@ -10,7 +10,12 @@ from lightning_advknn.attacks.parts.arguments import Attack
 from lightning_advknn.attacks.parts.balls import check_norm
 from lightning_advknn.choices import Norm
 from lightning_advknn.classifiers import DkNN
-from lightning_advknn.functional import check_images, check_labels
+from lightning_advknn.functional import (
+    check_images,
+    check_labels,
+    ieee_arithmetic,
+    reproducible_convolutions,
+)
 
 _Attack = TypeVar("_Attack", bound=Callable[..., Tensor])
 _On = Literal["logits", "victim"]
@@ -28,6 +33,7 @@ def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]
 
     The attack runs on the device of the victim: images and labels are moved there, adversarials are moved
     back. An attack on logits that gets a victim attacks `DkNN.surrogate`, which is trained if there is none.
+    An attack on victims computes in `ieee_arithmetic`, as they decide, an attack on logits as its caller does.
 
     Args:
         on: ``logits`` if the target is a function from images to logits, ``victim`` if it is a `DkNN`.
@@ -49,6 +55,10 @@ def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]
     def declare(function: _Attack) -> _Attack:
         @wraps(function)
         def run(target: Any, images: Any, labels: Any, **settings: Any) -> Tensor:
+            with ieee_arithmetic() if on == "victim" else reproducible_convolutions():
+                return moved(target, images, labels, **settings)
+
+        def moved(target: Any, images: Any, labels: Any, **settings: Any) -> Tensor:
             if not isinstance(images, Tensor):
                 check_images(images)  # raises
             if not isinstance(labels, Tensor):

@@ -1,16 +1,21 @@
 """The arithmetic of an attack's gradients: that of PyTorch, or a faster one that is slightly less exact."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lightning_advknn.attacks.parts.arguments import LogitsFn
 from lightning_advknn.choices import GradientPrecision
 from lightning_advknn.convolutions import CookToomConvolution, DirectConvolution
+from lightning_advknn.functional import tf32_arithmetic
+
+_TF32_TENSOR_CORES = (8, 0)  # the first compute capability that has them
 
 
 @contextmanager
@@ -18,11 +23,12 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
     """Prepare a logits function for many gradients, and restore it afterwards.
 
     Meanwhile a module is in evaluation mode, its parameters are frozen, their gradients are set aside, and
-    its convolutions use weights that are transformed once. Other callables change only by autocast.
+    its convolutions use weights that are transformed once. Other callables change only by autocast and TF32.
 
     Args:
         logits_fn: Maps images to logits.
-        precision: Arithmetic of the gradients.
+        precision: Arithmetic of the gradients. Where the module's device has none such, it is ``float32``,
+            and a line on stderr says so.
 
     Yields:
         The function to differentiate.
@@ -33,6 +39,8 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
     trainable = [p for p in parameters if p.requires_grad]
     gradients = [p.grad for p in parameters]  # those of training: attacks call `zero_grad` and `backward`
     convolutions = {module: vars(module).get("forward") for module in modules if _is_ordinary(module)}
+    if parameters:
+        precision = _available(precision, parameters[0].device)
     try:
         if isinstance(logits_fn, nn.Module):
             logits_fn.eval()
@@ -43,7 +51,8 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
             for conv in convolutions:
                 # Only `forward` is replaced, so that hooks and weights stay where others expect them.
                 vars(conv)["forward"] = _convolution(conv, precision)
-        yield _autocast(logits_fn) if precision == "bfloat16" else logits_fn
+        with tf32_arithmetic() if precision == "tf32" else nullcontext():
+            yield _autocast(logits_fn) if precision == "bfloat16" else logits_fn
     finally:
         for conv, forward in convolutions.items():
             vars(conv).pop("forward", None)
@@ -55,6 +64,24 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
             parameter.requires_grad_(True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+
+
+def _available(precision: GradientPrecision, device: torch.device) -> GradientPrecision:
+    """The precision, or ``float32`` on a device that has none such."""
+    if precision == "winograd" and device.type != "cpu":
+        _say("float32, not winograd, which is for CPUs: on GPUs, tf32 and bfloat16 are faster")
+        return "float32"
+    if precision == "tf32" and (
+        device.type != "cuda" or torch.cuda.get_device_capability(device) < _TF32_TENSOR_CORES
+    ):
+        _say("float32, not tf32, which this device does not have: it is for GPUs from Ampere on")
+        return "float32"
+    return precision
+
+
+@cache  # once a process
+def _say(words: str) -> None:
+    tqdm.write(f"Gradients are computed in {words}.", file=sys.stderr)
 
 
 def _is_ordinary(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -73,7 +100,8 @@ def _convolution(conv: nn.Conv2d, precision: GradientPrecision) -> Callable[[Ten
     if precision == "winograd":
         usual = vars(conv).get("forward") or partial(type(conv).forward, conv)
         return _Differentiated(CookToomConvolution(conv), usual)
-    return DirectConvolution(conv, torch.bfloat16, torch.channels_last)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return DirectConvolution(conv, dtype, torch.channels_last)
 
 
 class _Differentiated:

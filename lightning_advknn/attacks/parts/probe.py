@@ -80,7 +80,8 @@ def try_out(
         probe = Probe(image_shape, num_classes, differentiable)
         images, labels = probe.examples()
         try:
-            with prepared(probe, precision) as logits_fn:
+            # The others differ in convolutions, of which the probe has none, and on devices that it is not on.
+            with prepared(probe, "bfloat16" if precision == "bfloat16" else "float32") as logits_fn:
                 return attack(logits_fn, images.clone(), labels), images
         except _EnoughError:
             return None

@@ -46,8 +46,8 @@ class FaissScan:
         else:
             self._index = faiss.IndexFlatL2(features.shape[1])
         if features.is_cuda and getattr(faiss, "get_num_gpus", lambda: 0)():
-            resources = faiss.StandardGpuResources()
-            self._index = faiss.index_cpu_to_gpu(resources, features.device.index or 0, self._index)
+            self._resources = faiss.StandardGpuResources()  # older versions do not keep it alive
+            self._index = faiss.index_cpu_to_gpu(self._resources, features.device.index or 0, self._index)
             self._most = 2048
         self._index.add(rows.contiguous().cpu().numpy())
 
