@@ -42,8 +42,8 @@ class DkNN(Frozen):
         std: Channel standard deviations for the same.
         backend: What searches the banks. Votes do not depend on it, unless it is approximate.
         index: Settings of an approximate backend that differ from its defaults.
-        memory_gib: Memory for banks and searches in GiB; None for no limit. Banks beyond it are read from
-            disk.
+        memory_gib: Memory for banks and searches in GiB; None for no limit, and on a GPU for most of what is
+            free. Banks beyond it are read from disk.
         device: Device that `fit` moves the model and the banks to; ``auto`` is the GPU if there is one.
 
     Raises:

@@ -1,6 +1,7 @@
 """kNN and DkNN on a bank small enough to work by hand (`hand_dknn` in conftest), and against brute force."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_advknn.attacks import minimum_norm
+from lightning_advknn import evaluation
+from lightning_advknn.attacks import fgsm, minimum_norm
 from lightning_advknn.classifiers import KNN, DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import evaluate
-from lightning_advknn.models import FeatureNetwork, LeNet5, Normalize
+from lightning_advknn.experiment import rechecks
+from lightning_advknn.models import DkNNB, FeatureNetwork, LeNet5, Normalize, Surrogate, check_function
 from lightning_advknn.search.build import BankSettings, build_banks
 
 # Squared distances from each query to the bank's rows 0 to 5 (see `hand_dknn`); k = 3:
@@ -444,3 +447,57 @@ def test_images_asked_about_are_counted(fitted):
     fitted.predict(digits()[0][:1203])
     fitted.neighbours(digits()[0][:2])
     assert fitted.queries == before + 1205
+
+
+class Telling(nn.Conv2d):
+    """A convolution that notes in which precision GPUs convolve, and whether reproducibly, when it runs."""
+
+    def __init__(self):
+        super().__init__(1, 2, 3)
+        self.seen = set()
+
+    def forward(self, images):
+        cudnn = torch.backends.cudnn
+        exact = cudnn.conv.fp32_precision in ("none", "ieee")
+        self.seen.add((exact, cudnn.deterministic, cudnn.benchmark))
+        return super().forward(images)
+
+
+def test_whoever_decides_convolves_in_ieee_float32_and_reproducibly(device):
+    # By default torch has GPUs convolve in TF32, and cuDNN choose among all algorithms.
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    network = nn.Sequential(Telling(), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    images, labels = torch.rand(12, 1, 8, 8, device=device), torch.arange(12, device=device) % 3
+    victim = DkNN(network, ["1", "3"], k=3, device=str(device))
+    deciding = {
+        "fit": lambda: victim.fit(images, labels),
+        "calibrate": lambda: victim.calibrate(images, labels),
+        "votes": lambda: victim(images),
+        "features": lambda: victim.features(images),
+        "predict": lambda: victim.predict(images),
+        "score": lambda: victim.score(images, labels),
+        "credibility": lambda: victim.credibility(images),
+        "neighbours": lambda: victim.neighbours(images),
+        "check": lambda: check_function(victim.network, images[:4]),
+        "observe": lambda: evaluation.observe(victim, images),
+        "evaluate": lambda: evaluate(victim, images, labels, images),
+        "predict logits": lambda: evaluation.predict(victim.network, images),
+        "attack": lambda: minimum_norm(
+            victim, images, labels, surrogate=victim.network, neighbours=5, steps=1, surrogate_steps=1
+        ),
+        "perturb": lambda: evaluation.perturb(
+            partial(fgsm, eps=0.1), Surrogate(network, "1", DkNNB(72, 3)).to(device), images, labels
+        ),
+        "again": lambda: rechecks.changed_in_batches(
+            victim, images, labels, torch.zeros(12, 2, 3, dtype=torch.int64)
+        ),
+        "gradients": lambda: rechecks.gradients(victim.network, images, labels),
+        "pictures": lambda: rechecks.neighbours(victim, images),
+    }
+    for name, decide in deciding.items():
+        network[0].seen.clear()
+        decide()
+        assert network[0].seen == {(True, True, False)}, name
+    network[0].seen.clear()
+    network(images)
+    assert network[0].seen == {(False, False, False)}, "outside all is as the caller has set it"

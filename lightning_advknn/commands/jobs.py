@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr
 from typing import Any, TextIO
 
+import torch
+
 from lightning_advknn.commands.evaluate import evaluate, prepare
 from lightning_advknn.commands.leaderboard import leaderboard, prepare_leaderboard
 from lightning_advknn.commands.reproduce import plan, report_grid, reproduce, show
@@ -74,6 +76,12 @@ def _run(name: str, options: Any, ranks: Ranks, program: str) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(
             f"{program}: error: {error}\nWhat was done is kept; the same command goes on from here.\n"
+        )
+        return 1
+    except torch.OutOfMemoryError as error:
+        sys.stderr.write(
+            f"{program}: error: the GPU's memory is full: {error}\nLower `--victim.memory_gib`, the share of banks"
+            " and searches. What was done is kept; the same command goes on from here.\n"
         )
         return 1
     if ranks.rank == 0:

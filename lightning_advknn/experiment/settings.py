@@ -46,7 +46,7 @@ class VictimSettings:
             Then results say how many of the true neighbours it finds.
         convention: How credibility counts ties.
         memory_gib: Memory for banks and searches, in GiB, of the device; banks beyond it are read from
-            disk. None for as much as it takes. No vote depends on it.
+            disk. None for as much as it takes, but of a GPU for most of what is free. No vote depends on it.
         index: Settings of an approximate backend that differ from its defaults: ``nlist`` and ``nprobe``, or ``M`` and
             ``efSearch``.
         shard: Of several ranks, each has only some of a bank's rows, and all search for all: for banks

@@ -33,8 +33,8 @@ class BankSettings:
         metric: Distance of features.
         backend: What scans the banks.
         index: Settings of an approximate backend that differ from its defaults (`search.index_settings`).
-        memory_gib: Memory for banks and searches on the network's device, in GiB; None for no limit. Banks
-            beyond it are kept on disk and read in blocks.
+        memory_gib: Memory for banks and searches on the network's device, in GiB; None for no limit, and on
+            a GPU for most of what is free. Banks beyond it are kept on disk and read in blocks.
         folder: Where on disk; None for the system's temporary folder.
     """
 
@@ -188,9 +188,7 @@ def _make_room(
         rows: Of each matrix.
         widths: D by layer.
     """
-    kept = set(widths)
-    if settings.memory_gib is not None:
-        kept = in_memory(rows, widths, settings.memory_gib, settings.backend, settings.index)
+    kept = in_memory(rows, widths, settings.memory_gib, settings.backend, settings.index, device)
     for layer, width in widths.items():
         check_backend(settings.backend, width, layer in kept)
     on_disk = {layer: width for layer, width in widths.items() if layer not in kept}

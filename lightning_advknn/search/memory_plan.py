@@ -1,13 +1,22 @@
 """How much memory and disk banks and searches take."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
 from lightning_advknn.search.index_settings import APPROXIMATE, index_settings, training_rows
 
-_WORKING = 640 * 2**20  # bytes that a search takes at most, measured on 60000 x 16384
+# Bytes that a search takes at most: on a CPU as measured on 60000 x 16384, on a GPU a share of its memory.
+_WORKING = {"cpu": 640 * 2**20, "cuda": 2**32}
+_WORKING_SHARE = 16
+_BANKS_SHARE = 0.8  # of a GPU's free memory: the rest is for networks and attacks
+
+_CPU = torch.device("cpu")
 
 # Bytes per feature: float32, and the most that a scan holds of it, also while it is prepared. Approximate
 # indices are counted separately, as they are in memory even if the rows are on disk.
@@ -42,38 +51,58 @@ def check_room(
         )
 
 
+def working_bytes(device: torch.device) -> int:
+    """Memory that a search takes at most, besides the bank and its codes, in bytes."""
+    if device.type != "cuda":
+        return _WORKING["cpu"]
+    return min(_WORKING["cuda"], torch.cuda.get_device_properties(device).total_memory // _WORKING_SHARE)
+
+
 def least_bytes(
-    rows: int, widths: Mapping[str, int], backend: str = "auto", index: Mapping[str, int] | None = None
+    rows: int,
+    widths: Mapping[str, int],
+    backend: str = "auto",
+    index: Mapping[str, int] | None = None,
+    device: torch.device = _CPU,
 ) -> int:
     """Memory that searches take if all banks are on disk, in bytes. Arguments are those of `in_memory`."""
     # Labels, ids, norms and a scan's terms of each row; candidates, and blocks of codes and scores.
-    return rows * 120 * len(widths) + _WORKING + _index_bytes(backend, rows, widths, index)
+    return rows * 120 * len(widths) + working_bytes(device) + _index_bytes(backend, rows, widths, index)
 
 
 def in_memory(
     rows: int,
     widths: dict[str, int],
-    gib: float,
+    gib: float | None,
     backend: str = "auto",
     index: Mapping[str, int] | None = None,
+    device: torch.device = _CPU,
 ) -> set[str]:
     """Layers whose banks fit into a limit of memory, narrow ones first. The others are read from disk.
 
     Args:
         rows: M.
         widths: D of each layer's bank.
-        gib: Memory for banks and searches, in GiB, beyond that of Python and torch.
+        gib: Memory of the device for banks and searches, in GiB, beyond that of Python and torch. None for
+            no limit; on a GPU, for most of what is free, and a line on stderr names what does not fit.
         backend: What scans them.
         index: Settings of an approximate backend.
+        device: What they are searched on.
 
     Raises:
         ValueError: If not even a search of banks on disk fits.
     """
-    left = gib * 2**30 - least_bytes(rows, widths, backend, index)
+    if gib is None and device.type != "cuda":
+        return set(widths)
+    limit = _free_gib(device) if gib is None else gib
+    left = limit * 2**30 - least_bytes(rows, widths, backend, index, device)
     if left < 0:
+        wanted = f"{limit - left / 2**30:.2f}"
+        expected = f"at least {wanted} GiB free for banks on {device}"
+        if gib is not None:
+            expected = f"`memory_gib` to be at least {wanted}"
         raise ValueError(
-            f"Expected `memory_gib` to be at least {gib - left / 2**30:.2f} to search banks of {rows} rows"
-            f" from disk, but got {gib}."
+            f"Expected {expected} to search banks of {rows} rows from disk, but got {limit:.4g}."
         )
     kept = set()
     for layer in sorted(widths, key=widths.__getitem__):
@@ -81,7 +110,19 @@ def in_memory(
         if left < 0:
             break
         kept.add(layer)
+    if gib is None and (others := widths.keys() - kept):
+        tqdm.write(
+            f"Banks of {', '.join(sorted(others))} are kept on disk: of {rows} images they do not fit into"
+            f" {limit:.1f} GiB, {_BANKS_SHARE:.0%} of what is free on {device}. `memory_gib` sets another limit.",
+            file=sys.stderr,
+        )
     return kept
+
+
+def _free_gib(device: torch.device) -> float:
+    """The share for banks of a GPU's free memory, with what torch holds of it without use, in GiB."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return _BANKS_SHARE * (torch.cuda.mem_get_info(device)[0] + held) / 2**30
 
 
 def _index_bytes(

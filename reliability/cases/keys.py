@@ -136,7 +136,7 @@ def _lowered() -> Iterator[None]:
 
 
 def _precision(folder: Path) -> Outcome:
-    return _again(folder, contextlib.nullcontext(), _lowered(), NUMBERS)
+    return _again(folder, contextlib.nullcontext(), _lowered(), [])
 
 
 def _copied(folder: Path) -> Outcome:
@@ -219,7 +219,7 @@ CASES = [
     Case(
         "keys-matmul-precision",
         "`torch.set_float32_matmul_precision('medium')` between two runs.",
-        "Adversarials and observations are made again; trainings are kept.",
+        "Nothing is made again: victims and attacks compute in IEEE float32 whatever is set.",
         _precision,
     ),
     Case(

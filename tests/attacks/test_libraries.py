@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import warnings
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from lightning_advknn.attacks import AttackSettings
-from lightning_advknn.attacks.libraries import load_function
+from lightning_advknn.attacks.libraries import _on, load_function
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.models import DkNNB, Surrogate
 
@@ -178,7 +179,7 @@ def test_works_where_gradients_are_off(device, path, mode):
 
 
 @each_attack
-@pytest.mark.parametrize("precision", ["float32", "winograd", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "winograd", "bfloat16", "tf32"])
 def test_a_network_is_attacked_at_a_precision_and_left_as_it_was(device, path, precision):
     network, (images, labels) = convnet(device).train().requires_grad_(True), batch(device)
     network[3].eval()
@@ -194,6 +195,35 @@ def test_a_network_is_attacked_at_a_precision_and_left_as_it_was(device, path, p
     assert network.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+@each_attack
+def test_libraries_compute_on_the_gpu_of_the_images(device, path, monkeypatch):
+    # ART, for one, computes on the current GPU.
+    network, (images, labels) = convnet(device), batch(device)
+    current, seen = [], []
+
+    @contextmanager
+    def on(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr("lightning_advknn.attacks.libraries._on", on)
+    network.register_forward_hook(lambda *_: seen.append(list(current)))
+    attack(path)(network, images, labels)
+    assert seen == [[images.device]] * len(seen)
+    assert seen
+    assert not current
+
+
+def test_a_gpu_is_made_current_and_a_cpu_needs_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.device", lambda device: asked.append(device) or nullcontext())
+    for name in ("cpu", "cuda:1"):
+        with _on(torch.device(name)):
+            pass
+    assert asked == [torch.device("cuda", 1)]
 
 
 class Linear(nn.Module):

@@ -116,7 +116,7 @@ def test_gradients_of_votes_are_refused_before_anything_runs(function, settings)
         AttackSettings(function, settings, targets=["origin", "dknn"]).bind()
 
 
-@pytest.mark.parametrize("precision", ["winograd", "bfloat16"])
+@pytest.mark.parametrize("precision", ["winograd", "bfloat16", "tf32"])
 def test_precisions(precision):
     AttackSettings("fgsm", {"eps": 0.1}, precision, targets=["origin"]).check()
     with pytest.raises(
@@ -124,7 +124,7 @@ def test_precisions(precision):
     ):
         AttackSettings(**BLACK_BOX, precision=precision, targets=["knn"]).check()
     victims = AttackSettings("minimum_norm", precision=precision)
-    if precision == "bfloat16":
+    if precision in ("bfloat16", "tf32"):
         with pytest.raises(ValueError, match="a victim decides in float32"):
             victims.check()
     else:

@@ -441,7 +441,7 @@ def test_how_a_machine_computes_is_in_keys(copy: Path, monkeypatch: pytest.Monke
         torch.set_float32_matmul_precision("highest")  # which it is, unless set otherwise
         assert changed() == set()
         torch.set_float32_matmul_precision("medium")
-        assert changed() == numbers
+        assert changed() == set()  # victims and attacks compute in float32 whatever is set
     finally:
         torch.set_float32_matmul_precision(precision)
 

@@ -24,7 +24,7 @@ import attack
 from lightning_advknn.data import Digits
 from lightning_advknn.data.sample import fair_order
 from lightning_advknn.experiment import fill
-from lightning_advknn.ranks import Ranks, _LostRankError, join
+from lightning_advknn.ranks import Ranks, _gpu, _LostRankError, join
 from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.sharded import _merge
 from lightning_advknn.storage import load_tensors
@@ -323,6 +323,58 @@ def test_each_rank_learns_what_all_say(rank: Callable[..., Ranks]) -> None:
         for number in range(2):
             found = list(pool.map(lambda one: one.gather("numbers", [one.rank, number]), ranks))  # noqa: B023
             assert found == [[[0, number], [1, number], [2, number]]] * 3
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backend"),
+    [
+        ((None, None), "gloo"),  # CPUs
+        (("GPU-a", "GPU-b"), "cpu:gloo,cuda:nccl"),
+        (("GPU-a", "GPU-a"), "gloo"),  # NCCL would refuse it, and the other rank be blamed
+        (("GPU-a", None), "gloo"),
+    ],
+)
+def test_ranks_on_gpus_of_their_own_use_nccl(
+    rank: Callable[..., Ranks],
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: tuple[str | None, ...],
+    backend: str,
+) -> None:
+    devices = [torch.device("cpu") if gpu is None else torch.device("cuda", 0) for gpu in gpus]
+    made: list[Any] = []
+
+    def init(*given: Any, **named: Any) -> None:
+        made.append((*given, named["rank"], named["device_id"], os.environ.get("TORCH_NCCL_BLOCKING_WAIT")))
+
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT", raising=False)
+    monkeypatch.setattr("torch.distributed.init_process_group", init)
+    ranks = [rank(number, 2, 30.0) for number in range(2)]
+    names = {id(device): gpu for device, gpu in zip(devices, gpus, strict=True)}
+    monkeypatch.setattr("lightning_advknn.ranks._gpu", lambda device: names[id(device)])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.open("a bank", devices[one.rank]), ranks))
+    bound = devices if "nccl" in backend else [None, None]
+    assert sorted(made, key=lambda each: each[1]) == [(backend, n, bound[n], "1") for n in range(2)]
+    assert "TORCH_NCCL_BLOCKING_WAIT" not in os.environ
+
+
+def test_gpus_that_nccl_cannot_connect_are_no_lost_rank(
+    rank: Callable[..., Ranks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(*_: Any, **__: Any) -> None:
+        raise torch.distributed.DistBackendError("ncclSystemError: no shared memory")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", init)
+    with pytest.raises(
+        ValueError, match="Expected NCCL to connect the GPUs of 1 ranks, but: ncclSystemError"
+    ):
+        rank(0, 1, 30.0).open("a bank", torch.device("cpu"))
+
+
+def test_a_gpu_is_told_from_others_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(uuid="1b3c")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: found)
+    assert [_gpu(torch.device(name)) for name in ("cuda:0", "cpu")] == ["1b3c", None]
 
 
 @pytest.mark.parametrize("second", ["one", "two"])

@@ -1,5 +1,6 @@
 """Checks of torch's settings, labels and integers, and float32 arithmetic."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,115 @@ from lightning_advknn.functional import (
     count_votes,
     dknn_prediction,
     float32_arithmetic,
+    ieee_arithmetic,
     knn_prediction,
     l2_distortion,
     linf_distortion,
+    tf32_arithmetic,
     vote_distribution,
 )
 
 LABELS = torch.tensor([0, 2, 1])
+BACKENDS: Any = torch.backends  # whose attributes are set where type checkers do not see them
+NEW = {
+    "cuda.matmul": BACKENDS.cuda.matmul,
+    "cudnn.conv": BACKENDS.cudnn.conv,
+    "cudnn.rnn": BACKENDS.cudnn.rnn,
+    "mkldnn.matmul": BACKENDS.mkldnn.matmul,
+    "mkldnn.conv": BACKENDS.mkldnn.conv,
+    "mkldnn.rnn": BACKENDS.mkldnn.rnn,
+}
+OLD: dict[str, Callable[[], Any]] = {
+    "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision,
+    "cudnn.allow_tf32": lambda: BACKENDS.cudnn.allow_tf32,
+    "cuda.matmul.allow_tf32": lambda: BACKENDS.cuda.matmul.allow_tf32,
+}
+
+
+def switches() -> dict[str, Any]:
+    """What all of torch's switches of float32 products say; None where torch refuses to read an old one."""
+
+    def read(get: Callable[[], Any]) -> Any:
+        try:
+            return get()
+        except RuntimeError:
+            return None
+
+    new = {name: switch.fp32_precision for name, switch in NEW.items()}
+    more = {"deterministic": BACKENDS.cudnn.deterministic, "benchmark": BACKENDS.cudnn.benchmark}
+    return new | more | {name: read(get) for name, get in OLD.items()}
+
+
+def _nothing() -> None: ...
+
+
+def _old() -> None:
+    torch.set_float32_matmul_precision("medium")
+    BACKENDS.cudnn.allow_tf32 = False
+
+
+def _new() -> None:
+    BACKENDS.cudnn.conv.fp32_precision = "ieee"  # but not that of recurrent layers
+    BACKENDS.mkldnn.conv.fp32_precision = BACKENDS.mkldnn.rnn.fp32_precision = "bf16"
+
+
+def _all() -> None:
+    BACKENDS.fp32_precision = "tf32"
+
+
+def _both() -> None:
+    torch.set_float32_matmul_precision("high")
+    BACKENDS.mkldnn.matmul.fp32_precision = "ieee"
+    BACKENDS.cudnn.benchmark = True
+
+
+@pytest.fixture
+def torch_as_new() -> Iterator[None]:
+    """Set torch's switches to their defaults before and afterwards."""
+
+    def reset() -> None:
+        BACKENDS.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        BACKENDS.cudnn.allow_tf32, BACKENDS.cudnn.benchmark = True, False
+        for name in ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "cuda.matmul"):
+            NEW[name].fp32_precision = "none"
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.mark.usefixtures("torch_as_new")
+@pytest.mark.parametrize("setting", [_nothing, _old, _new, _all, _both])
+def test_products_are_ieee_or_tf32_and_every_switch_is_restored(setting: Callable[[], None]) -> None:
+    setting()
+    before = switches()
+    with ieee_arithmetic():
+        inside = switches()
+        assert {inside[name] for name in NEW} <= {"none", "ieee"}
+        assert BACKENDS.fp32_precision == "none" or {inside[name] for name in NEW} == {"ieee"}
+        # The old ones can be read and say the same, for networks and libraries that do.
+        assert [inside[name] for name in OLD] == ["highest", False, False]
+        assert (inside["deterministic"], inside["benchmark"]) == (True, False)
+        with tf32_arithmetic():
+            gpu = [switches()[name] for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn")]
+            assert gpu == ["tf32"] * 3
+            assert [switches()[name] for name in OLD] == ["high", True, True]
+            cpu = [name for name in NEW if name.startswith("mkldnn")]
+            assert {name: switches()[name] for name in cpu} == {name: inside[name] for name in cpu}
+            with ieee_arithmetic():
+                assert {switches()[name] for name in NEW} <= {"none", "ieee"}
+        assert switches() == inside
+    assert switches() == before
+
+
+@pytest.mark.usefixtures("torch_as_new")
+def test_switches_are_restored_after_an_error() -> None:
+    before = switches()
+    assert before["cudnn.conv"] == "tf32", "torch's default, by which features would be off by 1e-3"
+    with pytest.raises(KeyError), ieee_arithmetic(), tf32_arithmetic():
+        raise KeyError
+    assert switches() == before
 
 
 def test_float32_inside_and_all_as_before_outside() -> None:

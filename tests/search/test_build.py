@@ -23,7 +23,7 @@ from lightning_advknn.search.build import BankSettings, build_banks
 def test_what_no_backend_can_do_is_refused_at_the_first_batch(tmp_path, monkeypatch, backend, error):
     if backend == "faiss":
         pytest.importorskip("faiss")
-    monkeypatch.setattr("lightning_advknn.search.memory_plan._WORKING", 0)
+    monkeypatch.setattr("lightning_advknn.search.memory_plan._WORKING", {"cpu": 0, "cuda": 0})
     monkeypatch.setattr("lightning_advknn.search.backends.WIDEST", 5)
 
     class Loader:
@@ -40,7 +40,7 @@ def test_what_no_backend_can_do_is_refused_at_the_first_batch(tmp_path, monkeypa
 
 
 def test_build_banks_keeps_what_fits_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.memory_plan._WORKING", 0)
+    monkeypatch.setattr("lightning_advknn.search.memory_plan._WORKING", {"cpu": 0, "cuda": 0})
     network = FeatureNetwork(LeNet5(), ["relu2", "relu3", "logits"]).eval()
     images = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(2))
     loader = [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_advknn.search.scans import torch_scan
 from lightning_advknn.search.scans.candidates import Candidates
 from tests.search.oracle import (
     both_metrics,
@@ -54,11 +55,11 @@ def test_a_zero_query_takes_the_first_rows_by_cosine(device):
 @each_backend
 @both_metrics
 def test_many_queries_and_a_bank_scanned_in_blocks(device, metric, backend, monkeypatch):
-    for name, value in (("torch_scan._HELD", 1500), ("torch_scan._PRODUCT", 300)):
-        monkeypatch.setattr(f"lightning_advknn.search.scans.{name}", {"cpu": value, "cuda": value})
+    limits = torch_scan._Limits(scores=1500, product=300, codes=9600)
+    monkeypatch.setattr(torch_scan, "_limits", lambda device: limits)
     monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 16, "cuda": 16})
     for name, value in (
-        ("similarities._PAIR_ELEMENTS", 50),
+        ("similarities._elements", lambda device: 50),
         ("similarities._PAIRS", 30),
         ("quantize._ENCODE_ELEMENTS", 33),
     ):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_advknn.search import MemoryBank, StoredRows
+from lightning_advknn.search.scans import torch_scan
 
 
 def stored(rows, folder, device="cpu"):
@@ -52,7 +53,8 @@ def test_a_full_disk_says_what_would_help(tmp_path, monkeypatch):
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_votes_from_disk_are_those_from_memory(tmp_path, device, backend, metric, monkeypatch):
     monkeypatch.setattr("lightning_advknn.search.bank._AT_ONCE", {"cpu": 64, "cuda": 64, "disk": 30})
-    monkeypatch.setattr("lightning_advknn.search.scans.torch_scan._HELD", {"cpu": 3000, "cuda": 3000})
+    limits = torch_scan._Limits(scores=3000, product=2**20, codes=2**25)
+    monkeypatch.setattr(torch_scan, "_limits", lambda device: limits)
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(60, 600, generator=generator).repeat(8, 1)
     features = (features + 0.1 * torch.randn(480, 600, generator=generator)).relu()

@@ -113,7 +113,10 @@ def lengths(rows: Matrix) -> Tensor:
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
-    """Products of all pairs of values' rows, ``(n, m)``: exact int32 for int8, else of the values' dtype."""
+    """Products of all pairs of values' rows, ``(n, m)``: exact int32 for int8, float32 for float32.
+
+    Those of bfloat16 are float32 where a device `adds_up_bfloat16`, else rounded to bfloat16.
+    """
     if left.dtype != torch.int8:
         matmul = torch.backends.cuda.matmul
         rounds = matmul.allow_bf16_reduced_precision_reduction
@@ -121,14 +124,32 @@ def products(left: Tensor, right: Tensor) -> Tensor:
         matmul.allow_bf16_reduced_precision_reduction = False
         try:
             with torch.autocast(left.device.type, enabled=False):
+                if left.dtype == torch.bfloat16 and adds_up_bfloat16(left.device):
+                    return torch.mm(left, right.T, out_dtype=torch.float32)
                 return left @ right.T
         finally:
             matmul.allow_bf16_reduced_precision_reduction = rounds
     n, m = len(left), len(right)
     if left.is_cuda:  # it takes more than 16 rows, and multiples of 8
-        left = torch.nn.functional.pad(left, (0, 0, 0, max(32, -(-n // 8) * 8) - n))
-        right = torch.nn.functional.pad(right, (0, 0, 0, -(-m // 8) * 8 - m))
+        left = _with_rows(left, max(32, -(-n // 8) * 8))
+        right = _with_rows(right, -(-m // 8) * 8)
     return torch._int_mm(left, right.T)[:n, :m]
+
+
+def _with_rows(values: Tensor, rows: int) -> Tensor:
+    """The values with rows of zeros added up to a number, without a copy if there are as many."""
+    missing = rows - len(values)
+    return torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing else values
+
+
+@cache
+def adds_up_bfloat16(device: torch.device) -> bool:
+    """Whether a device gives the float32 sums of bfloat16 products, as GPUs do."""
+    few = torch.zeros(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        return torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
+    except RuntimeError:  # not implemented
+        return False
 
 
 def fastest(device: torch.device, width: int = WIDEST) -> ScanPrecision:

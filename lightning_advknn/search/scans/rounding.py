@@ -1,5 +1,7 @@
 """Bounds on rounding errors of floating-point arithmetic."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,22 +9,28 @@ UNIT = 2.0**-24  # largest relative rounding of float32
 SMALLEST = 2.0**-126  # what float32 may lose to underflow, in one operation
 LARGEST = 2.0**126  # a float32 intermediate of this size might overflow
 
-# Largest relative rounding of an input of a float32 matmul, by `torch.get_float32_matmul_precision()`. TF32
-# keeps 10 bits of mantissa and bfloat16 keeps 7. Hardware may truncate instead of rounding to nearest.
-_INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+# Largest relative rounding of an input of a float32 matmul. TF32 keeps 10 bits of mantissa and bfloat16 keeps
+# 7. Hardware may truncate instead of rounding to nearest.
+_INPUT_ROUNDING = {"tf32": 2.0**-10, "bf16": 2.0**-7}
+
+# A tensor core adds blocks of at least 4 products to a sum. It truncates each of these 5 numbers to 24 bits of
+# the largest, and the result once more: 6 errors of 2 u where 4 of u are counted.
+_TENSOR_CORES = 3
 
 
-def relative_error(width: int, input_rounding: float = 0.0) -> float:
+def relative_error(width: int, input_rounding: float = 0.0, tensor_cores: bool = False) -> float:
     """Bound on the error of a float32 dot product of D terms in any order, relative to ``|q| |x|``.
 
     It is gamma_D = D u / (1 - D u) with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms,
-    section 3.1). Eight more roundings allow for norms and scaling.
+    section 3.1), with three times as many terms on tensor cores (Fasi et al., Numerical behavior of NVIDIA
+    tensor cores, 2021). Eight more roundings allow for norms and scaling.
 
     Args:
         width: D.
         input_rounding: Largest relative rounding of the factors before they are multiplied.
+        tensor_cores: Whether a GPU's tensor cores add up the terms.
     """
-    terms = (width + 8) * UNIT
+    terms = (width + 8) * UNIT * (_TENSOR_CORES if tensor_cores else 1)
     return (1 + input_rounding) ** 2 * (1 + terms / (1 - terms)) - 1
 
 
@@ -31,12 +39,11 @@ def float64_error(width: int) -> float:
     return 4 * (width + 8) * 2.0**-53
 
 
-def matmul_rounding() -> float:
-    """Largest relative rounding of an input of a float32 matmul, under torch's current settings."""
-    try:
-        return _INPUT_ROUNDING[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # torch refuses this query once its newer precision switches are set
-        return max(_INPUT_ROUNDING.values())
+def matmul_rounding(device: torch.device) -> float:
+    """Largest relative rounding of an input of a float32 matmul on a device, under torch's current settings."""
+    backends: Any = torch.backends  # whose attributes are set where type checkers do not see them
+    matmul = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    return _INPUT_ROUNDING.get(matmul.fp32_precision, 0.0)
 
 
 def inverse(values: Tensor) -> Tensor:

@@ -42,17 +42,22 @@ def candidates_of_all(scan: TorchScan, norms: Tensor, n: int, at_once: int) -> I
     waiting: list[list[_Pairs]] = [[] for _ in chunks]
     for number, rows in enumerate(chunks):
         query = scan.query(scan.codes[rows], norms[rows])
-        upper = _upper(query, scan.scores(query, slice(rows.start, total)))
-        mine, other = (upper > thresholds[rows, None]).nonzero(as_tuple=True)
-        waiting[number].append(_Pairs(mine.int(), other.int() + rows.start, upper[mine, other]))
-        later = upper[:, rows.stop - rows.start :]
-        mine, other = (later > thresholds[rows.stop :]).nonzero(as_tuple=True)
-        other, order = other.sort()
-        found = _Pairs(other.int(), mine[order].int() + rows.start, later[mine[order], other])
-        counts = torch.bincount(other // at_once, minlength=len(chunks) - number - 1).tolist()
-        for ahead, part in enumerate(zip(*(torch.split(column, counts) for column in found), strict=True)):
-            waiting[number + 1 + ahead].append(_Pairs(part[0] - ahead * at_once, *part[1:]))
-        kept[rows.stop :] += torch.bincount(other, minlength=total - rows.stop)
+        step = max(1, scan.at_once(at_once) // at_once) * at_once
+        for start in range(rows.start, total, step):
+            others = slice(start, min(start + step, total))
+            upper = _upper(query, scan.scores(query, others))
+            mine, other = (upper > thresholds[rows, None]).nonzero(as_tuple=True)
+            waiting[number].append(_Pairs(mine.int(), other.int() + start, upper[mine, other]))
+            later = slice(max(start, rows.stop), others.stop)
+            found = _of_others(upper[:, later.start - start :], thresholds[later], rows.start)
+            counts = torch.bincount(
+                found.mine // at_once, minlength=-(-(later.stop - later.start) // at_once)
+            )
+            parts = zip(*(torch.split(column, counts.tolist()) for column in found), strict=True)
+            for ahead, part in enumerate(parts):
+                ahead_of = later.start // at_once + ahead
+                waiting[ahead_of].append(_Pairs(part[0] - ahead * at_once, *part[1:]))
+            kept[later] += torch.bincount(found.mine, minlength=later.stop - later.start)
         thresholds[kept > _MOST * n] = torch.inf  # too many pairs: left to an ordinary scan
         yield _candidates(scan, query, waiting[number], thresholds[rows], error, n)
         waiting[number] = []
@@ -83,6 +88,13 @@ class _Pairs(NamedTuple):
     """Bank row, int32 ``(P,)``."""
     upper: Tensor
     """Upper bound of their similarity, float32 ``(P,)``."""
+
+
+def _of_others(upper: Tensor, thresholds: Tensor, first: int) -> _Pairs:
+    """Pairs above the thresholds of the columns' rows, which are `mine`; the others start with row `first`."""
+    other, mine = (upper > thresholds).nonzero(as_tuple=True)
+    mine, order = mine.sort()
+    return _Pairs(mine.int(), other[order].int() + first, upper[other[order], mine])
 
 
 def _upper(query: Query, scores: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.choices import Metric
+from lightning_advknn.search.memory_plan import working_bytes
 from lightning_advknn.search.scans.quantize import lengths
 from lightning_advknn.search.scans.rounding import LARGEST, SMALLEST, float64_error, inverse, relative_error
 from lightning_advknn.search.stored_rows import Matrix
 
-_PAIR_ELEMENTS = 2**21  # float64 products held at once: 16 MiB
 _SEGMENT = 2048  # terms of a float32 sum, at least: shorter sums round less but take longer
 _PAIRS = 2**20  # sampled at once
 
@@ -70,7 +70,7 @@ def exact_similarities(
     the distances do.
     """
     found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
-    for part in _parts(len(query_rows), _PAIR_ELEMENTS // queries.shape[1]):
+    for part in _parts(len(query_rows), _elements(queries.device) // queries.shape[1]):
         left, right = queries[query_rows[part]].double(), features[bank_rows[part]].double()
         if metric == "cosine":
             size = (_sums(left.square()) * _sums(right.square())).sqrt()
@@ -78,6 +78,11 @@ def exact_similarities(
         else:
             found[part] = -_sums((left - right).square()).sqrt().square()
     return found
+
+
+def _elements(device: torch.device) -> int:
+    """Number of float64 products held at once: 16 MiB on a CPU, and a sixteenth of a GPU's memory for searches."""
+    return 2**21 if device.type == "cpu" else working_bytes(device) // 128
 
 
 def _sums(terms: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def _gathered_dots(
 ) -> Tensor:
     """Dot products, float64 ``(P,)``, from copies of both vectors of each pair."""
     found = torch.empty(len(query_rows), dtype=torch.float64, device=queries.device)
-    for part in _parts(len(query_rows), 2 * _PAIR_ELEMENTS // queries.shape[1]):
+    for part in _parts(len(query_rows), 2 * _elements(queries.device) // queries.shape[1]):
         terms = queries[query_rows[part]] * features[bank_rows[part]]
         found[part] = terms.view(len(terms), segments, -1).sum(2).sum(1, dtype=torch.float64)
     return found

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_advknn.choices import Metric, ScanPrecision
+from lightning_advknn.search.memory_plan import working_bytes
 from lightning_advknn.search.scans.candidates import Candidates, best_of
-from lightning_advknn.search.scans.quantize import Codes, encode, lengths, products
+from lightning_advknn.search.scans.quantize import Codes, adds_up_bfloat16, encode, lengths, products
 from lightning_advknn.search.scans.rounding import (
     LARGEST,
     SMALLEST,
@@ -26,10 +27,6 @@ from lightning_advknn.search.scans.rounding import (
 )
 from lightning_advknn.search.stored_rows import Matrix
 
-# Scores held at once, and scores of one matrix product (of at most 32 times as many codes). On a CPU a
-# product's scores stay in cache while they are scaled.
-_HELD = {"cpu": 2**25, "cuda": 2**29}
-_PRODUCT = {"cpu": 2**20, "cuda": 2**27}
 _WIDE = 512  # below this width, sorting pairs of rows takes longer than multiplying them twice
 _STRANDS = 8  # scores are folded into so many parts before the best are picked
 
@@ -51,6 +48,24 @@ class Query(NamedTuple):
     """Bound on the rounding error of a similarity, float64 ``(B,)``."""
 
 
+class _Limits(NamedTuple):
+    """Numbers that a scan has in memory at once, each of at most 4 bytes."""
+
+    scores: int
+    """Scores from which the best are picked."""
+    product: int
+    """Scores of one matrix product."""
+    codes: int
+    """Codes that are multiplied."""
+
+
+def _limits(device: torch.device) -> _Limits:
+    if device.type == "cpu":
+        return _Limits(2**25, 2**20, 2**25)  # a product's scores stay in cache while they are scaled
+    working = working_bytes(device)
+    return _Limits(working // 8, working // 32, working // 32)  # half of it, and an eighth each
+
+
 class TorchScan:
     """Matrix products of low-precision codes, scaled in float32.
 
@@ -68,6 +83,7 @@ class TorchScan:
 
     def __init__(self, features: Matrix, norms: Tensor, metric: Metric, precision: ScanPrecision) -> None:
         self.metric, self.precision, self.device = metric, precision, features.device
+        self._limits = _limits(self.device)
         self.codes = codes = encode(features, norms, precision)
         unit = inverse(norms) if metric == "cosine" else torch.ones_like(norms)
         self._lengths, self._residual, weights = unit * norms, unit * codes.residual, unit * codes.scale
@@ -135,8 +151,8 @@ class TorchScan:
     def scores(self, query: "Query", rows: slice) -> Tensor:
         """Scores of queries with consecutive rows, float32 ``(B, rows)``, which rank rows by upper bound."""
         scores = torch.empty(len(query.values), rows.stop - rows.start, device=self.device)
-        most = _PRODUCT[self.device.type]
-        step = min(most // max(1, len(query.values)), 32 * most // self.codes.width)
+        limits = self._limits
+        step = min(limits.product // max(1, len(query.values)), limits.codes // self.codes.width)
         step = max(8, step // 8 * 8)
         for start in range(rows.start, rows.stop, step):
             some = slice(start, min(start + step, rows.stop))
@@ -145,6 +161,10 @@ class TorchScan:
             for query_term, row_term in zip(query.left, self._right, strict=True):
                 block.addcmul_(query_term, row_term[some])
         return scores
+
+    def at_once(self, queries: int) -> int:
+        """Number of rows whose scores with so many queries are held at once."""
+        return max(1, self._limits.scores // max(1, queries))
 
     @property
     def symmetric(self) -> bool:
@@ -169,7 +189,7 @@ class TorchScan:
     def _best(self, query: "Query", n: int) -> tuple[Tensor, Tensor]:
         """The n largest scores, float32 ``(B, n)``, and their rows."""
         queries, total = len(query.values), len(self.codes.values)
-        held = max(n, _HELD[self.device.type] // max(1, queries))
+        held = max(n, self.at_once(queries))
         best = torch.empty(queries, 0, device=self.device)
         indices = torch.empty(queries, 0, dtype=torch.int64, device=self.device)
         for start in range(0, total, held):
@@ -188,8 +208,7 @@ class TorchScan:
         error = torch.zeros_like(norms)
         if self.precision != "int8":
             reached = spread * (self._lengths + self._residual).max()
-            output = 2.0**-8 if self.precision == "bfloat16" else 0.0  # products come out in bfloat16
-            error = reached * (relative_error(width, matmul_rounding()) + output)
+            error = reached * self._relative_error()
             product = reached * inverse(factor) * inverse(largest[0])
         terms = torch.stack([product, *left]).abs()  # (T, B)
         size = (terms * largest).sum(0)
@@ -200,6 +219,15 @@ class TorchScan:
         told = (factor > 0) | ((norms == 0) & (self.metric == "cosine"))
         fits = (touched.square() < LARGEST) & (size < LARGEST) & told
         return torch.where(fits, error, torch.inf)
+
+    def _relative_error(self) -> float:
+        """Bound on the error of a product of codes that are not int8, relative to the vectors' lengths."""
+        width, on_gpu = self.codes.width, self.device.type == "cuda"
+        if self.precision == "bfloat16":
+            output = 0.0 if adds_up_bfloat16(self.device) else 2.0**-8  # products come out in bfloat16
+            return relative_error(width, tensor_cores=on_gpu) + output
+        rounding = matmul_rounding(self.device)
+        return relative_error(width, rounding, tensor_cores=on_gpu and rounding > 0)
 
 
 def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,15 @@ from torch import nn
 
 from lightning_advknn.attacks import AttackSettings, bim
 from lightning_advknn.attacks.gradient_sign import loss_and_gradient
+from lightning_advknn.attacks.parts import precision as precisions
 from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.convolutions import CookToomConvolution
+from lightning_advknn.evaluation import perturb
 from lightning_advknn.models import ConvNet, DkNNB, FeatureNetwork, Surrogate
 from lightning_advknn.search import MemoryBank
 
-PRECISIONS = ("float32", "winograd", "bfloat16")
+PRECISIONS = ("float32", "winograd", "bfloat16", "tf32")
 each_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 
@@ -86,6 +88,8 @@ def test_a_network_is_restored_after_an_error():
 
 
 def test_without_gradients_winograd_is_the_network_itself(device):
+    if device.type != "cpu":
+        pytest.skip("winograd is for CPUs")
     images, _ = batch(device)
     network = convnet(device)
     with torch.no_grad():
@@ -123,7 +127,9 @@ def test_functions_are_not_touched(device, precision):
     torch.testing.assert_close(logits, images, rtol=0, atol=0 if precision != "bfloat16" else 0.01)
 
 
-@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-6), ("winograd", 1e-4), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(
+    ("precision", "error"), [("float32", 1e-6), ("winograd", 1e-4), ("bfloat16", 0.1), ("tf32", 1e-2)]
+)
 def test_gradients_are_as_exact_as_stated(device, precision, error):
     network, (images, labels) = convnet(device), batch(device)
     _, exact = loss_and_gradient(convnet(device).double(), images.double(), labels)
@@ -221,6 +227,54 @@ def test_a_network_in_fast_training_is_attacked_as_any_other(device, precision):
     assert torch.equal(found, loss)
     assert torch.equal(back, gradient)
     assert vars(network.conv2)["forward"] is training
+
+
+def test_what_a_device_does_not_have_becomes_float32_and_is_said_once(device, capsys):
+    other = "tf32" if device.type == "cpu" else "winograd"
+    network, (images, labels) = convnet(device), batch(device)
+    with prepared(network) as logits_fn:
+        expected = loss_and_gradient(logits_fn, images, labels)[1]
+    precisions._say.cache_clear()
+    for said in (f"float32, not {other}", ""):
+        with prepared(network, other) as logits_fn:
+            assert torch.equal(loss_and_gradient(logits_fn, images, labels)[1], expected)
+        err = capsys.readouterr().err
+        assert said in err
+        assert bool(err) == bool(said)
+
+
+def test_tf32_is_for_gpus_from_ampere_on(monkeypatch):
+    precisions._say.cache_clear()
+    for capability, precision in (((7, 5), "float32"), ((8, 0), "tf32"), ((12, 0), "tf32")):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, found=capability: found)
+        assert precisions._available("tf32", torch.device("cuda", 1)) == precision
+    assert precisions._available("winograd", torch.device("cuda", 1)) == "float32"
+    assert precisions._available("bfloat16", torch.device("cuda", 1)) == "bfloat16"
+
+
+def test_tf32_is_on_while_an_attack_runs_and_off_when_a_victim_decides(monkeypatch):
+    monkeypatch.setattr(precisions, "_available", lambda precision, device: precision)
+    conv, seen, exact = torch.backends.cudnn.conv, {}, {"none": "ieee"}
+
+    def attack(logits_fn, images, labels):
+        logits_fn(images)
+        seen["attack"] = network.seen
+        victim.predict(images)
+        seen["victim"] = network.seen
+        return images
+
+    class Spy(nn.Conv2d):
+        def forward(self, images):
+            network.seen = exact.get(conv.fp32_precision, conv.fp32_precision)
+            return super().forward(images)
+
+    network = nn.Sequential(Spy(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 3))
+    images, labels = torch.rand(4, 1, 28, 28), torch.arange(4) % 3
+    victim = DkNN(network, ["1"], k=1, device="cpu").fit(images, labels)
+    perturb(attack, FeatureNetwork(network, ["1"]), images, labels, "tf32")
+    assert seen == {"attack": "tf32", "victim": "ieee"}
+    perturb(attack, FeatureNetwork(network, ["1"]), images, labels)
+    assert seen == {"attack": "ieee", "victim": "ieee"}
 
 
 def test_settings_name_a_precision():

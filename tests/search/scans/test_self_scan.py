@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_advknn.search.scans import torch_scan
 from lightning_advknn.search.scans.self_scan import candidates_of_all
 from tests.search.oracle import make_bank, true_similarities
 
@@ -30,3 +31,24 @@ def test_pairs_of_leave_one_out_have_bounds_that_hold(device, monkeypatch):
         )
         start += 128
     assert start >= 500
+
+
+def test_a_bank_wider_than_memory_is_compared_in_blocks(device, monkeypatch):
+    features = (torch.randn(700, 512, generator=torch.Generator().manual_seed(29)) + 0.3).relu()
+    whole = list(candidates_of_all(*_scanned(features, device), 40, 64))
+    held = []
+    limits = torch_scan._Limits(scores=2 * 64 * 64, product=2**20, codes=2**25)
+    monkeypatch.setattr(torch_scan, "_limits", lambda device: limits)
+    scores = torch_scan.TorchScan.scores
+    monkeypatch.setattr(torch_scan.TorchScan, "scores", lambda *given: held.append(given) or scores(*given))
+    parts = list(candidates_of_all(*_scanned(features, device), 40, 64))
+    # A block of two steps' rows at most; the sample of the thresholds is all rows here.
+    assert max(rows.stop - rows.start for _, _, rows in held[11:]) == 128
+    for one, other in zip(whole, parts, strict=True):
+        for mine, theirs in zip(one.by_row(), other.by_row(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def _scanned(features, device):
+    bank = make_bank(features, "cosine", "int8", device)
+    return bank._scanner(), bank.norms
