@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import attack
@@ -16,6 +17,7 @@ from lightning_advknn.commands import COMMANDS, jobs
 from lightning_advknn.commands.main import main
 from lightning_advknn.commands.options import parse
 from lightning_advknn.configurations import ConfigFile, find, name_of
+from lightning_advknn.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -278,3 +280,16 @@ def test_a_quiet_dry_run_still_shows_the_plan(
     assert [line.split() for line in lines[::2]] == [["to", "do", f"digits/tables/seed{n}"] for n in range(3)]
     for line in lines[1::2]:
         assert line.split()[:3] == ["lightning-advknn", "evaluate", "--config=digits/attack"]
+
+
+def test_a_gpu_that_is_too_small_is_an_error_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> list[str]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 21 GiB.")
+
+    monkeypatch.setattr(jobs, "_evaluate", lambda options, ranks: work)
+    assert jobs._run("evaluate", None, Ranks(), "attack.py") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("attack.py: error: the GPU's memory is full: CUDA out of memory. Tried")
+    assert "Lower `--victim.memory_gib`" in said

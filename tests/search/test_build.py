@@ -54,6 +54,22 @@ def test_build_banks_keeps_what_fits_in_memory(tmp_path, monkeypatch):
         assert torch.equal(bank.votes(bank.features, 5), halved[layer].votes(bank.features, 5))
 
 
+def test_banks_without_a_limit_go_to_disk_where_a_gpu_is_full(device, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lightning_advknn.search.memory_plan._WORKING", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr("lightning_advknn.search.memory_plan._free_gib", lambda device: 60000 / 2**30)
+    network = FeatureNetwork(LeNet5(), ["relu2", "logits"]).to(device).eval()
+    images = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    batches = [Batch(images, torch.arange(50) % 2, torch.arange(50))]
+    banks = build_banks(network, batches, 2, BankSettings(folder=tmp_path))
+    full = device.type == "cuda"
+    assert [isinstance(bank.features, StoredRows) for bank in banks.values()] == [full, False]
+    assert ("Banks of relu2 are kept on disk" in capsys.readouterr().err) == full
+    whole = build_banks(network, batches, 2, BankSettings(memory_gib=100.0))
+    for layer, features in network.features(images.to(device)).items():
+        features = features.detach()
+        assert torch.equal(banks[layer].votes(features, 5), whole[layer].votes(features, 5))
+
+
 PEAK = """
 import sys, torch
 from pathlib import Path
