@@ -489,7 +489,7 @@ def test_whoever_decides_convolves_in_ieee_float32_and_reproducibly(device):
             partial(fgsm, eps=0.1), Surrogate(network, "1", DkNNB(72, 3)).to(device), images, labels
         ),
         "again": lambda: rechecks.changed_in_batches(
-            victim, images, labels, torch.zeros(12, 2, 3, dtype=torch.int64)
+            victim, images, labels.cpu(), torch.zeros(12, 2, 3, dtype=torch.int64)
         ),
         "gradients": lambda: rechecks.gradients(victim.network, images, labels),
         "pictures": lambda: rechecks.neighbours(victim, images),
