@@ -67,15 +67,15 @@ class TritonScan(TorchScan):
             blocks,
             values.shape[1],
             right.stride(0),
-            TERMS=len(right),
-            FUSED=_fuses(self.device),
-            KEPT=_KEPT,
-            QUERIES=_QUERIES,
-            ROWS=_ROWS,
-            WIDTH=_WIDTH,
+            terms=len(right),
+            fused=_fuses(self.device),
+            kept=_KEPT,
+            block_queries=_QUERIES,
+            block_rows=_ROWS,
+            block_width=_WIDTH,
             num_warps=_WARPS,
             num_stages=_STAGES,
-            enable_fp_fusion=False,  # only where `FUSED` says so
+            enable_fp_fusion=False,  # only where `fused` says so
         )
         return scores, places
 
