@@ -2,7 +2,8 @@
 
 Each attack of the experiment ascends true labels through the backbone and, if a checkpoint is given, through
 a surrogate. Methods: `evaluation.perturb` at each precision, torchattacks and foolbox. The libraries get
-batches of the same size, and weights without gradients, which they would not set themselves.
+batches of the same size, torchattacks also all images at once, and weights without gradients, which they
+would not set themselves.
 
 A method is ``exact`` if its adversarials equal those of torchattacks to 1e-5 in every pixel; ``differing``
 counts the other images, and ``largest`` is the largest difference. Where a gradient is zero up to rounding,
@@ -43,6 +44,7 @@ _SIZE = 2048  # rows and columns of the bare matrix product
 _METHODS = {
     **{report.OURS if p == "float32" else f"{report.OURS} {p}": p for p in get_args(GradientPrecision)},
     "torchattacks": "torchattacks",
+    "torchattacks, one batch": "torchattacks",
     "foolbox": "foolbox",
 }
 
@@ -90,6 +92,7 @@ def _run_methods(given: argparse.Namespace, experiment: Sequence[Any], through: 
                 "through": through,
                 "kind": kind,
                 "n": n,
+                "size": n if "one batch" in method else CPU_BATCH,
                 "file": str(file),
             }
             times = in_child("benchmarks.attacks", "attack", given.threads, **arguments)
@@ -121,7 +124,9 @@ def _compare(
             }
 
 
-def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str) -> dict[str, Any]:
+def attack(
+    experiment: Sequence[Any], through: str, kind: Any, n: int, size: int, file: str
+) -> dict[str, Any]:
     """Time one method's attacks through one network in this process.
 
     Args:
@@ -129,6 +134,7 @@ def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str
         through: One of the run's methods.
         kind: One of the precisions, or a library.
         n: Number of test images.
+        size: Images that a library gets at once.
         file: File to write the adversarials to, by attack.
     """
     run = backbone_run(report.experiment(*experiment))
@@ -138,7 +144,7 @@ def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str
     for name, settings in run.experiment.attacks.items():
         if kind in _PEERS:
             theirs = _PEERS[kind](logits_fn, settings)
-            run_attack = partial(_batches, theirs, images, labels)
+            run_attack = partial(_batches, theirs, images, labels, size)
         else:
             run_attack = partial(perturb, settings.bind(), logits_fn, images, labels, kind)
         made, times[name] = timed(run_attack, 3)
@@ -147,8 +153,10 @@ def attack(experiment: Sequence[Any], through: str, kind: Any, n: int, file: str
     return times
 
 
-def _batches(theirs: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    batches = zip(torch.split(images, CPU_BATCH), torch.split(labels, CPU_BATCH), strict=True)
+def _batches(
+    theirs: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, size: int
+) -> Tensor:
+    batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
     return torch.cat([theirs(*batch) for batch in batches])
 
 

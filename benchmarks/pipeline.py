@@ -8,10 +8,14 @@ metrics are equal, if both have some.
 Then one epoch of the backbone trains with and without the callback, each in its own process.
 ``ratio`` is relative to the epoch with it, ``share_of_epoch`` is the time that it adds, and ``exact`` says
 whether the trained weights are equal bit for bit. Loggers are off, so W&B panels do not count.
+
+At last, commands start: their help and the import of the package, beside the import of torch.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +32,13 @@ from lightning_advknn.modules import BackboneModule
 from lightning_advknn.storage import weights_digest
 
 _WITHOUT = "no callback"
+_STARTS = {
+    "import lightning_advknn": ["-c", "import lightning_advknn"],
+    **{
+        f"lightning-advknn {arguments}": ["-m", "lightning_advknn", *arguments.split()]
+        for arguments in ("--help", "evaluate --help", "leaderboard --help", "train --help")
+    },
+}
 
 
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
@@ -41,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     now = _summary(given)
     before = _read(given.before) if given.before else {}
     label = f"{'quick, ' if given.quick else ''}{now['settings']['data']['name']}"
-    records = report.with_ratios([*_stages(now, before, label), *_epochs(given)])
+    records = report.with_ratios([*_stages(now, before, label), *_epochs(given), *_starts(given)])
     settings = {"stages_of": {key: now[key] for key in ("command", "versions", "device", "date")}}
     settings["before_of"] = {
         key: before[key] for key in settings["stages_of"] if key in before
@@ -105,6 +116,21 @@ def _epochs(given: argparse.Namespace) -> list[report.Record]:
         {"case": case, "method": report.OURS, **found[report.OURS], "exact": exact, "share_of_epoch": added},
         {"case": case, "method": _WITHOUT, **found[_WITHOUT]},
     ]
+
+
+def _starts(given: argparse.Namespace) -> list[report.Record]:
+    """What a new process needs before it works."""
+
+    def start(arguments: Sequence[str]) -> dict[str, float]:
+        run = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return timed(run, 1 if given.quick else 5)[1] | {"peak_mib": None}  # of this process, not of that
+
+    torch_alone = start(["-c", "import torch"])
+    records: list[report.Record] = []
+    for case, arguments in _STARTS.items():
+        records.append({"case": case, "method": report.OURS, **start(arguments)})
+        records.append({"case": case, "method": "import torch", **torch_alone})
+    return records
 
 
 def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict[str, Any]:

@@ -5,19 +5,20 @@ result. `make_rows` puts both verdicts side by side, and `summarize` reduces row
 and credibilities. The callback, the commands, tables, figures and W&B all read these.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from lightning_advknn import functional
 from lightning_advknn.attacks import Attack, LogitsFn, Target
 from lightning_advknn.attacks.parts.arguments import returned_images
 from lightning_advknn.attacks.parts.precision import prepared
+from lightning_advknn.attacks.parts.threads import can_share, copy_for_thread, in_threads
 from lightning_advknn.choices import Convention, GradientPrecision
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data.given import Images, Labels, as_images, as_labels
@@ -32,6 +33,9 @@ and ``_after`` (the attack): the predictions ``dnn``, ``knn``, ``dknn`` and ``su
 
 CPU_BATCH, GPU_BATCH = 64, 1000
 """Images attacked at once: they fit a CPU's caches, and keep a GPU busy."""
+
+Watch = Callable[[int, Target, Tensor, Tensor], AbstractContextManager[None]]
+"""Looks at an attack on a batch: gets its number, what is attacked, images ``(B, ...)`` and labels ``(B,)``."""
 
 
 class Verdicts(NamedTuple):
@@ -131,13 +135,15 @@ def perturb(
     labels: Tensor,
     precision: GradientPrecision = "float32",
     name: str | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Run an attack and check what it returns and what it leaves behind.
 
     On logits, all batches have one size: the last one is filled up, so the arithmetic for an image does not
-    depend on the number of images. On a victim, the attack gets all images at once and makes its own batches,
-    because neighbour search and gradients need different sizes. Meanwhile modules are frozen and in
-    evaluation mode. The attack gets copies of images and labels.
+    depend on the number of images. On a CPU, batches of an attack that allows it (`attacks.attack`) are
+    attacked in as many threads as torch has, each of which computes alone. On a victim, the attack gets all
+    images at once and makes its own batches, because neighbour search and gradients need different sizes.
+    Meanwhile modules are frozen and in evaluation mode. The attack gets copies of images and labels.
 
     Args:
         attack: The attack with its settings bound.
@@ -146,6 +152,7 @@ def perturb(
         labels: Classes to move away from, int64 ``(n,)``.
         precision: How gradients are computed.
         name: Name of the attack in errors; None for its function's name.
+        watch: Looks at the attack on each batch; None for nothing.
 
     Returns:
         Adversarial images, float32, same shape, as they are stored and judged.
@@ -176,13 +183,24 @@ def perturb(
                 answers += [*features.values(), *([logits] if isinstance(logits, Tensor) else [])]
         return answers
 
-    parts = []
-    with prepared(target, precision) as ready, unchanged(name, (target, attack), ask):
-        for batch in torch.split(rows, size):
-            part = images[batch]  # a copy
-            with _errors_of(name):
-                returned = attack(ready, part.clone(), labels[batch])
-            parts.append(returned_images(f"attack {name}", returned, part))
+    def run(ready: Target, numbered: tuple[int, Tensor]) -> Tensor:
+        number, batch = numbered
+        part, own = images[batch], labels[batch]  # copies
+        with _errors_of(name), watch(number, ready, part, own) if watch else nullcontext():
+            returned = attack(ready, part.clone(), own.clone())
+        return returned_images(f"attack {name}", returned, part)
+
+    batches = torch.split(rows, size)
+    share = images.device.type == "cpu" and can_share(attack, target)
+    threads = min(torch.get_num_threads(), len(batches)) if share else 1
+    with ExitStack() as stack:
+        targets = [target, *(copy_for_thread(cast(nn.Module, target)) for _ in range(threads - 1))]
+        ready = [stack.enter_context(prepared(each, precision)) for each in targets]
+        stack.enter_context(unchanged(name, (target, attack), ask))
+        if share:
+            parts = in_threads(run, enumerate(batches), ready)
+        else:
+            parts = [run(ready[0], numbered) for numbered in enumerate(batches)]
     return torch.cat(parts)[:n]
 
 

@@ -14,7 +14,7 @@ from lightning_advknn.attacks.parts.step_graph import repeat
 from lightning_advknn.functional import check_labels
 
 
-@attack(on="logits", norm="linf")
+@attack(on="logits", norm="linf", threads=True)
 def fgsm(logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
     """Fast Gradient Sign Method (Eq. 2), clipped to [0, 1].
 
@@ -33,7 +33,7 @@ def fgsm(logits_fn: LogitsFn, images: Tensor, labels: Tensor, *, eps: float) -> 
     return bim(logits_fn, images, labels, eps=eps, step_size=eps, steps=1)
 
 
-@attack(on="logits", norm="linf")
+@attack(on="logits", norm="linf", threads=True)
 def bim(
     logits_fn: LogitsFn,
     images: Tensor,

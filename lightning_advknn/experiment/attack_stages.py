@@ -149,11 +149,11 @@ class AttackStages:
             function = partial(function, surrogate=self.networks.logits_fn(settings.through))
         on_victim = method in VICTIMS
         target = self.judges.victim(method) if on_victim else self.networks.logits_fn(method)
-        watched = Iterates(function, target, settings.known_norm, settings.eps)
+        iterates = Iterates(settings.known_norm, settings.eps)
         # DkNN is one and the same for all attacks, and is also asked to judge.
         before = target.queries if isinstance(target, DkNN) else 0
-        adversarial = perturb(watched, target, images, labels, settings.precision, attack)
-        made = {"adversarial": adversarial, **watched.columns(len(images))}
+        adversarial = perturb(function, target, images, labels, settings.precision, attack, iterates)
+        made = {"adversarial": adversarial, **iterates.columns(len(images))}
         if isinstance(target, DkNN):
             made["queries"] = torch.tensor([target.queries - before])
         return made

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_advknn.attacks import Attack
 from lightning_advknn.attacks.parts.balls import length
 from lightning_advknn.attacks.parts.step_graph import replayable
 from lightning_advknn.choices import Norm
@@ -18,33 +17,31 @@ _Look = Callable[[Tensor, Any], None]  # gets images that are asked about, and t
 
 
 class Iterates:
-    """An attack that also notes what it asks its target. Its adversarials are those of the attack.
+    """Notes what an attack asks its target, as `evaluation.Watch`. Adversarials are those of the attack.
 
     Only questions about a whole batch are understood, as then each row is an image of the batch.
 
     Args:
-        attack: With its settings bound.
-        target: What it is on.
         norm: What its eps is measured in; None if nobody knows, so that no iterate is known to be within it.
         eps: Radius of its ball; None of a minimum-norm attack.
     """
 
-    def __init__(self, attack: Attack, target: nn.Module, norm: Norm | None, eps: float | None) -> None:
-        self.attack, self.target, self.norm, self.eps = attack, target, norm, eps
-        self._notes: list[dict[str, Tensor]] = []
+    def __init__(self, norm: Norm | None, eps: float | None) -> None:
+        self.norm, self.eps = norm, eps
+        self._notes: dict[int, dict[str, Tensor]] = {}
 
-    def __call__(self, ready: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """The adversarials of a batch."""
+    @contextmanager
+    def __call__(self, number: int, target: Any, images: Tensor, labels: Tensor) -> Iterator[None]:
+        """Look at the attack on a batch ``(B, ...)``."""
         notes = _Notes(images, labels, self.norm, self.eps)
         # A victim's network is asked without its votes, too.
-        network = self.target.network if isinstance(self.target, DkNN) else None
+        network = target.network if isinstance(target, DkNN) else None
         with ExitStack() as hooks:
-            hooks.enter_context(_asked(self.target, notes.look))
+            hooks.enter_context(_asked(target, notes.look))
             if network is not None:
                 hooks.enter_context(_asked(network, notes.look_at_images))
-            adversarial = self.attack(ready, images, labels)
-        self._notes.append(notes.columns(differentiable=network is None))
-        return adversarial
+            yield
+        self._notes[number] = notes.columns(differentiable=network is None)
 
     def columns(self, n: int) -> dict[str, Tensor]:
         """What was noted of the first n images, each bool ``(n,)``.
@@ -53,15 +50,15 @@ class Iterates:
         the label. ``moved``: it was asked about another image than the clean one, or perhaps was.
         ``differentiated``: its answer was asked for a gradient; not of victims, which have none.
         """
-        return {name: torch.cat([part[name] for part in self._notes])[:n] for name in self._notes[0]}
+        notes = [self._notes[number] for number in sorted(self._notes)]
+        return {name: torch.cat([part[name] for part in notes])[:n] for name in notes[0]}
 
 
 class _Notes:
     """Of one batch. Changed in place, so that replays of a step that is a CUDA graph change them too."""
 
     def __init__(self, images: Tensor, labels: Tensor, norm: Norm | None, eps: float | None) -> None:
-        # Copies: an attack may write into what it is given.
-        self.images, self.labels = images.detach().clone(), labels.clone()
+        self.images, self.labels = images, labels
         self.norm, self.eps = norm, eps
         self.reached, self.moved, self.differentiated = torch.zeros(
             3, len(images), dtype=torch.bool, device=images.device

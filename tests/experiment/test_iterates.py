@@ -34,11 +34,11 @@ def noted(
         return images
 
     target = Threshold()
-    watched = Iterates(attack, target, norm, eps)
+    watch = Iterates(norm, eps)
     labels = torch.zeros(len(images), dtype=torch.int64)
-    assert torch.equal(perturb(watched, target, images, labels), images)
+    assert torch.equal(perturb(attack, target, images, labels, watch=watch), images)
     assert not target._forward_hooks
-    columns = watched.columns(len(images))
+    columns = watch.columns(len(images))
     assert {name: (column.dtype, len(column)) for name, column in columns.items()} == dict.fromkeys(
         ("reached", "moved", "differentiated"), (torch.bool, len(images))
     )
@@ -101,7 +101,7 @@ def test_an_attack_that_raises_leaves_no_hook() -> None:
 
     target = Threshold()
     with pytest.raises(ValueError, match="no"):
-        Iterates(attack, target, "linf", 0.1)(target, IMAGES, LABELS)
+        perturb(attack, target, IMAGES, LABELS, watch=Iterates("linf", 0.1))
     assert not target._forward_hooks
 
 
@@ -113,8 +113,8 @@ def test_a_victim_says_classes(hand_dknn: DkNN, device: torch.device) -> None:
         victim(images.flip(0))
         return images
 
-    watched = Iterates(attack, hand_dknn, "l2", None)
-    perturb(watched, hand_dknn, images, classes)
-    columns = watched.columns(2)
+    watch = Iterates("l2", None)
+    perturb(attack, hand_dknn, images, classes, watch=watch)
+    columns = watch.columns(2)
     assert set(columns) == {"reached", "moved"}
     assert columns["reached"].tolist() == columns["moved"].tolist() == [True, True]

@@ -21,9 +21,10 @@ class Declaration(NamedTuple):
 
     on: _On
     norm: Norm | None
+    threads: bool = False
 
 
-def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]:
+def attack(*, on: _On, norm: Norm | None = None, threads: bool = False) -> Callable[[_Attack], _Attack]:
     """Declare a function ``(target, images, labels, *, settings) -> adversarial`` as an attack; a decorator.
 
     The attack runs on the device of the victim: images and labels are moved there, adversarials are moved
@@ -32,6 +33,9 @@ def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]
     Args:
         on: ``logits`` if the target is a function from images to logits, ``victim`` if it is a `DkNN`.
         norm: Norm of eps, or the norm that the attack minimises; None if its setting ``norm`` says so.
+        threads: Whether several threads may run it at once, each with a copy of the logits function. It must
+            draw no random numbers and keep nothing between calls. On a CPU, `evaluation.perturb` is then
+            about twice as fast.
 
     Raises:
         ValueError: If `on` or `norm` is not one of its choices. When the attack is called: if the target is
@@ -61,7 +65,7 @@ def attack(*, on: _On, norm: Norm | None = None) -> Callable[[_Attack], _Attack]
             attacked = target if on == "victim" else target.surrogate()
             return function(attacked, images.to(device), labels.to(device), **settings).to(images.device)
 
-        vars(run)["declaration"] = Declaration(on, norm)
+        vars(run)["declaration"] = Declaration(on, norm, threads)
         return cast(_Attack, run)
 
     return declare

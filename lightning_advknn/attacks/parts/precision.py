@@ -32,7 +32,8 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
     parameters = [p for module in modules for p in module.parameters(recurse=False)]
     trainable = [p for p in parameters if p.requires_grad]
     gradients = [p.grad for p in parameters]  # those of training: attacks call `zero_grad` and `backward`
-    convolutions = {module: vars(module).get("forward") for module in modules if _is_ordinary(module)}
+    convolutions = [module for module in modules if _is_ordinary(module)]
+    forwards = {module: vars(module).get("forward") for module in [*convolutions, *modules[:1]]}
     try:
         if isinstance(logits_fn, nn.Module):
             logits_fn.eval()
@@ -43,12 +44,14 @@ def prepared(logits_fn: LogitsFn, precision: GradientPrecision = "float32") -> I
             for conv in convolutions:
                 # Only `forward` is replaced, so that hooks and weights stay where others expect them.
                 vars(conv)["forward"] = _convolution(conv, precision)
-        yield _autocast(logits_fn) if precision == "bfloat16" else logits_fn
+        if precision == "bfloat16" and isinstance(logits_fn, nn.Module):
+            vars(logits_fn)["forward"] = _autocast(logits_fn.forward)
+        yield _autocast(logits_fn) if precision == "bfloat16" and not modules else logits_fn
     finally:
-        for conv, forward in convolutions.items():
-            vars(conv).pop("forward", None)
+        for module, forward in forwards.items():
+            vars(module).pop("forward", None)
             if forward is not None:
-                vars(conv)["forward"] = forward
+                vars(module)["forward"] = forward
         for module, mode in training:
             module.training = mode
         for parameter in trainable:
