@@ -34,7 +34,7 @@ def repeat(step: _Step, state: _State, times: int, logits_fn: LogitsFn) -> _Stat
     """Apply a step several times: ``state = step(*state)``.
 
     On a GPU, steps after the third are replays of a CUDA graph, if the logits function allows it
-    (`is_replayable`). The first replay is compared with an ordinary step. All steps are ordinary ones if it is
+    (`_is_replayable`). The first replay is compared with an ordinary step. All steps are ordinary ones if it is
     not equal bit for bit, or if the capture fails.
 
     Args:
@@ -48,7 +48,7 @@ def repeat(step: _Step, state: _State, times: int, logits_fn: LogitsFn) -> _Stat
         The last state.
     """
     device = state[0].device
-    if device.type not in _DEVICES or times < _FIRST + _REPLAYS or not is_replayable(logits_fn):
+    if device.type not in _DEVICES or times < _FIRST + _REPLAYS or not _is_replayable(logits_fn):
         return _ordinary(step, state, times)
     side, current = _stream(device), torch.cuda.current_stream(device)
     side.wait_stream(current)
@@ -59,7 +59,7 @@ def repeat(step: _Step, state: _State, times: int, logits_fn: LogitsFn) -> _Stat
     return tuple(each.clone() for each in state)  # in memory of this stream
 
 
-def is_replayable(logits_fn: LogitsFn) -> bool:
+def _is_replayable(logits_fn: LogitsFn) -> bool:
     """Whether a function launches the same operations on the same weights each time, and does nothing else.
 
     It must be a module in evaluation mode that consists of modules of torch, torchvision, timm and this

@@ -18,7 +18,7 @@ from lightning_advknn.attacks import bim
 from lightning_advknn.attacks.parts import step_graph
 from lightning_advknn.attacks.parts.precision import prepared
 from lightning_advknn.attacks.parts.probe import Probe
-from lightning_advknn.attacks.parts.step_graph import is_replayable, repeat, replayable
+from lightning_advknn.attacks.parts.step_graph import _is_replayable, repeat, replayable
 from lightning_advknn.experiment.iterates import Iterates
 from lightning_advknn.models import ConvNet, Surrogate
 from lightning_advknn.models.surrogate import DkNNB
@@ -176,9 +176,10 @@ def test_iterates_are_noted_in_replays(place, monkeypatch):
     labels = target(images).argmax(1)
 
     def notes(steps):
-        watched = Iterates(lambda *given: bim(*given, **BIM, steps=steps), target, "linf", 0.1)
-        watched(target, images, labels)
-        return {name: column.tolist() for name, column in watched.columns(9).items()}
+        iterates = Iterates("linf", 0.1)
+        with iterates(0, target, images, labels):
+            bim(target, images, labels, **BIM, steps=steps)
+        return {name: column.tolist() for name, column in iterates.columns(9).items()}
 
     expected = ordinary(monkeypatch, notes, 14)
     assert expected != ordinary(monkeypatch, notes, 4), "what is reached in replayed steps matters"
@@ -266,14 +267,14 @@ def test_what_is_replayable():
         ConvNet().eval(),
         Surrogate(ConvNet(), "relu3", DkNNB(1152, 10)),
     ]
-    assert all(map(is_replayable, plain))
+    assert all(map(_is_replayable, plain))
     for module in (*plain[:1], *plain[3:]):
         with prepared(module) as ready:
-            assert is_replayable(ready)
+            assert _is_replayable(ready)
     with prepared(plain[0], "winograd") as ready:
-        assert is_replayable(ready)
+        assert _is_replayable(ready)
     with prepared(plain[0], "bfloat16") as ready:
-        assert not is_replayable(ready)
+        assert not _is_replayable(ready)
 
 
 @pytest.mark.parametrize(
@@ -298,14 +299,14 @@ def test_what_is_replayable():
 )
 def test_what_is_not_replayable(change):
     module = network("cpu")
-    assert is_replayable(module)
+    assert _is_replayable(module)
     changed = change(module)
-    assert not is_replayable(changed)
+    assert not _is_replayable(changed)
 
 
 def test_hooks_of_all_modules_are_not_replayable():
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert not is_replayable(network("cpu"))
+        assert not _is_replayable(network("cpu"))
     finally:
         handle.remove()

@@ -16,10 +16,11 @@ from lightning_advknn.search.scans import triton_scan
 from lightning_advknn.search.scans.quantize import encode
 from lightning_advknn.search.scans.torch_scan import TorchScan
 from lightning_advknn.search.scans.triton_scan import TritonScan
+from tests.real_gpu import REAL_GPU
 from tests.search.oracle import both_metrics, brute_force, check, make_bank, true_similarities
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+DEVICE = torch.device("cuda" if REAL_GPU and not INTERPRETED else "cpu")
 
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
 runs_the_kernel = pytest.mark.skipif(
