@@ -153,7 +153,9 @@ def attack(
     return times
 
 
-def _batches(theirs: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, size: int) -> Tensor:
+def _batches(
+    theirs: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, size: int
+) -> Tensor:
     batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
     return torch.cat([theirs(*batch) for batch in batches])
 
