@@ -5,8 +5,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-Backend = Literal["auto", "int8", "bfloat16", "float32", "faiss", "ivf", "hnsw"]
-"""What searches a memory bank. All are exact but ``ivf`` and ``hnsw``, which may miss neighbours."""
+Backend = Literal["auto", "int8", "bfloat16", "float32", "triton", "faiss", "ivf", "hnsw"]
+"""What searches a memory bank. All are exact but ``ivf`` and ``hnsw``, which may miss neighbours.
+
+``triton`` is ``int8`` in one kernel, on CUDA alone. ``auto`` does not choose it.
+"""
 
 Metric = Literal["cosine", "euclidean"]
 """Distance between features: 1 - cosine similarity, or L2."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_advknn.attacks.parts.arguments import LogitsFn, check_arguments
 from lightning_advknn.attacks.parts.declare import attack
+from lightning_advknn.attacks.parts.step_graph import repeat
 from lightning_advknn.functional import check_labels
 
 
@@ -66,11 +67,13 @@ def bim(
     with torch.inference_mode(False):
         images, labels = images.detach().clone(), labels.clone()
         lowest, highest = (images - eps).clamp(min=0.0), (images + eps).clamp(max=1.0)
-        adversarial, losses = images, images.new_zeros(())
-        for _ in range(int(steps)):
+
+        def step(adversarial: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
             loss, gradient = loss_and_gradient(logits_fn, adversarial, labels)
-            losses = losses + loss
             adversarial = (adversarial + step_size * gradient.sign()).clamp(lowest, highest)
+            return adversarial, losses + loss
+
+        adversarial, losses = repeat(step, (images, images.new_zeros(())), int(steps), logits_fn)
         # Checked once, because reading a number makes a GPU wait; a sum keeps what is not finite.
         if not torch.isfinite(losses):
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_advknn.attacks.parts.balls import length
+from lightning_advknn.attacks.parts.step_graph import replayable
 from lightning_advknn.choices import Norm
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.experiment.settings import ROUNDING
@@ -54,7 +55,7 @@ class Iterates:
 
 
 class _Notes:
-    """Of one batch."""
+    """Of one batch. Changed in place, so that replays of a step that is a CUDA graph change them too."""
 
     def __init__(self, images: Tensor, labels: Tensor, norm: Norm | None, eps: float | None) -> None:
         self.images, self.labels = images, labels
@@ -69,20 +70,20 @@ class _Notes:
         if not isinstance(answer, Tensor) or asked.shape != self.images.shape:
             return
         if answer.requires_grad:
-            self.differentiated = torch.ones_like(self.differentiated)
+            self.differentiated.fill_(True)
         perturbation = asked - self.images
         inside = perturbation.flatten(1).any(1) & ((asked - 0.5).abs() <= 0.5 + ROUNDING).flatten(1).all(1)
         if self.eps is not None:
             radius = self.eps if self.norm else -1.0
             inside &= length(perturbation, self.norm or "l2") <= radius + ROUNDING
         classes = answer.detach().argmax(1) if answer.ndim == 2 else answer
-        self.reached = self.reached | (inside & (classes != self.labels))
+        self.reached |= inside & (classes != self.labels)
 
     def look_at_images(self, asked: Tensor, _answer: Any) -> None:
         """Whether they are the clean ones; of another number of images nobody knows which is which."""
         known = asked.shape == self.images.shape
         moved = (asked != self.images).flatten(1).any(1) if known else torch.ones_like(self.moved)
-        self.moved = self.moved | moved
+        self.moved |= moved
 
     def columns(self, differentiable: bool) -> dict[str, Tensor]:
         """As `Iterates.columns`."""
@@ -94,6 +95,7 @@ class _Notes:
 def _asked(module: nn.Module, look: _Look) -> Iterator[None]:
     """Look at all that a module is asked."""
 
+    @replayable
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
         asked = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
         if asked is not None:

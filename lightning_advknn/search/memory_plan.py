@@ -20,7 +20,7 @@ _CPU = torch.device("cpu")
 
 # Bytes per feature: float32, and the most that a scan holds of it, also while it is prepared. Approximate
 # indices are counted separately, as they are in memory even if the rows are on disk.
-_BYTES = {"float32": 4, "int8": 5, "bfloat16": 6, "auto": 6, "faiss": 12, "ivf": 4, "hnsw": 4}
+_BYTES = {"float32": 4, "int8": 5, "triton": 5, "bfloat16": 6, "auto": 6, "faiss": 12, "ivf": 4, "hnsw": 4}
 
 # Bytes per feature of an approximate index: one-byte codes, in memory that faiss grows by doubling, list by
 # list for ivf, by a copy of everything for hnsw.

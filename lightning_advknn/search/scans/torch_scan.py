@@ -194,12 +194,16 @@ class TorchScan:
         indices = torch.empty(queries, 0, dtype=torch.int64, device=self.device)
         for start in range(0, total, held):
             stop = min(start + held, total)
-            found, where = _top(self.scores(query, slice(start, stop)), min(n, stop - start))
+            found, where = self._best_in(query, slice(start, stop), min(n, stop - start))
             best, indices = torch.cat([best, found], dim=1), torch.cat([indices, where + start], dim=1)
             if best.shape[1] > n:
                 best, kept = best.topk(n, sorted=False)
                 indices = indices.gather(1, kept)
         return best, indices
+
+    def _best_in(self, query: "Query", rows: slice, n: int) -> tuple[Tensor, Tensor]:
+        """The same among consecutive rows: the n largest scores, and their places among the rows."""
+        return _top(self.scores(query, rows), n)
 
     def _rounding(self, norms: Tensor, spread: Tensor, factor: Tensor, left: list[Tensor]) -> Tensor:
         """Bound on the rounding error of q . x in float32, float64 ``(B,)``; infinite if it can overflow."""
