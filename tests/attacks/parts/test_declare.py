@@ -88,7 +88,7 @@ def test_images_and_labels_are_tensors(hand_dknn, attack):
 def test_a_declared_function_stays_what_it_was():
     assert lowest.__name__ == "lowest"
     assert lowest.__doc__.startswith("Towards where")
-    assert declared(lowest) == ("logits", "linf")
+    assert declared(lowest) == ("logits", "linf", False)
     assert advknn.AttackSettings(f"{__name__}.lowest", {"eps": 0.1}).measure == "linf"
 
 

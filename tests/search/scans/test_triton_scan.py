@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_advknn.search import MemoryBank
-from lightning_advknn.search.scans import triton_scan
+from lightning_advknn.search.scans import torch_scan, triton_scan
 from lightning_advknn.search.scans.quantize import encode
 from lightning_advknn.search.scans.torch_scan import TorchScan
 from lightning_advknn.search.scans.triton_scan import TritonScan
@@ -186,7 +186,8 @@ def test_more_candidates_than_blocks_are_left_to_torch(small_blocks, scanned_aga
 
 @runs_the_kernel
 def test_a_bank_is_scanned_in_several_parts(small_blocks, scanned_again, monkeypatch):
-    monkeypatch.setattr("lightning_advknn.search.scans.torch_scan._HELD", {"cpu": 400, "cuda": 400})
+    limits = torch_scan._limits(DEVICE)._replace(scores=400)
+    monkeypatch.setattr(torch_scan, "_limits", lambda device: limits)
     scan = make_scan(vectors(230, 40, 11), "euclidean")
     queries = vectors(4, 40, 12)
     found = scan(queries.to(DEVICE), 5)  # of 100 rows, of 100, and of 30 in too few blocks
