@@ -23,8 +23,9 @@ _Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Returns which of B images are successes, bool ``(B,)``, and in which direction each moves, ``(B, ...)``."""
 
 _SURROGATE_SHRINK = (0.2, 0.02)  # change of the radius in the first and the last step on the surrogate
-_SHRINK = (0.05, 0.005)  # the same on the victim
-_STEP = (0.5, 0.02)  # length of the first and the last step, relative to the radius
+_SHRINK = (0.08, 0.003)  # the same on the victim
+# Length of the first and the last step, relative to the radius.
+_STEP: dict[Norm, tuple[float, float]] = {"l2": (1.5, 0.03), "linf": (0.5, 0.02)}
 _FARTHEST, _HALVINGS = 3.0, 6  # the victim's boundary is searched up to 3 times beyond the surrogate's
 
 
@@ -36,9 +37,9 @@ def minimum_norm(
     *,
     surrogate: LogitsFn | None = None,
     norm: Norm = "l2",
-    classes: int = 3,
-    surrogate_steps: int = 40,
-    steps: int = 60,
+    classes: int = 5,
+    surrogate_steps: int = 20,
+    steps: int = 20,
     neighbours: int = 150,
     temperature: float = 0.25,
     batch_size: int = 64,
@@ -185,7 +186,7 @@ def _descend(
         if step == steps:
             break
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
-        change, stride = (last + (first - last) * cosine for first, last in (shrink, _STEP))
+        change, stride = (last + (first - last) * cosine for first, last in (shrink, _STEP[norm]))
         radius = torch.where(success, torch.minimum(radius, best) * (1 - change), radius * (1 + change))
         radius = torch.minimum(radius, best * (1 - shrink[1]))
         moved = perturbation + per_image(radius * stride, images) * heading(direction, norm)

@@ -267,6 +267,14 @@ class AttackSettings:
         return {"function": self.function, "settings": self.settings, "precision": self.precision, **through}
 
     @property
+    def defaults(self) -> dict[str, Plain]:
+        """Settings of a function of this package that are not given, with their values in this version."""
+        if "." in self.function:
+            return {}
+        parameters = list(inspect.signature(self._load()).parameters.values())[3:]
+        return {each.name: each.default for each in parameters if each.name not in self.settings}
+
+    @property
     def code(self) -> list[str]:
         """Identifies the code of a function by import path (`storage.code_of`); empty for others."""
         from lightning_advknn.storage import code_of

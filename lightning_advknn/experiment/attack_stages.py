@@ -120,6 +120,7 @@ class AttackStages:
                 "backbone": self.networks.key(ORIGIN),
                 "attacked": attacked,
                 "attack": settings.describe(),
+                **({"defaults": settings.defaults} if settings.defaults else {}),
                 "layer": layer,
                 "labels": [victim.layer, *votes] if experiment.label_source == "knn" else "true",
                 **({"through": weights_digest(self.networks.logits_fn(through))} if through else {}),

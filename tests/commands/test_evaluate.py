@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import inspect
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 import attack
+from lightning_advknn.attacks import minimum_norm
 from lightning_advknn.data import Digits
 from lightning_advknn.experiment import attack_stages, judges, shards, training
 from lightning_advknn.experiment.run import ExperimentRun
@@ -403,6 +405,25 @@ def test_what_steers_an_attack_on_a_victim_is_in_its_key(copy: Path) -> None:
     assert len({run.stages.attacked.key("dknn", "least") for run in runs}) == 3
     assert len({run.stages.attacked.key("origin", "bim") for run in runs}) == 1
     assert [run.describe()["victim"].get("backend") for run in runs] == [None, "int8", "float32"]
+
+
+def test_a_default_that_another_version_changes_is_in_the_key(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load(copy.read_text())
+    config["attacks"]["least"] = {"function": "minimum_norm", "through": "dknnb", "targets": ["dknn"]}
+    copy.write_text(yaml.safe_dump(config))
+
+    def keys() -> list[str]:
+        attacked = ExperimentRun(read_experiment([f"--config={copy}"])).stages.attacked
+        return [attacked.key("dknn", "least"), attacked.key("origin", "bim")]
+
+    least, bim = keys()
+    assert keys() == [least, bim]
+    monkeypatch.setitem(inspect.unwrap(minimum_norm).__kwdefaults__, "steps", 21)
+    changed, same = keys()
+    assert changed != least
+    assert same == bim
 
 
 def test_how_a_machine_computes_is_in_keys(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
