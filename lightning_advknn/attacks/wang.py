@@ -15,13 +15,11 @@ _ROUNDING = 1e-5  # relative error of features in float32
 
 @attack(on="victim", norm="l2")
 def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
-    """Minimise L2 for a 1-NN on pixels: move into the nearest Voronoi cell of another class.
+    """Find the smallest L2 that fools a 1-NN on pixels: the way into the nearest Voronoi cell of another class.
 
-    The quadratic program does not limit pixels to [0, 1], and its solution lies on the edge of the cell. The
-    solution is clamped to [0, 1]. While the victim is not fooled, it is moved on towards the training image
-    of the cell, at first by 1e-6 of the way and at last by all of it. If much was clamped, a smaller
-    perturbation within [0, 1] may exist, perhaps into another cell. So the distances of this attack are upper
-    bounds of the true minimum; `parts.voronoi.exact_minimum` gives lower ones.
+    It is exact, pixels in [0, 1] included (`parts.voronoi.exact_minimum`). The nearest point lies on the edge
+    of the cell, where classes tie. It is moved on towards the training image of the cell until the victim is
+    fooled, at first by 1e-6 of the way.
 
     Args:
         victim: A Euclidean kNN with k = 1, whose features are pixels times one factor each plus a constant.
@@ -53,8 +51,8 @@ def qp(victim: DkNN, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = images.detach().clone(), labels.clone()
         (bank,) = victim.banks.values()
         features = victim.features(images)[victim.layers[0]]
-        found = exact_minimum(bank.features[:], bank.labels, features, labels, scale)
         pixels = images.flatten(1).double()
+        found = exact_minimum(bank.features[:], bank.labels, features, labels, scale, pixels)
         edges = pixels + found.perturbations
         centres = (bank.features[found.rows.clamp(min=0)].double() - shift) / scale
         adversarial = images.clone()

@@ -113,7 +113,7 @@ class Judges:
     def bounds(self, layer: str, scale: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """A lower bound of the L2 distance of every adversarial against the kNN on a layer of pixels.
 
-        For k = 1 it is the exact minimum for pixels without a range (`attacks.parts.voronoi`).
+        For k = 1 it is the exact minimum, else that of pixels without a range (`attacks.parts.voronoi`).
 
         Args:
             layer: One that votes; Euclidean.
@@ -127,7 +127,10 @@ class Judges:
         knn, k = self.dknn.only(layer), self.settings.k
         bank = knn.banks[layer]
         known = (bank.features[:], bank.labels, knn.features(images)[layer], labels)
-        norms = exact_minimum(*known, scale).norms if k == 1 else lower_bound(*known, k, scale)
+        if k == 1:
+            norms = exact_minimum(*known, scale, images.flatten(1)).norms
+        else:
+            norms = lower_bound(*known, k, scale)
         return {"bounds": norms.masked_fill(knn.predict(images) != labels, 0)}
 
     @cached_property

@@ -1,14 +1,14 @@
-"""Lower bounds of the L2 that changes the class of a kNN on pixels.
+"""Lower bounds of the L2, or the exact one, that changes the class of a kNN on pixels.
 
 They follow Wang et al. (Evaluating the Robustness of Nearest Neighbor Classifiers: A Primal-Dual Perspective,
 arXiv 1906.03972). The bisector of a training image x- of a wrong class and one x+ of the own class is the set
 of points with equal distances to both. An image must cross it to be nearer to x- than to x+. `lower_bound`
 counts bisectors. `exact_minimum` is the distance to the nearest Voronoi cell of an x-, which its bisectors
-with all x+ enclose; it solves a quadratic program for each x-.
+with all x+ enclose; it solves a quadratic program for each x-, with pixels in [0, 1].
 
-Both allow pixels outside [0, 1]. Within [0, 1] an attack needs the same L2 or more. Features may be pixels
-times one `scale` each plus a constant, for example normalised pixels. Perturbations and their L2 norms are in
-pixels.
+`lower_bound` allows pixels outside [0, 1]. Within [0, 1] an attack needs the same L2 or more. Features may be
+pixels times one `scale` each plus a constant, for example normalised pixels. Perturbations and their L2 norms
+are in pixels.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ALGORITHM = "wang-2019/1"  # part of the keys of stored results: change it if results change
+ALGORITHM = "wang-2019/2"  # part of the keys of stored results: change it if results change
 _SCREEN = 64  # smallest number of nearest own rows that order the others
 _BLOCK = 512  # other rows compared with all own rows at once
-_CELLS = 16  # programs solved at once
+_CELLS = 8  # programs solved at once
 _MORE = 8  # constraints added to a program at once
 _TOLERANCE = 1e-9  # of constraints, in pixel units
-_UPDATES = 20_000  # most updates of dual variables before constraints are added
+_NEWTON = 100  # most steps on a dual before constraints are added
+_DAMPING = (
+    1e-12,
+    1e-9,
+    1e-6,
+    1e-4,
+    1e-2,
+    1.0,
+    1e2,
+)  # tried on the diagonal of second derivatives, which is at most 1
+_LENGTHS = (1.0, 0.5, 0.25)  # of a step that are tried
 _SAME = 1e-5  # rows are copies if their distance is below this share of their lengths
 
 
@@ -37,6 +47,16 @@ class Minimum(NamedTuple):
     """float64 ``(B, D)``; up to rounding they end on the edge of a cell."""
     rows: Tensor
     """Row of the cell, int64 ``(B,)``; -1 if all rows have the own class."""
+
+
+class _Limits(NamedTuple):
+    """Of a perturbation, ``(D,)`` or one for all."""
+
+    lowest: Tensor | float
+    highest: Tensor | float
+
+    def clip(self, perturbations: Tensor) -> Tensor:
+        return perturbations.clamp(self.lowest, self.highest)  # type: ignore[arg-type]
 
 
 class _Side(NamedTuple):
@@ -55,22 +75,25 @@ class _Side(NamedTuple):
 
 @torch.no_grad()
 def exact_minimum(
-    rows: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, scale: Tensor | float = 1.0
+    rows: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    scale: Tensor | float = 1.0,
+    pixels: Tensor | None = None,
 ) -> Minimum:
-    """Compute the exact minimum for 1-NN and pixels without limits.
+    """Compute the exact minimum for 1-NN.
 
-    Within [0, 1] the minimum may be larger, so this is a lower bound.
-
-    Each wrong row is a quadratic program, solved by coordinate ascent on its dual. Rows are ordered by a
-    lower bound: their largest bisector distance to some own rows. The search ends when this bound exceeds the
-    best value so far, and a program ends when its dual value does. A program starts with its farthest
-    bisectors; violated ones are added.
+    Each wrong row is a quadratic program, solved by Newton's method on its dual. Rows are ordered by a lower
+    bound: their largest bisector distance to some own rows. The search ends when this bound exceeds the best
+    value so far, and a program ends when its dual value does. A program starts with its farthest bisectors;
+    violated ones are added.
 
     If rows of two classes are at the same distance, this counts as a change of class.
 
-    Deviations: The bounds that order rows use only the nearest own rows, which is faster and never too large.
-        A
-    program that has not converged after many updates counts by its dual value, a lower bound.
+    Deviations: Wang et al. set no limits to pixels; here they stay in [0, 1]. The bounds that order rows use
+        only the nearest own rows, which is faster and never too large. A program that has not converged after
+        many steps counts by its dual value, a lower bound.
 
     Args:
         rows: Features of the training images, ``(M, D)``.
@@ -78,6 +101,7 @@ def exact_minimum(
         queries: Features of the images, ``(B, D)``.
         query_labels: Classes to leave, int64 ``(B,)``.
         scale: Change of a feature when its pixel changes by 1, ``(D,)`` or one for all; not 0.
+        pixels: The images, ``(B, D)`` in [0, 1], which they do not leave; None for no limits.
     """
     sizes = torch.as_tensor(scale, dtype=torch.float64, device=rows.device).expand(rows.shape[1])
     norms = torch.full((len(queries),), torch.inf, dtype=torch.float64, device=rows.device)
@@ -87,12 +111,15 @@ def exact_minimum(
         if not len(own.features):
             norms[i], cells[i] = 0, wrong_rows[others.distances.argmin()]
             continue
+        limits = _Limits(-torch.inf, torch.inf)
+        if pixels is not None:
+            limits = _Limits(-pixels[i].double(), 1 - pixels[i].double())
         bounds, order = _bounds(own, others, sizes, 1)
         for start in range(0, len(order), _CELLS):
             if bounds[start] >= norms[i]:
                 break
             block = order[start : start + _CELLS]
-            reached, found = _enter_cells(own, others.pick(block), sizes, norms[i])
+            reached, found = _enter_cells(own, others.pick(block), sizes, limits, norms[i])
             nearest = reached.argmin()
             if reached[nearest] < norms[i]:
                 norms[i], perturbations[i] = reached[nearest], found[nearest]
@@ -194,11 +221,13 @@ def _bisectors(own: _Side, others: _Side, scale: Tensor) -> tuple[Tensor, Tensor
     return normals, (others.distances[:, None] - own.distances) / (2 * normals)
 
 
-def _enter_cells(own: _Side, cells: _Side, scale: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+def _enter_cells(
+    own: _Side, cells: _Side, scale: Tensor, limits: _Limits, most: Tensor
+) -> tuple[Tensor, Tensor]:
     """Find norms ``(P,)`` and perturbations ``(P, D)`` that lead into the cells of P other rows.
 
-    A program is ``min |d|^2 / 2`` subject to ``u_j d + b_j <= 0`` for every own row j, where b_j is the
-    distance of the bisector and u_j its unit normal. A program ends when its dual value exceeds the limit.
+    A program is ``min |d|^2 / 2`` within the limits, subject to ``u_j d + b_j <= 0`` for every own row j,
+    where b_j is the distance of the bisector and u_j its unit normal. It ends when its dual value exceeds `most`.
     """
     normals, distances = _bisectors(own, cells, scale)
     norms, perturbations = normals.new_zeros(len(normals)), torch.zeros_like(cells.features)
@@ -210,35 +239,63 @@ def _enter_cells(own: _Side, cells: _Side, scale: Tensor, limit: Tensor) -> tupl
         duals = torch.cat([duals, duals.new_zeros(joining.shape)], 1)
         units = (own.features[joined] - cells.features[todo, None]) * scale
         units = units / normals[todo].gather(1, joined)[:, :, None]  # (P, w, D)
-        gram, missing = units @ units.mT, distances[todo].gather(1, joined)
-        duals = _coordinate_ascent(gram, missing, duals)
-        steps = -(duals[:, None] @ units).squeeze(1)  # (P, D)
-        values = (duals * missing).sum(1) - steps.square().sum(1) / 2
+        duals, steps, values = _solve_dual(units, distances[todo].gather(1, joined), duals, limits)
         norms[todo], perturbations[todo] = (2 * values).clamp(min=0).sqrt(), steps
         scaled = steps * scale
         violations = scaled @ own.features.T - (scaled * cells.features[todo]).sum(1, keepdim=True)  # (P, m)
         violations = violations / normals[todo] + distances[todo]
         worst, joining = violations.scatter(1, joined, -torch.inf).topk(size, 1)
-        open_ = (worst[:, 0] > _TOLERANCE) & (norms[todo] < limit)
+        open_ = (worst[:, 0] > _TOLERANCE) & (norms[todo] < most)
         todo, joined, joining, duals = todo[open_], joined[open_], joining[open_], duals[open_]
     return norms, perturbations
 
 
-def _coordinate_ascent(gram: Tensor, missing: Tensor, duals: Tensor) -> Tensor:
-    """Maximise ``missing duals - duals gram duals / 2`` over ``duals >= 0``, the largest change first.
+def _solve_dual(
+    units: Tensor, missing: Tensor, duals: Tensor, limits: _Limits
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximise the duals of P programs by projected Newton steps.
+
+    For multipliers ``m >= 0`` of the constraints, the nearest point is ``d = clip(-sum_j m_j u_j)``. The dual
+    is concave with gradient ``b_j + u_j d``, which is linear as long as the same coordinates are at their
+    limits. Multipliers at 0 that would fall are left out of a step (Bertsekas 1982). Of steps of several
+    dampings and lengths, that which raises the dual most is taken: undamped where constraints are
+    independent, else some part of a gradient step, which always raises it.
 
     Args:
-        gram: ``(P, w, w)``, 1 on the diagonal.
-        missing: ``(P, w)``.
-        duals: ``(P, w)``.
+        units: Unit normals u, float64 ``(P, w, D)``.
+        missing: Distances b, ``(P, w)``.
+        duals: First multipliers, ``(P, w)``.
+        limits: Of d.
+
+    Returns:
+        Multipliers ``(P, w)``, points d ``(P, D)`` and dual values ``(P,)``.
     """
-    gradient = missing - (gram @ duals[:, :, None]).squeeze(2)
-    for _ in range(_UPDATES):
-        changes = (duals + gradient).clamp(min=0) - duals
-        largest, which = changes.abs().max(1, keepdim=True)
-        if not (largest > _TOLERANCE).any():
+    some, width = range(len(duals)), duals.shape[1]
+    damped, lengths = (
+        torch.tensor(each, dtype=duals.dtype, device=duals.device) for each in (_DAMPING, _LENGTHS)
+    )
+    damping = damped[:, None, None, None] * torch.eye(width, dtype=duals.dtype, device=duals.device)
+    for _ in range(_NEWTON):
+        pull = -(duals[:, None] @ units).squeeze(1)  # (P, D)
+        steps = limits.clip(pull)
+        gradient = missing + (units @ steps[:, :, None]).squeeze(2)
+        if not (torch.where(duals > 0, gradient.abs(), gradient) > _TOLERANCE).any():
             break
-        change = changes.gather(1, which)
-        column = gram.gather(1, which[:, :, None].expand(-1, 1, gram.shape[2])).squeeze(1)
-        duals, gradient = duals.scatter_add(1, which, change), gradient - change * column
-    return duals
+        fixed = (duals <= 0) & (gradient <= 0)
+        free = (pull == steps).to(units.dtype)
+        hessian = (units * free[:, None]) @ units.mT
+        hessian = hessian.masked_fill(fixed[:, :, None] | fixed[:, None], 0.0) + damping  # (8, P, w, w)
+        changes = torch.linalg.solve(hessian, gradient.masked_fill(fixed, 0.0)[None, :, :, None]).squeeze(3)
+        tries = (duals + lengths[:, None, None, None] * changes).clamp(min=0).flatten(0, 1)
+        tries = torch.cat([duals[None], tries])
+        chosen = _dual_values(units, missing, tries, limits)[1].argmax(0)
+        duals = tries[chosen, some]
+    steps, values = _dual_values(units, missing, duals, limits)
+    return duals, steps, values
+
+
+def _dual_values(units: Tensor, missing: Tensor, duals: Tensor, limits: _Limits) -> tuple[Tensor, Tensor]:
+    """Points ``(..., P, D)`` and dual values ``(..., P)`` of multipliers ``(..., P, w)``."""
+    pull = -(duals[..., None, :] @ units).squeeze(-2)
+    steps = limits.clip(pull)
+    return steps, (duals * missing).sum(-1) + (steps.square() / 2 - pull * steps).sum(-1)

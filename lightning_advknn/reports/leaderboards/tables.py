@@ -87,11 +87,7 @@ def _caption(board: Board, victim: str, n: int, shown: int, brief: bool) -> str:
     convention = board.content["settings"]["victim"]["convention"]
     more = "" if brief else "; queries of the victim and seconds, for an image"
     if board.places(BOUND, victim):
-        # `qp` is exact for the same problem, and may be above the minimum within [0, 1].
-        more += (
-            f"; of `{BOUND}`, what no attack at all can go below, as if pixels had no range"
-            " (for which alone `qp` is exact)"
-        )
+        more += f"; of `{BOUND}`, what no attack at all can go below"
     approximate = "" if victim == "dnn" else board.approximate
     return (
         f"{board.title}, {board.victims[victim]}{board.sample}{approximate}: accuracy in % ({clean} on clean"

@@ -110,7 +110,7 @@ def test_copies_bound_nothing():
     assert lower_bound(rows, labels, query, own, 1).item() == pytest.approx(0.1)
 
 
-def cell_distance(own, other, query, scale):
+def cell_distance(own, other, query, scale, pixels=None):
     """The nearest point of a cell by SciPy, from the constraint that squared distances say."""
 
     def slack(step):
@@ -123,10 +123,11 @@ def cell_distance(own, other, query, scale):
         start,
         jac=lambda step: step,
         constraints={"type": "ineq", "fun": slack},
+        bounds=None if pixels is None else list(zip(-pixels, 1 - pixels, strict=True)),
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    assert slack(solved.x).min() > -1e-8
+    assert slack(solved.x).min() > -1e-7
     return np.linalg.norm(solved.x)
 
 
@@ -158,6 +159,31 @@ def test_exact_minima_are_scipys(device, monkeypatch, seed):
         assert np.linalg.norm(step) == pytest.approx(found.norms[i].item(), abs=1e-8)
         squares = ((query + scale * step - rows) ** 2).sum(1)
         assert squares[found.rows[i]] == pytest.approx(squares[labels == own[i]].min(), abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_exact_minima_within_the_unit_interval_are_scipys(device, monkeypatch, seed):
+    for name, value in (("_SCREEN", 3), ("_CELLS", 2), ("_MORE", 2)):
+        monkeypatch.setattr(voronoi, name, value)
+    (points, labels, pixels, _, scale), _ = problem(seed, width=3 + seed % 3)
+    pixels[:, 1:] = pixels[:, 1:].round()  # many are black or white
+    rows, queries = scale * points - 0.3, scale * pixels - 0.3
+    own = np.array([labels[((rows - query) ** 2).sum(1).argmin()] for query in queries])
+    arrays = [torch.from_numpy(each).to(device) for each in (rows, labels, queries, own, scale, pixels)]
+    found, endless = exact_minimum(*arrays), exact_minimum(*arrays[:5])
+    for i, query in enumerate(queries):
+        theirs = [
+            cell_distance(rows[labels == own[i]], rows[j], query, scale, pixels[i])
+            for j in np.flatnonzero(labels != own[i])
+        ]
+        assert found.norms[i].item() == pytest.approx(min(theirs), abs=1e-6)
+        step = found.perturbations[i].cpu().numpy()
+        assert np.linalg.norm(step) == pytest.approx(found.norms[i].item(), abs=1e-8)
+        assert -1e-12 <= (pixels[i] + step).min() <= (pixels[i] + step).max() <= 1 + 1e-12
+        squares = ((query + scale * step - rows) ** 2).sum(1)
+        assert squares[found.rows[i]] == pytest.approx(squares[labels == own[i]].min(), abs=1e-7)
+    assert (endless.norms <= found.norms + 1e-9).all()
+    assert (endless.norms < found.norms - 1e-3).any()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6, 7])
