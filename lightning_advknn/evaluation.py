@@ -81,14 +81,17 @@ def observe(
     dknn.check_images(images)
     asked = range(len(images)) if rows is None else rows
     classes: list[Tensor] = []
-    votes: list[Tensor] = []
-    for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
-        logits, features = dknn.network.logits_and_features(images[start : start + batch_size])
-        some = slice(max(asked.start - start, 0), asked.stop - start)
-        if isinstance(logits, Tensor) and logits.shape[1:] == (dknn.num_classes,):
-            classes.append(logits[some].argmax(1))
-        votes.append(dknn.votes({layer: each[some] for layer, each in features.items()}))
-    return torch.cat(classes) if classes else None, torch.cat(votes)
+
+    def features() -> Iterator[dict[str, Tensor]]:
+        for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
+            logits, found = dknn.network.logits_and_features(images[start : start + batch_size])
+            some = slice(max(asked.start - start, 0), asked.stop - start)
+            if isinstance(logits, Tensor) and logits.shape[1:] == (dknn.num_classes,):
+                classes.append(logits[some].argmax(1))
+            yield {layer: each[some] for layer, each in found.items()}
+
+    votes = dknn.votes_in_turn(features())
+    return torch.cat(classes) if classes else None, votes
 
 
 def decide(

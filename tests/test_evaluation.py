@@ -63,6 +63,26 @@ def test_observe_is_what_decide_needs(victim, device):
     assert verdicts.dknn_credibility.tolist() == pytest.approx([1, 1, 2 / 3])
 
 
+@pytest.mark.parametrize(("together", "searches"), [(1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
+def test_forward_passes_are_searched_together(victim, device, monkeypatch, together, searches):
+    monkeypatch.setattr("lightning_advknn.search.queries._TOGETHER", {"cpu": together, "cuda": together})
+    images, asked, votes = points(device)[[0, 1, 2, 1, 0]], [], victim.votes
+
+    def counted(features):
+        asked.append(len(features["both"]))
+        return votes(features)
+
+    monkeypatch.setattr(victim, "votes", counted)
+    found = evaluation.observe(victim, images, batch_size=1)
+    assert asked == searches
+    assert found[0][[0, 1, 3, 4]].tolist() == [0, 2, 2, 0]
+    assert found[1].tolist() == [VOTES[row] for row in (0, 1, 2, 1, 0)]
+    # Some of them, in the same forward passes of 2: images 1 to 3.
+    dnn, few = evaluation.observe(victim, images, batch_size=2, rows=range(1, 4))
+    assert torch.equal(dnn, found[0][1:4])
+    assert torch.equal(few, found[1][1:4])
+
+
 def test_the_knn_is_judged_on_its_own_layer_alone(device):
     # Layer 0 says class 1, layer 1 says class 0 by more; calibration differs by layer too.
     votes = column([[[1, 2, 0], [3, 0, 0]]], device)
