@@ -18,6 +18,7 @@ from lightning_advknn.models.surrogate import train_dknnb
 from lightning_advknn.search import Bank
 from lightning_advknn.search.build import BankSettings, build_banks, check_batch
 from lightning_advknn.search.queries import together
+from lightning_advknn.search.sharded import search_each, votes_of_each
 
 _T = TypeVar("_T")
 
@@ -212,9 +213,7 @@ class DkNN(Frozen):
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Count votes, int64 ``(B, L, C)``, for features ``(B, D)`` by layer."""
-        votes = torch.stack(
-            [bank.votes(features[layer], self.k) for layer, bank in self.banks.items()], dim=1
-        )
+        votes = votes_of_each(self.banks, features, self.k)
         self.queries += len(votes)
         return votes
 
@@ -226,7 +225,7 @@ class DkNN(Frozen):
     def search(self, features: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Find the k nearest rows of each layer, as `MemoryBank.search`: distances and rows, ``(B, k)``."""
         self.queries += len(next(iter(features.values())))
-        return {layer: bank.search(features[layer], k) for layer, bank in self.banks.items()}
+        return search_each(self.banks, features, k)
 
     @torch.no_grad()
     @float32_arithmetic()
