@@ -139,6 +139,7 @@ def perturb(
     precision: GradientPrecision = "float32",
     name: str | None = None,
     watch: Watch | None = None,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Run an attack and check what it returns and what it leaves behind.
 
@@ -156,6 +157,8 @@ def perturb(
         precision: How gradients are computed.
         name: Name of the attack in errors; None for its function's name.
         watch: Looks at the attack on each batch; None for nothing.
+        batch_size: Images in a batch on logits; None for 64 on a CPU and 1,000 on a GPU. A GPU rounds some
+            networks in another way at another size.
 
     Returns:
         Adversarial images, float32, same shape, as they are stored and judged.
@@ -169,7 +172,7 @@ def perturb(
     check_images(images)
     victim = target if isinstance(target, DkNN) else None
     check_labels(labels, len(images), victim.num_classes if victim else None)
-    n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
+    n, size = len(images), batch_size or (GPU_BATCH if images.is_cuda else CPU_BATCH)
     if victim:
         size = max(n, 1)
     # Positions in all batches. The last batch is filled up with the first images.

@@ -133,6 +133,20 @@ def test_perturb_attacks_every_image_with_its_label(device, batch_size):
     assert seen == {1: [1] * 5, 2: [2, 2, 2], 3: [3, 3], 7: [7]}[batch_size]
 
 
+def test_perturb_fills_batches_up_to_a_given_size(device):
+    seen = []
+
+    def attack(logits_fn, images, labels):
+        seen.append(images[:, 0, 0, 0].tolist())
+        return images
+
+    images = torch.arange(5, device=device).view(5, 1, 1, 1) / 8
+    labels = torch.zeros(5, dtype=torch.int64, device=device)
+    adversarial = evaluation.perturb(attack, lambda images: images, images, labels, batch_size=3)
+    assert torch.equal(adversarial, images)
+    assert seen == [[0, 0.125, 0.25], [0.375, 0.5, 0]]
+
+
 @pytest.mark.usefixtures("batch_size")
 def test_perturb_of_no_images(device):
     images, labels = torch.zeros(0, 1, 2, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)

@@ -28,6 +28,10 @@ from lightning_advknn.models import kept_modes
 from lightning_advknn.modules import SurrogateModule
 
 _SEED = 0  # of random attacks
+_GPU_BATCHES = (
+    64,
+    256,
+)  # sizes that few images are filled up to on a GPU; an attack has the same in all epochs
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,11 @@ class AttackedImages:
         """Adversarials of `evaluation.perturb`, with a fixed seed."""
         torch.manual_seed(_SEED)
         ascended = self.before.knn if self.label_source == "knn" else self.labels
-        return perturb(attack, target, self.images, ascended, precision, name)
+        size = next((size for size in _GPU_BATCHES if len(self.images) <= size), None)
+        return perturb(
+            attack, target, self.images, ascended, precision, name,
+            batch_size=size if self.images.is_cuda else None,
+        )  # fmt: skip
 
     def rows(self, adversarial: Tensor | None = None) -> Rows:
         """Rows of `evaluation.make_rows` for adversarials; None stands for the clean images.
