@@ -306,6 +306,21 @@ def average(columns: Rows) -> Mapping[str, float]:
     return means
 
 
+def on_cpu(rows: Rows) -> Rows:
+    """Copy rows to the CPU, all columns at once, as a GPU is waited for in each copy."""
+    if not any(column.is_cuda for column in rows.values()):
+        return rows
+    # Wide dtypes first, as a column of bytes may only start where its dtype may.
+    columns = dict(sorted(rows.items(), key=lambda item: -item[1].element_size()))
+    packed = torch.cat([column.contiguous().view(-1).view(torch.uint8) for column in columns.values()]).cpu()
+    parts = torch.split(packed, [column.nbytes for column in columns.values()])
+    copied = {
+        name: part.view(column.dtype).view(column.shape)
+        for part, (name, column) in zip(parts, columns.items(), strict=True)
+    }
+    return {name: copied[name] for name in rows}
+
+
 def concatenate(parts: list[Rows]) -> Rows:
     """Join rows that have the same columns."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -522,8 +537,7 @@ def evaluate(
     if not len(victim.calibration_votes):
         note = f"Credibility against leave-one-out votes of {len(votes)} training images;"
         note += " `calibrate` takes held-out ones."
-    columns = {name: column.cpu() for name, column in rows.items()}
-    return Evaluation(columns, victim.layers[layer], adversarial is not None, note)
+    return Evaluation(on_cpu(rows), victim.layers[layer], adversarial is not None, note)
 
 
 def _mean_and_median(values: Tensor) -> str:

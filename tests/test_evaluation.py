@@ -147,6 +147,23 @@ def test_perturb_fills_batches_up_to_a_given_size(device):
     assert seen == [[0, 0.125, 0.25], [0.375, 0.5, 0]]
 
 
+def test_rows_come_to_the_cpu_as_they_are(device):
+    rows = {
+        "id": torch.arange(5),
+        "right": torch.tensor([True, False, True, True, False]),
+        "l2": torch.tensor([0.1, torch.inf, -0.0, 1e-45, 3]),
+        "votes": torch.arange(30).view(5, 2, 3) - 7,
+        "wrong": torch.tensor([False, False, True, False, False]),
+        "credibility": torch.rand(5, dtype=torch.float64),
+    }
+    for n in (5, 1, 0):
+        found = evaluation.on_cpu({name: column[:n].to(device) for name, column in rows.items()})
+        assert list(found) == list(rows)
+        for name, column in rows.items():
+            assert (found[name].dtype, found[name].device.type) == (column.dtype, "cpu")
+            assert torch.equal(found[name], column[:n])
+
+
 @pytest.mark.usefixtures("batch_size")
 def test_perturb_of_no_images(device):
     images, labels = torch.zeros(0, 1, 2, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)

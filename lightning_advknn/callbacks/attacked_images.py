@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
@@ -19,6 +20,7 @@ from lightning_advknn.evaluation import (
     imitation,
     judge,
     make_rows,
+    on_cpu,
     perturb,
     predict,
     summarize,
@@ -85,7 +87,8 @@ class AttackedImages:
             votes = after.votes[:, layers.index(self.surrogate.layer)]
             found = imitation(self.surrogate, attacked, votes)
             rows |= {f"surrogate_{name}": column for name, column in found.items()}
-        return rows
+        # On the CPU, except that several ranks reduce them where they can exchange them.
+        return rows if dist.is_initialized() else on_cpu(rows)
 
     def metrics(self, name: str, rows: Rows) -> dict[str, float]:
         """Metrics to log for an attack or for ``clean`` images, reduced over all ranks."""
