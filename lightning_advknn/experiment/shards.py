@@ -76,7 +76,7 @@ class Shards:
 
     def images(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Images at some positions with labels and ids, on the device."""
-        images, labels, ids = self.split.__getitems__(rows)
+        images, labels, ids = self.split.on(self.device).__getitems__(rows)
         return images.to(self.device), labels.to(self.device), ids.to(self.device)
 
     def file(self, rows: range, piece: bool = False) -> str:

@@ -48,9 +48,8 @@ class ImitatedKNN:
         module, data = self.module, self.networks.data
         with self.ranks.group("the bank of a surrogate", self.networks.device):
             how = BankSettings(module.metric, module.backend, module.index)
-            banks = build_banks(
-                self.network, data.loader("train"), data.num_classes, how, over_ranks=self.ranks.size > 1
-            )
+            batches = data.loader("train", self.networks.device)
+            banks = build_banks(self.network, batches, data.num_classes, how, over_ranks=self.ranks.size > 1)
         self._bank = banks[module.layer]
 
     def wait(self, what: str) -> None:
@@ -74,7 +73,7 @@ class ImitatedKNN:
     def _features(self, split: str, rows: range) -> Iterator[dict[str, Tensor]]:
         """Features of some images, batch by batch, in forward passes as for all images of the split."""
         end = 0
-        for batch in self.networks.data.loader(split):
+        for batch in self.networks.data.loader(split, self.networks.device):
             start, end = end, end + len(batch.ids)
             some = slice(max(rows.start - start, 0), max(min(rows.stop, end) - start, 0))
             if some.start < some.stop:

@@ -302,7 +302,7 @@ class SurrogateModule(LightningModule):
             if split == "train"
             else BankSettings(self.metric)
         )
-        batches, over_ranks = data.loader(split), dist.is_initialized()
+        batches, over_ranks = data.loader(split, self.device), dist.is_initialized()
         return build_banks(self.surrogate.backbone, batches, self.num_classes, how, over_ranks)[self.layer]
 
     def _votes(self, bank: MemoryBank, own: MemoryBank) -> Tensor:
