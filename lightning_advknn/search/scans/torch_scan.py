@@ -100,7 +100,7 @@ class TorchScan:
                 right += [self._lengths]
         self._weights, self._right = weights.float(), [term.float() for term in right]
         self._largest_right = torch.stack([weights, *right]).abs().amax(1, keepdim=True)  # (T, 1)
-        self._largest_norm = norms.max()
+        self._largest_norm, self._largest_sum = norms.max(), self._largest_right.sum()
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
         """The n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
@@ -190,6 +190,8 @@ class TorchScan:
         """The n largest scores, float32 ``(B, n)``, and their rows."""
         queries, total = len(query.values), len(self.codes.values)
         held = max(n, self.at_once(queries))
+        if total <= held:
+            return self._best_in(query, slice(0, total), n)
         best = torch.empty(queries, 0, device=self.device)
         indices = torch.empty(queries, 0, dtype=torch.int64, device=self.device)
         for start in range(0, total, held):
@@ -217,12 +219,12 @@ class TorchScan:
         terms = torch.stack([product, *left]).abs()  # (T, B)
         size = (terms * largest).sum(0)
         error = error + (4 * len(terms) + 12) * UNIT * size * factor
-        touched = 1 + norms + self._largest_norm + terms.sum(0) + largest.sum()
+        touched = 1 + norms + self._largest_norm + terms.sum(0) + self._largest_sum
         error = error + (width + 8) * SMALLEST * (1 + largest[0]) * touched * factor
         # Without a factor all scores are equal, which is right for zero vectors by cosine only.
         told = (factor > 0) | ((norms == 0) & (self.metric == "cosine"))
         fits = (touched.square() < LARGEST) & (size < LARGEST) & told
-        return torch.where(fits, error, torch.inf)
+        return error.masked_fill(~fits, torch.inf)
 
     def _relative_error(self) -> float:
         """Bound on the error of a product of codes that are not int8, relative to the vectors' lengths."""
