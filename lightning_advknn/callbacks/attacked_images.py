@@ -64,11 +64,8 @@ class AttackedImages:
         """Adversarials of `evaluation.perturb`, with a fixed seed."""
         torch.manual_seed(_SEED)
         ascended = self.before.knn if self.label_source == "knn" else self.labels
-        size = next((size for size in _GPU_BATCHES if len(self.images) <= size), None)
-        return perturb(
-            attack, target, self.images, ascended, precision, name,
-            batch_size=size if self.images.is_cuda else None,
-        )  # fmt: skip
+        batch_size = _batch_size(len(self.images), self.images.device)
+        return perturb(attack, target, self.images, ascended, precision, name, batch_size=batch_size)
 
     def rows(self, adversarial: Tensor | None = None) -> Rows:
         """Rows of `evaluation.make_rows` for adversarials; None stands for the clean images.
@@ -114,6 +111,11 @@ class AttackedImages:
             for key, value in summarize(rows, over_ranks=True).items()
             if key.endswith("_acc")
         }
+
+
+def _batch_size(n: int, device: torch.device) -> int | None:
+    """Images in a batch: on a GPU a few are not filled up to all that `perturb` attacks at once."""
+    return next((size for size in _GPU_BATCHES if n <= size), None) if device.type == "cuda" else None
 
 
 @contextmanager
