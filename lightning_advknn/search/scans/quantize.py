@@ -100,9 +100,10 @@ def _encode_int8(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
     values, sums = coded.to(torch.int8), coded.sum(1).double()
     # In units of a level, so that no square underflows. Codes less their zeros are exact.
-    lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale.double()
+    scale = scale.double()
+    lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale
     lost = torch.where(scale > 0, lost, norms)
-    return values, scale.double(), zero.double(), sums, lost
+    return values, scale, zero.double(), sums, lost
 
 
 def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
