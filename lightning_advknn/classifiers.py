@@ -1,7 +1,7 @@
 """The victims: DkNN on several layers, KNN on one."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, cast, get_args
 
 import numpy as np
@@ -17,10 +17,15 @@ from lightning_advknn.models import OUTPUT, FeatureNetwork, Frozen, Normalize, S
 from lightning_advknn.models.surrogate import train_dknnb
 from lightning_advknn.search import Bank
 from lightning_advknn.search.build import BankSettings, build_banks, check_batch
+from lightning_advknn.search.queries import together
+from lightning_advknn.search.sharded import search_each, votes_of_each
 
 _T = TypeVar("_T")
 
-_BATCH = 500  # images a forward pass; no result depends on it
+_BATCH = {
+    "cpu": 500,
+    "cuda": 1000,
+}  # images a forward pass, a whole piece of an attack; no result depends on it
 _CALIBRATION = 75  # images of each class that calibrate, as in the paper
 
 
@@ -208,22 +213,25 @@ class DkNN(Frozen):
 
     def votes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Count votes, int64 ``(B, L, C)``, for features ``(B, D)`` by layer."""
-        votes = torch.stack(
-            [bank.votes(features[layer], self.k) for layer, bank in self.banks.items()], dim=1
-        )
+        votes = votes_of_each(self.banks, features, self.k)
         self.queries += len(votes)
         return votes
+
+    def votes_in_turn(self, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+        """As `votes`, for batches of features; on a GPU several are searched together."""
+        none = self.calibration_votes.new_empty(0, len(self.layers), self.num_classes)
+        return torch.cat([none, *map(self.votes, together(batches))])
 
     def search(self, features: Mapping[str, Tensor], k: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Find the k nearest rows of each layer, as `MemoryBank.search`: distances and rows, ``(B, k)``."""
         self.queries += len(next(iter(features.values())))
-        return {layer: bank.search(features[layer], k) for layer, bank in self.banks.items()}
+        return search_each(self.banks, features, k)
 
     @torch.no_grad()
     @float32_arithmetic()
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Compute features in batches, float32 ``(B, D)`` by layer, of images on the victim's device."""
-        parts = [self.network.features(part) for part in torch.split(images, _BATCH)]
+        parts = [self.network.features(part) for part in torch.split(images, self._batch)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in self.layers}
 
     @torch.no_grad()
@@ -299,9 +307,14 @@ class DkNN(Frozen):
             for layer in self.layers
         }
 
+    @property
+    def _batch(self) -> int:
+        """Images a forward pass."""
+        return _BATCH[self.calibration_votes.device.type]
+
     def _of_each_batch(self, ask: Callable[[Tensor], _T], images: Images) -> list[_T]:
         """Call a function on batches of images, on the victim's device."""
-        parts = torch.split(as_images(images), _BATCH)
+        parts = torch.split(as_images(images), self._batch)
         shown = tqdm(parts, desc="query", disable=None if len(parts) > 1 else True, leave=False)
         found = []
         for part in shown:
@@ -335,18 +348,22 @@ class DkNN(Frozen):
                 not a class, a feature is not finite, or there are no images.
         """
         device = self.calibration_votes.device
-        parts = []
-        for batch in tqdm(as_batches(images, labels), desc="calibration", disable=None, leave=False):
-            check_batch(batch)
-            own = batch.images.to(device)
-            self.check_images(own)
-            votes = self.votes(self.network.features(own))
-            parts.append(functional.true_class_votes(votes, batch.labels.to(device)))
-        if not sum(map(len, parts)):
+        known = []
+
+        def features() -> Iterator[dict[str, Tensor]]:
+            for batch in tqdm(as_batches(images, labels), desc="calibration", disable=None, leave=False):
+                check_batch(batch)
+                own = batch.images.to(device)
+                self.check_images(own)
+                known.append(batch.labels.to(device))
+                yield self.network.features(own)
+
+        votes = self.votes_in_turn(features())
+        if not len(votes):
             raise ValueError(
                 "Expected calibration images, but got none. Pass those of the split `calibration`."
             )
-        self.calibration_votes = torch.cat(parts)
+        self.calibration_votes = functional.true_class_votes(votes, torch.cat(known))
         return self
 
     def reference_votes(self) -> Tensor:

@@ -81,14 +81,17 @@ def observe(
     dknn.check_images(images)
     asked = range(len(images)) if rows is None else rows
     classes: list[Tensor] = []
-    votes: list[Tensor] = []
-    for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
-        logits, features = dknn.network.logits_and_features(images[start : start + batch_size])
-        some = slice(max(asked.start - start, 0), asked.stop - start)
-        if isinstance(logits, Tensor) and logits.shape[1:] == (dknn.num_classes,):
-            classes.append(logits[some].argmax(1))
-        votes.append(dknn.votes({layer: each[some] for layer, each in features.items()}))
-    return torch.cat(classes) if classes else None, torch.cat(votes)
+
+    def features() -> Iterator[dict[str, Tensor]]:
+        for start in range(asked.start - asked.start % batch_size, max(asked.stop, 1), batch_size):
+            logits, found = dknn.network.logits_and_features(images[start : start + batch_size])
+            some = slice(max(asked.start - start, 0), asked.stop - start)
+            if isinstance(logits, Tensor) and logits.shape[1:] == (dknn.num_classes,):
+                classes.append(logits[some].argmax(1))
+            yield {layer: each[some] for layer, each in found.items()}
+
+    votes = dknn.votes_in_turn(features())
+    return torch.cat(classes) if classes else None, votes
 
 
 def decide(
@@ -136,6 +139,7 @@ def perturb(
     precision: GradientPrecision = "float32",
     name: str | None = None,
     watch: Watch | None = None,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Run an attack and check what it returns and what it leaves behind.
 
@@ -153,6 +157,8 @@ def perturb(
         precision: How gradients are computed.
         name: Name of the attack in errors; None for its function's name.
         watch: Looks at the attack on each batch; None for nothing.
+        batch_size: Images in a batch on logits; None for 64 on a CPU and 1,000 on a GPU. A GPU rounds some
+            networks in another way at another size.
 
     Returns:
         Adversarial images, float32, same shape, as they are stored and judged.
@@ -166,7 +172,7 @@ def perturb(
     check_images(images)
     victim = target if isinstance(target, DkNN) else None
     check_labels(labels, len(images), victim.num_classes if victim else None)
-    n, size = len(images), GPU_BATCH if images.is_cuda else CPU_BATCH
+    n, size = len(images), batch_size or (GPU_BATCH if images.is_cuda else CPU_BATCH)
     if victim:
         size = max(n, 1)
     # Positions in all batches. The last batch is filled up with the first images.
@@ -298,6 +304,21 @@ def average(columns: Rows) -> Mapping[str, float]:
         mean.update(column.double())
         means[name] = mean.compute().item()
     return means
+
+
+def on_cpu(rows: Rows) -> Rows:
+    """Copy rows to the CPU, all columns at once, as a GPU is waited for in each copy."""
+    if not any(column.is_cuda for column in rows.values()):
+        return rows
+    # Wide dtypes first, as a column of bytes may only start where its dtype may.
+    columns = dict(sorted(rows.items(), key=lambda item: -item[1].element_size()))
+    packed = torch.cat([column.contiguous().view(-1).view(torch.uint8) for column in columns.values()]).cpu()
+    parts = torch.split(packed, [column.nbytes for column in columns.values()])
+    copied = {
+        name: part.view(column.dtype).view(column.shape)
+        for part, (name, column) in zip(parts, columns.items(), strict=True)
+    }
+    return {name: copied[name] for name in rows}
 
 
 def concatenate(parts: list[Rows]) -> Rows:
@@ -516,8 +537,7 @@ def evaluate(
     if not len(victim.calibration_votes):
         note = f"Credibility against leave-one-out votes of {len(votes)} training images;"
         note += " `calibrate` takes held-out ones."
-    columns = {name: column.cpu() for name, column in rows.items()}
-    return Evaluation(columns, victim.layers[layer], adversarial is not None, note)
+    return Evaluation(on_cpu(rows), victim.layers[layer], adversarial is not None, note)
 
 
 def _mean_and_median(values: Tensor) -> str:

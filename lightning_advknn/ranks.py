@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 _BEATS = 10  # heartbeats within a timeout
 _joined = count()  # counts calls of `join`
-_SHORTEST, _LONGEST = 0.001, 0.2  # seconds between two queries of the store
+_SHORTEST, _LONGEST = 0.0001, 0.2  # seconds between two queries of the store
+_PATIENCE = 0.1  # of the time that has been waited for, until the next query
 
 
 class _LostRankError(RuntimeError):
@@ -190,8 +191,8 @@ class Ranks:
         store = self._store
         if store is None:
             return
-        missing, pause = list(range(self.size)), _SHORTEST
-        seen = {rank: (b"", time.monotonic()) for rank in missing}  # last heartbeat, and its time
+        missing, started = list(range(self.size)), time.monotonic()
+        seen = dict.fromkeys(missing, (b"", started))  # last heartbeat, and its time
         while missing := [rank for rank in missing if not store.check([keys[rank]])]:
             now = time.monotonic()
             for rank in missing:
@@ -204,8 +205,8 @@ class Ranks:
                         f"Expected rank {rank} at {what!r}, but it has shown no sign of life for"
                         f" {self.timeout:g} s: it or its network has died. Run the same command again."
                     )
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
+            # Not `store.wait`, which warns each time that it has waited in vain.
+            time.sleep(min(max((now - started) * _PATIENCE, _SHORTEST), _LONGEST))
 
 
 def join(timeout: float = 300.0) -> Ranks:

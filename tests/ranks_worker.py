@@ -16,6 +16,7 @@ import attack
 from lightning_advknn.experiment.attack_stages import AttackStages
 from lightning_advknn.ranks import join
 from lightning_advknn.search import Exchange, MemoryBank, ShardedBank
+from lightning_advknn.search.sharded import search_each, votes_of_each
 from lightning_advknn.training_cli import AdvKNNCLI
 
 K, ROWS, CLASSES = 6, 40, 3
@@ -63,6 +64,10 @@ def search(folder: Path) -> None:
             for number, (queries, own_ids) in enumerate(questions(ranks.rank)):
                 distances, rows = banks[metric].search(queries, K, own_ids)
                 votes = banks[metric].votes(queries, K, own_ids)
+                if own_ids is None:  # both banks, in one exchange with the other rank's one question
+                    both = votes_of_each(banks, dict.fromkeys(METRICS, queries), K)
+                    assert torch.equal(both[:, METRICS.index(metric)], votes)
+                    assert search_each(banks, dict.fromkeys(METRICS, queries), K).keys() == banks.keys()
                 found[f"{metric}/{number}"] = [distances.tolist(), rows.tolist(), votes.tolist()]
         exchange.serve()
     (folder / f"found{ranks.rank}.json").write_text(json.dumps(found))

@@ -63,6 +63,26 @@ def test_observe_is_what_decide_needs(victim, device):
     assert verdicts.dknn_credibility.tolist() == pytest.approx([1, 1, 2 / 3])
 
 
+@pytest.mark.parametrize(("together", "searches"), [(1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
+def test_forward_passes_are_searched_together(victim, device, monkeypatch, together, searches):
+    monkeypatch.setattr("lightning_advknn.search.queries._TOGETHER", {"cpu": together, "cuda": together})
+    images, asked, votes = points(device)[[0, 1, 2, 1, 0]], [], victim.votes
+
+    def counted(features):
+        asked.append(len(features["both"]))
+        return votes(features)
+
+    monkeypatch.setattr(victim, "votes", counted)
+    found = evaluation.observe(victim, images, batch_size=1)
+    assert asked == searches
+    assert found[0][[0, 1, 3, 4]].tolist() == [0, 2, 2, 0]
+    assert found[1].tolist() == [VOTES[row] for row in (0, 1, 2, 1, 0)]
+    # Some of them, in the same forward passes of 2: images 1 to 3.
+    dnn, few = evaluation.observe(victim, images, batch_size=2, rows=range(1, 4))
+    assert torch.equal(dnn, found[0][1:4])
+    assert torch.equal(few, found[1][1:4])
+
+
 def test_the_knn_is_judged_on_its_own_layer_alone(device):
     # Layer 0 says class 1, layer 1 says class 0 by more; calibration differs by layer too.
     votes = column([[[1, 2, 0], [3, 0, 0]]], device)
@@ -111,6 +131,37 @@ def test_perturb_attacks_every_image_with_its_label(device, batch_size):
     assert adversarial[:, 0, 0, 0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     # The last batch is filled up.
     assert seen == {1: [1] * 5, 2: [2, 2, 2], 3: [3, 3], 7: [7]}[batch_size]
+
+
+def test_perturb_fills_batches_up_to_a_given_size(device):
+    seen = []
+
+    def attack(logits_fn, images, labels):
+        seen.append(images[:, 0, 0, 0].tolist())
+        return images
+
+    images = torch.arange(5, device=device).view(5, 1, 1, 1) / 8
+    labels = torch.zeros(5, dtype=torch.int64, device=device)
+    adversarial = evaluation.perturb(attack, lambda images: images, images, labels, batch_size=3)
+    assert torch.equal(adversarial, images)
+    assert seen == [[0, 0.125, 0.25], [0.375, 0.5, 0]]
+
+
+def test_rows_come_to_the_cpu_as_they_are(device):
+    rows = {
+        "id": torch.arange(5),
+        "right": torch.tensor([True, False, True, True, False]),
+        "l2": torch.tensor([0.1, torch.inf, -0.0, 1e-45, 3]),
+        "votes": torch.arange(30).view(5, 2, 3) - 7,
+        "wrong": torch.tensor([False, False, True, False, False]),
+        "credibility": torch.rand(5, dtype=torch.float64),
+    }
+    for n in (5, 1, 0):
+        found = evaluation.on_cpu({name: column[:n].to(device) for name, column in rows.items()})
+        assert list(found) == list(rows)
+        for name, column in rows.items():
+            assert (found[name].dtype, found[name].device.type) == (column.dtype, "cpu")
+            assert torch.equal(found[name], column[:n])
 
 
 @pytest.mark.usefixtures("batch_size")

@@ -233,7 +233,8 @@ class AttackEvaluation(Callback):
 
 def _log(trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:
     wandb_panels.use_axis(trainer, metrics)
-    module.log_dict(metrics)
+    # As tensors on the CPU: Lightning copies numbers to the module's device, one by one.
+    module.log_dict({name: torch.tensor(value) for name, value in metrics.items()})
 
 
 def _feature_network(module: LightningModule) -> FeatureNetwork:

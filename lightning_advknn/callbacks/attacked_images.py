@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
@@ -19,6 +20,7 @@ from lightning_advknn.evaluation import (
     imitation,
     judge,
     make_rows,
+    on_cpu,
     perturb,
     predict,
     summarize,
@@ -28,6 +30,10 @@ from lightning_advknn.models import kept_modes
 from lightning_advknn.modules import SurrogateModule
 
 _SEED = 0  # of random attacks
+_GPU_BATCHES = (
+    64,
+    256,
+)  # sizes that few images are filled up to on a GPU; an attack has the same in all epochs
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class AttackedImages:
         """Adversarials of `evaluation.perturb`, with a fixed seed."""
         torch.manual_seed(_SEED)
         ascended = self.before.knn if self.label_source == "knn" else self.labels
-        return perturb(attack, target, self.images, ascended, precision, name)
+        batch_size = _batch_size(len(self.images), self.images.device)
+        return perturb(attack, target, self.images, ascended, precision, name, batch_size=batch_size)
 
     def rows(self, adversarial: Tensor | None = None) -> Rows:
         """Rows of `evaluation.make_rows` for adversarials; None stands for the clean images.
@@ -77,7 +84,8 @@ class AttackedImages:
             votes = after.votes[:, layers.index(self.surrogate.layer)]
             found = imitation(self.surrogate, attacked, votes)
             rows |= {f"surrogate_{name}": column for name, column in found.items()}
-        return rows
+        # On the CPU, except that several ranks reduce them where they can exchange them.
+        return rows if dist.is_initialized() else on_cpu(rows)
 
     def metrics(self, name: str, rows: Rows) -> dict[str, float]:
         """Metrics to log for an attack or for ``clean`` images, reduced over all ranks."""
@@ -103,6 +111,11 @@ class AttackedImages:
             for key, value in summarize(rows, over_ranks=True).items()
             if key.endswith("_acc")
         }
+
+
+def _batch_size(n: int, device: torch.device) -> int | None:
+    """Images in a batch: on a GPU a few are not filled up to all that `perturb` attacks at once."""
+    return next((size for size in _GPU_BATCHES if n <= size), None) if device.type == "cuda" else None
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def draw_subsets(
 
 def read(split: ImageSplit, positions: Tensor, device: torch.device) -> Batch:
     """The images at these positions, int64 ``(n,)``, on a device."""
-    images, labels, ids = split.__getitems__(positions.tolist())
+    images, labels, ids = split.on(device).__getitems__(positions.tolist())
     return Batch(images.to(device), labels.to(device), ids.to(device))
 
 

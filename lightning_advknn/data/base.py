@@ -20,6 +20,7 @@ from lightning_advknn.data.files import ImageFiles
 from lightning_advknn.data.splits import Batch, ImageSplit, TrainingLoader, as_batch
 from lightning_advknn.functional import check_defaults, check_labels
 
+_CPU = torch.device("cpu")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -135,7 +136,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training images in an order of global seed and epoch only, so that runs resume exactly."""
         trainer = self.trainer
-        split = self.split("train")
+        split = self.split("train").on(self._device)
         sampler: DistributedSampler[Batch] = DistributedSampler(
             split,
             num_replicas=trainer.world_size if trainer else 1,
@@ -155,9 +156,15 @@ class ImageDataModule(LightningDataModule, ABC):
         """Test images without those for calibration, each on one rank only."""
         return self._shard("test")
 
-    def loader(self, split: str) -> DataLoader[Batch]:
-        """All images of a split in order of id, on every rank."""
-        return DataLoader(self.split(split), batch_size=self.eval_batch_size, collate_fn=as_batch)
+    def loader(self, split: str, device: torch.device = _CPU) -> DataLoader[Batch]:
+        """All images of a split in order of id, on every rank; on a GPU, if they fit there (`ImageSplit.on`)."""
+        images = self.split(split).on(device)
+        return DataLoader(images, batch_size=self.eval_batch_size, collate_fn=as_batch)
+
+    @property
+    def _device(self) -> torch.device:
+        """What the trainer computes on."""
+        return self.trainer.strategy.root_device if self.trainer else _CPU
 
     def _arguments(self) -> dict[str, Any]:
         """The arguments that determine the splits."""
@@ -173,9 +180,9 @@ class ImageDataModule(LightningDataModule, ABC):
     def _shard(self, name: str) -> DataLoader[Batch]:
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
-            return self.loader(name)
+            return self.loader(name, self._device)
         # Lightning's default sampler repeats images to fill the last rank, which would count them twice.
-        split = self.split(name)
+        split = self.split(name).on(self._device)
         sampler = UnrepeatedDistributedSampler(
             split, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
         )

@@ -1,6 +1,7 @@
 """Splits of a data set, and batches of them."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_advknn.data.files import ImageFiles
+
+_SHARE = 32  # of a GPU's memory, that the images of a split may take
 
 
 class Batch(NamedTuple):
@@ -56,15 +59,35 @@ class ImageSplit(Dataset[Batch]):
     def __init__(self, images: Tensor | ImageFiles, labels: Tensor, ids: Tensor) -> None:
         self.images, self.labels, self.ids = images, labels, ids
 
+        self._on: dict[torch.device, ImageSplit] = {}
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
-        return Batch(self.images[chosen] / 255, self.labels[chosen], self.ids[chosen])
+        chosen = torch.as_tensor(indices).to(self.ids.device)
+        # By a tensor: by a number, a GPU multiplies with a reciprocal, and rounds some pixels otherwise.
+        white = torch.full((), 255.0, device=self.ids.device)
+        return Batch(self.images[chosen] / white, self.labels[chosen], self.ids[chosen])
 
     def __getitem__(self, index: int) -> Batch:
         return Batch(*(part[0] for part in self.__getitems__([index])))
+
+    def on(self, device: torch.device) -> "ImageSplit":
+        """The split in a GPU's memory, with images as bytes, if they are a small share of it; else itself.
+
+        The batches are the same bit for bit, but on the GPU. They are copied there once, not in every epoch.
+        """
+        if device.type != "cuda" or not isinstance(self.images, Tensor):
+            return self
+        if self.images.nbytes > torch.cuda.get_device_properties(device).total_memory // _SHARE:
+            return self
+        if device not in self._on:
+            there = self._on[device] = copy(self)
+            there.images, there.labels, there.ids = (
+                part.to(device) for part in (self.images, self.labels, self.ids)
+            )
+        return self._on[device]
 
     def select(self, indices: Tensor) -> "ImageSplit":
         """The images at these positions, int64 ``(n,)``, in order of id."""

@@ -50,7 +50,7 @@ class Judges:
         exchange = Exchange(partial(self.ranks.barrier, "a search")) if several and settings.shard else None
 
         def make() -> Mapping[str, Bank]:
-            about = network, self.data.loader("train"), self.data.num_classes, how
+            about = network, self.data.loader("train", self.device), self.data.num_classes, how
             return build_sharded_banks(*about, exchange) if exchange else build_banks(*about, several)
 
         self.ranks.open(f"the bank of {self.name}", self.device)
@@ -99,7 +99,7 @@ class Judges:
 
     def calibrate(self) -> dict[str, Tensor]:
         """``votes`` of the calibration images' own classes, int64 ``(N, L)``: what credibility compares with."""
-        self.dknn.calibrate(self.data.loader("calibration"))
+        self.dknn.calibrate(self.data.loader("calibration", self.device))
         return {"votes": self.dknn.calibration_votes}
 
     @float32_arithmetic()

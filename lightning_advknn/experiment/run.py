@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lightning_advknn import __version__
 from lightning_advknn.choices import VICTIMS
 from lightning_advknn.data.splits import ImageSplit
-from lightning_advknn.evaluation import Rows, concatenate, make_rows
+from lightning_advknn.evaluation import Rows, concatenate, make_rows, on_cpu
 from lightning_advknn.experiment.cache import StageCache
 from lightning_advknn.experiment.checks import check_data_fits, check_settings
 from lightning_advknn.experiment.device import find_device
@@ -225,8 +225,7 @@ class ExperimentRun:
             kept = (self._read(stages.verdicts.prediction(method, name, start)) for name in (None, attack))
             first, then = (each["classes"].to(device) for each in kept)
             surrogate = first, then
-        rows = make_rows(ids, labels, images, adversarial, before, after, surrogate)
-        return {name: column.cpu() for name, column in rows.items()}
+        return on_cpu(make_rows(ids, labels, images, adversarial, before, after, surrogate))
 
     def _kept(self, method: str, attack: str) -> list[dict[str, Tensor]]:
         """What is kept of an attack beside its adversarials, by shard."""

@@ -1,5 +1,7 @@
 """The kNN votes that a surrogate learns from."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from lightning_advknn.ranks import Ranks
 from lightning_advknn.search.bank import MemoryBank
 from lightning_advknn.search.build import BankSettings, build_banks
 from lightning_advknn.search.index_settings import describe_index
+from lightning_advknn.search.queries import together
 from lightning_advknn.storage import digest
 
 
@@ -45,9 +48,8 @@ class ImitatedKNN:
         module, data = self.module, self.networks.data
         with self.ranks.group("the bank of a surrogate", self.networks.device):
             how = BankSettings(module.metric, module.backend, module.index)
-            banks = build_banks(
-                self.network, data.loader("train"), data.num_classes, how, over_ranks=self.ranks.size > 1
-            )
+            batches = data.loader("train", self.networks.device)
+            banks = build_banks(self.network, batches, data.num_classes, how, over_ranks=self.ranks.size > 1)
         self._bank = banks[module.layer]
 
     def wait(self, what: str) -> None:
@@ -65,11 +67,15 @@ class ImitatedKNN:
             if len(rows) == len(bank):
                 return bank.leave_one_out_votes(k)
             return bank.votes(bank.features[rows.start : rows.stop], k, bank.ids[rows.start : rows.stop])
-        found, end = [], 0
-        for batch in self.networks.data.loader(split):
+        layer = self.module.layer
+        return torch.cat([bank.votes(part[layer], k) for part in together(self._features(split, rows))])
+
+    def _features(self, split: str, rows: range) -> Iterator[dict[str, Tensor]]:
+        """Features of some images, batch by batch, in forward passes as for all images of the split."""
+        end = 0
+        for batch in self.networks.data.loader(split, self.networks.device):
             start, end = end, end + len(batch.ids)
             some = slice(max(rows.start - start, 0), max(min(rows.stop, end) - start, 0))
             if some.start < some.stop:
-                features = self.network.features(batch.images.to(bank.labels.device))
-                found.append(bank.votes(features[self.module.layer][some], k))
-        return torch.cat(found)
+                features = self.network.features(batch.images.to(self.networks.device))
+                yield {layer: each[some] for layer, each in features.items()}

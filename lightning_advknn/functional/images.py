@@ -26,11 +26,11 @@ def check_images(images: Tensor) -> None:
         )
     if not images.numel():
         return
-    low, high = images.aminmax()
+    low, high = torch.stack(images.aminmax()).tolist()  # both at once, as a GPU waits for each
     # NaN fails every comparison, so this catches it too.
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"Expected finite images in [0, 1], but got values in [{low.item()}, {high.item()}]."
+            f"Expected finite images in [0, 1], but got values in [{low}, {high}]."
             " Divide bytes by 255, clip rounding with `.clamp(0, 1)`, and leave normalisation to the network."
         )
 
@@ -53,12 +53,10 @@ def check_labels(labels: Tensor, n: int, num_classes: int | None = None) -> None
         raise ValueError(f"{expected} {labels.dtype} of shape {tuple(labels.shape)}. {remedy}")
     if not n:
         return
-    low, high = labels.aminmax()
+    low, high = torch.stack(labels.aminmax()).tolist()
     if low < 0 or (num_classes is not None and high >= num_classes):
         there = "at least 0" if num_classes is None else f"in [0, {num_classes - 1}] (the classes)"
-        raise ValueError(
-            f"Expected `labels` {there}, but got {low.item()} to {high.item()}. Classes count from 0."
-        )
+        raise ValueError(f"Expected `labels` {there}, but got {low} to {high}. Classes count from 0.")
 
 
 def _kind(value: Any) -> str:

@@ -16,8 +16,8 @@ from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import FeatureNetwork, kept_modes
 from lightning_advknn.modules.checkpoint import IDENTITY, Identity, check_identity, describe
 from lightning_advknn.modules.checks import (
+    LossCheck,
     check_data,
-    check_loss,
     check_network,
     check_on_data,
     check_precision,
@@ -73,6 +73,7 @@ class BackboneModule(LightningModule):
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.learning_rate = learning_rate
+        self._losses = LossCheck()
         self.channels_last, self.winograd = channels_last, winograd
         check_network(self.network, self.image_shape, num_classes)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -105,6 +106,7 @@ class BackboneModule(LightningModule):
         data = data_of(self.trainer)
         check_data(data, self.image_shape, self.num_classes)
         check_on_data(self.network, data)
+        self._losses = LossCheck()  # an earlier run may have been interrupted
         if stage == "fit" and self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if stage == "fit" and self.winograd and self.trainer.strategy.root_device.type == "cpu":
@@ -119,7 +121,8 @@ class BackboneModule(LightningModule):
             vars(conv).pop("forward", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """State the identity in the checkpoint."""
+        """State the identity in the checkpoint; an unusable network is not saved."""
+        self._losses.look()
         checkpoint[IDENTITY] = self.identity(data_of(self.trainer).name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -129,9 +132,17 @@ class BackboneModule(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """Cross-entropy with the true labels."""
         loss = F.cross_entropy(self(batch.images), batch.labels)
-        check_loss(loss)
+        self._losses.add(loss)
         self.log("train/loss", loss)
         return loss
+
+    def on_validation_start(self) -> None:
+        """Judge no network whose training has failed."""
+        self._losses.look()
+
+    def on_train_epoch_end(self) -> None:
+        """End no epoch with one."""
+        self._losses.look()
 
     def validation_step(self, batch: Batch) -> None:
         """Loss and accuracy on the validation images, which pick the epoch."""

@@ -1,4 +1,4 @@
-"""Checks before and during training: precision, data, network and loss."""
+"""Checks before and during training: precision, data, network and losses."""
 
 import torch
 from pytorch_lightning import Trainer
@@ -7,6 +7,7 @@ from lightning_advknn.data import ImageDataModule
 from lightning_advknn.functional import check_defaults
 from lightning_advknn.models import ASKED, FeatureNetwork, check_function, device_of, kept_modes
 
+_LOOK_EVERY = {"cpu": 1, "cuda": 50}  # training steps
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -66,10 +67,29 @@ def check_on_data(network: FeatureNetwork, data: ImageDataModule) -> None:
     check_function(network, images.to(weight.dtype) if weight.is_floating_point() else images)
 
 
-def check_loss(loss: torch.Tensor) -> None:
-    """Raise a ValueError unless a training loss is finite."""
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"Expected a finite training loss, but got {loss.item()}. Lower the learning rate, and check the"
-            " images and the initial weights for NaN or infinity."
-        )
+class LossCheck:
+    """Raises a ValueError unless training losses are finite: on a CPU at once, on a GPU for some steps together.
+
+    To look at each would make the GPU wait in every step.
+    """
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None  # which is not finite if one loss is not
+        self._steps = 0
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Take a step's loss, a scalar."""
+        loss = loss.detach()
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._steps += 1
+        if self._steps == _LOOK_EVERY.get(loss.device.type, 1):
+            self.look()
+
+    def look(self) -> None:
+        """Look at all losses since the last time; to be called before anything that they lead to is kept."""
+        losses, self._sum, self._steps = self._sum, None, 0
+        if losses is not None and not torch.isfinite(losses):
+            raise ValueError(
+                f"Expected a finite training loss, but got {losses.item()}. Lower the learning rate, and check"
+                " the images and the initial weights for NaN or infinity."
+            )

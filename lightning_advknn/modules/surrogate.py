@@ -17,7 +17,7 @@ from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
 from lightning_advknn.modules.checkpoint import IDENTITY, Identity, check_identity, describe
-from lightning_advknn.modules.checks import check_data, check_loss, check_on_data, check_precision
+from lightning_advknn.modules.checks import LossCheck, check_data, check_on_data, check_precision
 from lightning_advknn.modules.weights import load_weights
 from lightning_advknn.search import (
     APPROXIMATE,
@@ -124,6 +124,7 @@ class SurrogateModule(LightningModule):
         self.index = index
         self.cls_weight, self.cl_weight = cls_weight, cl_weight
         self.learning_rate = learning_rate
+        self._losses = LossCheck()
         self.scores = nn.ModuleDict(
             {
                 f"{stage}_scores": MetricCollection(
@@ -166,7 +167,7 @@ class SurrogateModule(LightningModule):
         self.load_backbone(data.name)
         check_on_data(self.surrogate.backbone, data)
         # An earlier run's may be of other data, or tensors of inference mode.
-        self._bank, self._targets = None, {}
+        self._bank, self._targets, self._losses = None, {}, LossCheck()
         for scores in self.scores.values():
             cast(MetricCollection, scores).reset()
         check_backend(self.backend)
@@ -213,7 +214,8 @@ class SurrogateModule(LightningModule):
         self._bank, self._targets = None, {}
 
     def on_validation_start(self) -> None:
-        """Compute the validation images' votes, unless a fit has."""
+        """Compute the validation images' votes, unless a fit has; judge no surrogate whose training has failed."""
+        self._losses.look()
         self._prepare("val")
 
     def on_test_start(self) -> None:
@@ -221,7 +223,8 @@ class SurrogateModule(LightningModule):
         self._prepare("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint what it holds."""
+        """Say in the checkpoint what it holds; an unusable surrogate is not saved."""
+        self._losses.look()
         checkpoint[IDENTITY] = self.identity(data_of(self.trainer).name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -232,9 +235,13 @@ class SurrogateModule(LightningModule):
         """Eq. (16) on the leave-one-out votes; the mean over the batch instead of the paper's sum."""
         logits, votes = self._imitate("train", batch)
         loss = self._loss(logits, votes).mean()
-        check_loss(loss)
+        self._losses.add(loss)
         self.log("train/loss", loss)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """End no epoch of such a training."""
+        self._losses.look()
 
     def validation_step(self, batch: Batch) -> None:
         """How well the surrogate imitates the kNN on the images that pick the epoch."""
@@ -302,7 +309,7 @@ class SurrogateModule(LightningModule):
             if split == "train"
             else BankSettings(self.metric)
         )
-        batches, over_ranks = data.loader(split), dist.is_initialized()
+        batches, over_ranks = data.loader(split, self.device), dist.is_initialized()
         return build_banks(self.surrogate.backbone, batches, self.num_classes, how, over_ranks)[self.layer]
 
     def _votes(self, bank: MemoryBank, own: MemoryBank) -> Tensor:

@@ -13,7 +13,7 @@ from lightning_advknn.search.scans.similarities import bounded_similarities, exa
 from lightning_advknn.search.scans.torch_scan import TorchScan
 from lightning_advknn.search.stored_rows import Matrix
 
-_CANDIDATES = 2**20  # compared at once, over all queries
+_CANDIDATES = {"cpu": 2**20, "cuda": 2**22}  # compared at once, over all queries
 _MARGIN = (
     32  # candidates beyond k (3 k in low precision): enough for nearly every query, else the scan is widened
 )
@@ -67,17 +67,19 @@ def nearest_rows(
     n = first = rows.candidates(k, own_ids is not None, scan.precision)
     similarities = queries.new_empty(len(queries), k, dtype=torch.float64)
     indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-    todo = torch.arange(len(queries), device=queries.device)
+    todo, most = torch.arange(len(queries), device=queries.device), _CANDIDATES[queries.device.type]
     while len(todo):
         uncertain = []
-        for some in torch.split(todo, len(todo) if found else max(1, _CANDIDATES // n)):
-            candidates = (found or scan(queries[some], n)).by_row()
+        for some in torch.split(todo, len(todo) if found else max(1, most // n)):
+            asked = queries if len(some) == len(queries) else queries[some]
+            candidates = (found or scan(asked, n)).by_row()
             if own_ids is not None:
                 candidates = candidates.without(rows.ids[candidates.indices] == own_ids[some, None])
             labels = None if in_order else rows.labels[candidates.indices]
-            comparisons = partial(_bounded, rows, queries[some]), partial(_exact, rows, queries[some])
+            comparisons = partial(_bounded, rows, asked), partial(_exact, rows, asked)
             best, places, certain = refine(candidates, labels, k, *comparisons)
-            similarities[some[certain]], indices[some[certain]] = best[certain], places[certain]
+            # Also those that are uncertain, which are found again: to choose the others makes a GPU wait.
+            similarities[some], indices[some] = best, places
             uncertain.append(some[~certain])
         todo = torch.cat(uncertain)
         if len(todo) and n > first and scan.precision != "float32":

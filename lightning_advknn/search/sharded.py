@@ -1,6 +1,6 @@
 """A bank over several ranks: each searches its own rows for all queries, and the rank that asks merges."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from lightning_advknn.functional import count_votes
 from lightning_advknn.search.bank import MemoryBank, most_of_one
 from lightning_advknn.search.checks import check_k
 
-_SERVING = -1  # instead of a bank's number: this rank asks nothing
 _WHOLE_ONLY = frozenset(
     {"features", "norms", "as_exact", "combine", "leave_one_out_votes", "nearby", "of_class"}
 )  # of a `MemoryBank`: what needs all rows on one rank
@@ -26,12 +25,16 @@ class _Request(NamedTuple):
     own_ids: Tensor | None
 
 
+_Requests = Mapping[int, _Request]
+"""Questions by the bank's number; each has at least one query."""
+
+
 class Exchange:
     """Questions and answers about shared banks, among the ranks of the default process group.
 
     Ranks may ask different questions about different banks, and different numbers of questions. A question
     waits until every other rank asks one too, or serves. So a rank that has no question, or none left, must
-    call `serve`.
+    call `serve`. Questions about several banks at once take one exchange.
 
     Args:
         meet: Called before each exchange; it waits for the other ranks and notices if one has died. Without
@@ -47,58 +50,79 @@ class Exchange:
         self._banks.append(bank)
         return len(self._banks) - 1
 
-    def ask(self, bank: int, request: _Request) -> tuple[Tensor, Tensor]:
-        """The answer of all ranks to at least one query, as `MemoryBank.search`; this rank answers theirs."""
-        answer = self._answer(self._headers(bank, request), request)
-        if answer is None:
-            raise RuntimeError("Internal error: this rank's query got no answer.")
-        return answer
+    def ask(self, requests: _Requests) -> dict[int, tuple[Tensor, Tensor]]:
+        """The answers of all ranks, as `MemoryBank.search`, by the bank's number; this rank answers theirs."""
+        return self._answer(self._headers(requests), requests)
 
     def serve(self) -> None:
         """Answer the others' questions until all ranks serve."""
-        while True:
-            headers = self._headers(_SERVING, None)
-            if all(number == _SERVING for number, *_ in headers):
-                return
-            self._answer(headers, None)
+        headers = self._headers({})
+        while any(n for header in headers for n, *_ in header):
+            self._answer(headers, {})
+            headers = self._headers({})
 
-    def _headers(self, bank: int, request: _Request | None) -> list[list[int]]:
-        """Exchange what each rank asks: the bank, the number of queries, k, and whether there are own ids."""
+    def _headers(self, requests: _Requests) -> list[list[list[int]]]:
+        """Exchange what each rank asks each bank: the number of queries, k, and whether there are own ids."""
         if self._meet:
             self._meet()
-        header = [bank, 0, 0, 0]
-        if request is not None:
-            header[1:] = len(request.queries), request.k, int(request.own_ids is not None)
+        header = [[0, 0, 0] for _ in self._banks]
+        for number, (queries, k, own_ids) in requests.items():
+            header[number] = [len(queries), k, int(own_ids is not None)]
         mine = torch.tensor(header, device=self._banks[0].labels.device)
         headers = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(headers, mine)
         return [each.tolist() for each in headers]
 
     def _answer(
-        self, headers: Sequence[Sequence[int]], request: _Request | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Answer the ranks' questions, one after another; the answer to this rank's own, if it has one."""
-        answer = None
-        for source, (number, n, k, with_ids) in enumerate(headers):
-            if number == _SERVING:
+        self, headers: Sequence[Sequence[Sequence[int]]], requests: _Requests
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Answer the ranks' questions, one rank after another; the answers to this rank's own."""
+        answers = {}
+        for source, header in enumerate(headers):
+            if not any(n for n, *_ in header):
                 continue
-            bank, mine = self._banks[number], source == dist.get_rank()
-            if mine and request is not None:
-                asked = request._replace(queries=request.queries.contiguous())
-            else:
-                device = bank.labels.device
-                own_ids = torch.empty(n, dtype=torch.int64, device=device) if with_ids else None
-                asked = _Request(torch.empty(n, bank.width, device=device), k, own_ids)
-            dist.broadcast(asked.queries, source)
-            if asked.own_ids is not None:
-                dist.broadcast(asked.own_ids, source)
-            found = bank.nearest_here(*asked)
-            parts = [[torch.empty_like(column) for _ in headers] for column in found]
-            for column, gathered in zip(found, parts, strict=True):
-                dist.all_gather(gathered, column)
+            mine = source == dist.get_rank()
+            asked = dict(sorted(requests.items())) if mine else self._room(header)
+            self._send(asked, source)
+            found = [self._banks[number].nearest_here(*request) for number, request in asked.items()]
+            # All numbers in one message: distances as the bits that they are.
+            message = torch.cat([column.view(torch.int64).flatten() for each in found for column in each])
+            gathered = [torch.empty_like(message) for _ in headers]
+            dist.all_gather(gathered, message)
             if mine:
-                answer = _merge(torch.cat(parts[0], 1), torch.cat(parts[1], 1), k)
-        return answer
+                shapes = [column.shape for each in found for column in each]
+                parts = [_unpacked(each, shapes) for each in gathered]
+                for place, (number, request) in enumerate(asked.items()):
+                    distances, rows = (
+                        torch.cat([part[2 * place + i] for part in parts], 1) for i in range(2)
+                    )
+                    answers[number] = _merge(distances.view(torch.float64), rows, request.k)
+        return answers
+
+    def _room(self, header: Sequence[Sequence[int]]) -> _Requests:
+        """Another rank's questions, before their queries have come."""
+        room = {}
+        for number, (n, k, with_ids) in enumerate(header):
+            if n:
+                bank = self._banks[number]
+                own_ids = bank.ids.new_empty(n) if with_ids else None
+                room[number] = _Request(torch.empty(n, bank.width, device=bank.labels.device), k, own_ids)
+        return room
+
+    @staticmethod
+    def _send(requests: _Requests, source: int) -> None:
+        """Broadcast queries and ids from a rank; on the others they are filled in."""
+        columns = [request.queries for request in requests.values()]
+        ids = [request.own_ids for request in requests.values() if request.own_ids is not None]
+        for tensors in (columns, ids):
+            if tensors:
+                message = torch.cat([each.flatten() for each in tensors])
+                dist.broadcast(message, source)
+                if source != dist.get_rank():
+                    for into, sent in zip(
+                        tensors, _unpacked(message, [each.shape for each in tensors]), strict=True
+                    ):
+                        into.copy_(sent)
 
 
 class ShardedBank(nn.Module):
@@ -144,7 +168,7 @@ class ShardedBank(nn.Module):
         for name, buffer in {"rows": rows, "labels": labels, "ids": ids}.items():
             self.register_buffer(name, buffer, persistent=False)
         self.exchange = exchange
-        self._number = exchange.add(self)
+        self.number = exchange.add(self)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,12 +192,7 @@ class ShardedBank(nn.Module):
     @torch.no_grad()
     def search(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `MemoryBank.search`, by an exchange among all ranks if there are queries."""
-        self.check_k(k, leave_one_out=own_ids is not None)
-        self.check_queries(queries, own_ids)
-        if not len(queries):
-            empty = queries.new_empty(0, k, dtype=torch.float64)
-            return empty, empty.long()
-        return self.exchange.ask(self._number, _Request(queries, k, own_ids))
+        return _search([self], [queries], k, own_ids)[0]
 
     @torch.no_grad()
     def votes(self, queries: Tensor, k: int, own_ids: Tensor | None = None) -> Tensor:
@@ -197,6 +216,68 @@ class ShardedBank(nn.Module):
 
 Bank = MemoryBank | ShardedBank
 """What a kNN asks: both have the same `search`, `votes`, checks and labels."""
+
+
+def search_each(
+    banks: Mapping[str, Bank], queries: Mapping[str, Tensor], k: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Search each layer's bank for its queries, as `MemoryBank.search`; over ranks, all in one exchange."""
+    found = _search_shared(banks, queries, k)
+    return {
+        layer: found[layer] if layer in found else bank.search(queries[layer], k)
+        for layer, bank in banks.items()
+    }
+
+
+def votes_of_each(banks: Mapping[str, Bank], queries: Mapping[str, Tensor], k: int) -> Tensor:
+    """Votes of each layer's bank on its queries, int64 ``(B, L, C)``; over ranks, all in one exchange."""
+    found = _search_shared(banks, queries, k)
+    return torch.stack(
+        [
+            count_votes(bank.labels[found[layer][1]], bank.num_classes)
+            if layer in found
+            else bank.votes(queries[layer], k)
+            for layer, bank in banks.items()
+        ],
+        dim=1,
+    )
+
+
+@torch.no_grad()
+def _search_shared(
+    banks: Mapping[str, Bank], queries: Mapping[str, Tensor], k: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What banks over ranks find, by layer; nothing of others."""
+    shared = {layer: bank for layer, bank in banks.items() if isinstance(bank, ShardedBank)}
+    found = _search(list(shared.values()), [queries[layer] for layer in shared], k)
+    return dict(zip(shared, found, strict=True))
+
+
+def _search(
+    banks: Sequence[ShardedBank], queries: Sequence[Tensor], k: int, own_ids: Tensor | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Search banks of one exchange, each for its queries; without queries there is none."""
+    for bank, asked in zip(banks, queries, strict=True):
+        bank.check_k(k, leave_one_out=own_ids is not None)
+        bank.check_queries(asked, own_ids)
+    requests = {
+        bank.number: _Request(asked, k, own_ids)
+        for bank, asked in zip(banks, queries, strict=True)
+        if len(asked)
+    }
+    answers = banks[0].exchange.ask(requests) if requests else {}
+    return [
+        answers[bank.number]
+        if len(asked)
+        else (asked.new_empty(0, k, dtype=torch.float64), asked.new_empty(0, k, dtype=torch.int64))
+        for bank, asked in zip(banks, queries, strict=True)
+    ]
+
+
+def _unpacked(message: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The tensors of these shapes that a message is made of."""
+    parts = torch.split(message, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _merge(distances: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

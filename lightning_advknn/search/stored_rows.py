@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -73,13 +74,26 @@ class StoredRows:
             start, stop, step = rows.indices(self._rows)
             if step != 1:
                 return self[torch.arange(start, stop, step)]
-            found = torch.empty(max(0, stop - start), self.width, dtype=self.dtype)
+            found = self._room(max(0, stop - start))
             self._read(found, start)
-        else:
-            found = torch.empty(len(rows), self.width, dtype=self.dtype)
-            for place, row in enumerate(rows.tolist()):
-                self._read(found[place], row)
-        return found.to(self.device)
+            return found.to(self.device, non_blocking=True)
+        # Each row once, and rows that follow each other in the file together.
+        asked = rows.to("cpu")
+        wanted, places = torch.unique(asked, return_inverse=True)
+        found = self._room(len(wanted))
+        firsts = [0, *((wanted[1:] - wanted[:-1] > 1).nonzero().squeeze(1) + 1).tolist()]
+        for first, end in pairwise([*firsts, len(wanted)]):
+            if first < end:
+                self._read(found[first:end], int(wanted[first]))
+        found = found.to(self.device, non_blocking=True)
+        return found if torch.equal(wanted, asked) else found[places.to(self.device)]
+
+    def _room(self, n: int) -> Tensor:
+        """Room for n rows; for a GPU in pinned memory, from which it copies while the next rows are read.
+
+        Torch does not hand out pinned memory again before it has been copied.
+        """
+        return torch.empty(n, self.width, dtype=self.dtype, pin_memory=self.device.type == "cuda")
 
     def _read(self, into: Tensor, row: int) -> None:
         data = _bytes(into)

@@ -124,7 +124,8 @@ def test_each_attack_has_its_own_precision(
 ) -> None:
     seen = []
 
-    def keep(*args: Any) -> Tensor:
+    def keep(*args: Any, batch_size: int | None) -> Tensor:
+        assert batch_size is None  # on a CPU, as everywhere else
         seen.append(args[4:])
         return perturb(*args)
 
@@ -133,6 +134,12 @@ def test_each_attack_has_its_own_precision(
     trainer = make_trainer(tmp_path, make_callback(attacks=attacks))
     trainer.validate(make_module(), datamodule=Digits(), verbose=False)
     assert seen == [("float32", "exact"), ("winograd", "fast")]
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 64), (64, 64), (65, 256), (256, 256), (257, None), (9250, None)])
+def test_few_images_are_filled_up_to_few_on_a_gpu(n: int, size: int | None) -> None:
+    assert attacked_images._batch_size(n, torch.device("cuda")) == size
+    assert attacked_images._batch_size(n, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("label_source", ["knn", "true"])

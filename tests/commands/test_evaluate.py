@@ -86,7 +86,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("attack") / "digits"
     config = write_config(folder, "digits", k=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_SHARD", 200)
+        patch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 200))
         assert evaluate(config, f"--results={folder / 'results'}") == 0
     return folder
 
@@ -94,7 +94,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished experiment to go on from, in which training again fails the test."""
-    monkeypatch.setattr(shards, "_SHARD", 200)
+    monkeypatch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 200))
     shutil.copytree(done, tmp_path / "copy")
     config = tmp_path / "copy" / "attack.yaml"
     text = config.read_text().replace(str(done), str(tmp_path / "copy"))
@@ -586,7 +586,7 @@ def transferred(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content |= {"output": str(folder / "transfer"), "cache": str(folder / "cache")}
     (folder / "transfer.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_SHARD", 200)
+        patch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 200))
         assert evaluate(folder / "transfer.yaml", f"--results={folder / 'transfer_results'}") == 0
     return folder
 
@@ -777,7 +777,7 @@ def test_training_that_was_interrupted_goes_on_bitwise(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     config = write_config(tmp_path / "digits", "digits", k=10)
-    monkeypatch.setattr(shards, "_SHARD", 200)
+    monkeypatch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 200))
     epochs = []
 
     def interrupt(self: Any) -> None:

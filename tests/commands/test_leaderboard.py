@@ -92,8 +92,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("leaderboard") / "digits"
     config = write_config(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_SHARD", 12)
-        patch.setattr(shards, "_PIECE", 5)
+        patch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 12))
+        patch.setattr(shards, "_PIECE", dict.fromkeys(("cpu", "cuda"), 5))
         assert leaderboard(config, f"--results={folder / 'results'}") == 0
     return folder
 
@@ -101,8 +101,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of a copy of the finished leaderboard."""
-    monkeypatch.setattr(shards, "_SHARD", 12)
-    monkeypatch.setattr(shards, "_PIECE", 5)
+    monkeypatch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 12))
+    monkeypatch.setattr(shards, "_PIECE", dict.fromkeys(("cpu", "cuda"), 5))
     shutil.copytree(done, tmp_path / "copy")
     config = tmp_path / "copy" / "leaderboard.yaml"
     config.write_text(config.read_text().replace(str(done), str(tmp_path / "copy")))
@@ -318,7 +318,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished small leaderboard of the 1-NN on pixels, in pieces of 5 images."""
     folder = tmp_path_factory.mktemp("pixels") / "digits"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_PIECE", 5)
+        patch.setattr(shards, "_PIECE", dict.fromkeys(("cpu", "cuda"), 5))
         assert leaderboard(write_config(folder, **PIXELS)) == 0
     return folder
 
@@ -326,7 +326,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pixels_copy(pixels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration of a copy of it."""
-    monkeypatch.setattr(shards, "_PIECE", 5)
+    monkeypatch.setattr(shards, "_PIECE", dict.fromkeys(("cpu", "cuda"), 5))
     shutil.copytree(pixels, tmp_path / "copy")
     config = tmp_path / "copy" / "leaderboard.yaml"
     config.write_text(config.read_text().replace(str(pixels), str(tmp_path / "copy")))

@@ -69,7 +69,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished grid, in shards of 100 images."""
     grid = write_grid(tmp_path_factory.mktemp("reproduce") / "grid")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_SHARD", 100)
+        patch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 100))
         assert reproduce(grid) == 0
     return grid
 
@@ -77,7 +77,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished grid to go on from."""
-    monkeypatch.setattr(shards, "_SHARD", 100)
+    monkeypatch.setattr(shards, "_SHARD", dict.fromkeys(("cpu", "cuda"), 100))
     shutil.copytree(done.parent, tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("*.yaml"):
         path.write_text(path.read_text().replace(str(done.parent), str(tmp_path / "copy")))
@@ -184,7 +184,7 @@ def test_a_dashboard_has_a_run_of_each_experiment_and_one_of_the_report(copy: Pa
 def test_killed_in_the_middle_it_goes_on_and_equals_an_uninterrupted_grid(done: Path, tmp_path: Path) -> None:
     grid = write_grid(tmp_path / "grid")
     script = (
-        "import sys; from lightning_advknn.experiment import shards; shards._SHARD = 100;"
+        "import sys; from lightning_advknn.experiment import shards; shards._SHARD = {'cpu': 100, 'cuda': 100};"
         "import attack; sys.exit(attack.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "reproduce", f"--config={grid}"]

@@ -1,6 +1,7 @@
 """Splits and batches, against the bytes of the files."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torchvision
 from pytorch_lightning import seed_everything
 
 from lightning_advknn.data import MNIST, SVHN, Batch, Digits, FashionMNIST
+from lightning_advknn.data.splits import ImageSplit
 from tests.data.small import SMALL, SPLITS, each_data_set, read_whole
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -68,6 +70,36 @@ def test_batches_hold_floats_in_the_unit_interval(kind, root, request):
     assert [len(batch.ids) for batch in data.loader("test")] == [100, 100, 100, 30]
     single = data.split("val")[3]
     assert torch.equal(single.images, data.split("val").images[3] / 255)
+
+
+def test_every_byte_is_the_nearest_float(device):
+    pixels = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
+    split = ImageSplit(pixels, torch.arange(4), torch.arange(4) + 7).on(device)
+    batch = split.__getitems__([3, 0, 1, 2])
+    expected = (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(4, 1, 8, 8)[[3, 0, 1, 2]]
+    assert {part.device.type for part in batch} == {device.type}
+    assert np.array_equal(batch.images.cpu().numpy(), expected)
+    assert batch.ids.tolist() == [10, 7, 8, 9]
+
+
+def test_batches_are_the_same_wherever_the_images_are(device):
+    data = Digits()
+    for name in ("train", "test"):
+        for here, there in zip(data.loader(name), data.loader(name, device), strict=True):
+            assert there.images.device.type == there.labels.device.type == device.type
+            assert all(torch.equal(mine, other.cpu()) for mine, other in zip(here, there, strict=True))
+    # Copied once, and never the images that are hashed or split further.
+    split = data.split("train")
+    assert split.on(device) is split.on(device)
+    assert split.on(device).on(device) is split.on(device)
+    assert split.images.device.type == split.labels.device.type == "cpu"
+
+
+def test_images_that_fill_a_gpu_stay_where_they_are(monkeypatch):
+    split, gpu = Digits().split("train"), torch.device("cuda")
+    memory = SimpleNamespace(total_memory=32 * split.images.nbytes - 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: memory)
+    assert split.on(gpu) is split
 
 
 def test_evaluation_loaders_keep_the_order_of_ids(mnist_root):

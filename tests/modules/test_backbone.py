@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_advknn.data import Batch, Digits
 from lightning_advknn.models import ConvNet
-from lightning_advknn.modules import BackboneModule
+from lightning_advknn.modules import BackboneModule, checks
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -233,6 +233,34 @@ def test_a_loss_that_is_not_finite_stops_training(
     with pytest.raises(ValueError, match=r"finite training loss, but got (nan|inf).*learning rate"):
         trainer.fit(module, datamodule=Digits(val_size=850))
     assert trainer.current_epoch == 0
+
+
+@pytest.mark.parametrize("every", [1, 2, 50])  # of 3 steps an epoch
+@pytest.mark.parametrize("monitor", [None, "val/loss"])  # saved after training and after validation
+def test_nothing_is_saved_after_a_loss_that_is_not_finite(
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    monitor: str | None,
+) -> None:
+    monkeypatch.setattr(checks, "_LOOK_EVERY", {"cpu": every, "cuda": every})
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Trainer, _module: Any, _batch: Any, batch_idx: int) -> None:
+            if (trainer.current_epoch, batch_idx) == (1, 1):
+                network[1].weight.data[0, 0] = torch.nan
+
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", monitor=monitor, save_top_k=-1)
+    trainer = make_trainer(
+        max_epochs=3, num_sanity_val_steps=0, enable_checkpointing=True, callbacks=[Spoil(), saver]
+    )
+    module = BackboneModule(network, ["2"])
+    with pytest.raises(ValueError, match="finite training loss, but got nan"):
+        trainer.fit(module, datamodule=Digits(val_size=850, batch_size=50))
+    assert trainer.current_epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=0.ckpt"]
 
 
 def train(

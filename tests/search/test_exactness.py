@@ -61,7 +61,7 @@ def test_many_queries_and_a_bank_scanned_in_blocks(device, metric, backend, monk
     for name, value in (
         ("similarities._elements", lambda device: 50),
         ("similarities._PAIRS", 30),
-        ("quantize._ENCODE_ELEMENTS", 33),
+        ("quantize._elements", lambda device: 33),
     ):
         monkeypatch.setattr(f"lightning_advknn.search.scans.{name}", value)
     generator = torch.Generator().manual_seed(3)

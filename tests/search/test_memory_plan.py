@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_advknn.search.memory_plan import check_room, in_memory, working_bytes
-from lightning_advknn.search.scans import similarities, torch_scan
+from lightning_advknn.search.scans import quantize, similarities, torch_scan
 
 
 def test_the_smallest_banks_stay_in_memory():
@@ -101,5 +101,6 @@ def test_blocks_of_a_scan_fit_into_the_memory_of_a_search(monkeypatch):
     gpu = GPU(monkeypatch)
     assert 4 * sum(torch_scan._limits(gpu.device)) <= working_bytes(gpu.device)
     assert 8 * 4 * similarities._elements(gpu.device) <= working_bytes(gpu.device)
+    assert 8 * 4 * quantize._elements(gpu.device) <= working_bytes(gpu.device)
     gpu.total_memory = 2**40
     assert working_bytes(gpu.device) == 4 * 2**30

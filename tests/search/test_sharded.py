@@ -20,9 +20,10 @@ class Together(Exchange):
         super().__init__()
         self.shards = shards
 
-    def ask(self, bank, request):
+    def ask(self, requests):
+        ((number, request),) = requests.items()
         distances, rows = zip(*(each.nearest_here(*request) for each in self.shards), strict=True)
-        return _merge(torch.cat(distances, 1), torch.cat(rows, 1), request.k)
+        return {number: _merge(torch.cat(distances, 1), torch.cat(rows, 1), request.k)}
 
 
 @both_metrics

@@ -27,10 +27,26 @@ def test_rows_come_back_as_they_went(tmp_path, device, dtype):
         slice(5, 5),
         slice(None, None, 3),
         torch.tensor([39, 0, 0, 7]),
+        torch.tensor([3, 4, 5, 30, 31, 9]),
+        torch.tensor([0, 1, 39]),
+        torch.tensor([], dtype=torch.int64),
     ):
         found = kept[chosen]
         assert found.device.type == device.type
         assert torch.equal(found.cpu(), rows[chosen])
+
+
+def test_rows_that_follow_each_other_are_read_together_and_once(tmp_path, monkeypatch):
+    kept = stored(torch.arange(40.0)[:, None].repeat(1, 5), tmp_path)
+    read = []
+    monkeypatch.setattr(
+        StoredRows,
+        "_read",
+        lambda self, into, row: read.append((row, len(into))) or read_row(self, into, row),
+    )
+    found = kept[torch.tensor([7, 30, 6, 8, 7, 31, 2])]
+    assert found[:, 3].tolist() == [7, 30, 6, 8, 7, 31, 2]
+    assert read == [(2, 1), (6, 3), (30, 2)]
 
 
 def test_no_file_is_left_behind(tmp_path):

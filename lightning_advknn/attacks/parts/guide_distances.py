@@ -1,6 +1,7 @@
 """Distances to guides, which are training images that steer an attack."""
 
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,13 @@ from lightning_advknn.attacks.parts.guides import (
     nearest_wrong_class,
 )
 from lightning_advknn.classifiers import DkNN
+from lightning_advknn.search import Bank
 
 _AT_ONCE = {"cpu": 64, "cuda": 1000}  # images: they fit a CPU's caches, and keep a GPU busy
 _BYTES = {"cpu": 2**29, "cuda": 2**33}  # memory for guides
 _SAMPLE = 500  # bank rows that stand for clean images
+
+_radii: WeakKeyDictionary[Bank, dict[int, Tensor]] = WeakKeyDictionary()  # typical ones, by bank and k
 
 
 class Guides:
@@ -69,14 +73,22 @@ def images_at_once(victim: DkNN, m: int) -> int:
 def typical_radii(victim: DkNN) -> Tensor:
     """Mean distance of training images to their k-th neighbour, by layer, float32 ``(L,)``; leave-one-out.
 
-    It is measured on evenly spaced rows of the bank, so that it does not depend on the attacked images.
+    It is measured on evenly spaced rows of the bank, so that it does not depend on the attacked images, and once
+    for each bank and k.
     """
     radii = []
     for bank in victim.banks.values():
-        some = torch.linspace(0, len(bank) - 1, min(len(bank), _SAMPLE), device=bank.labels.device).long()
-        distances, _ = bank.search(bank.features[some], victim.k, bank.ids[some])
-        radii.append(as_lengths(bank, distances[:, -1]).mean())
+        known = _radii.setdefault(bank, {})
+        if victim.k not in known:
+            known[victim.k] = _typical_radius(bank, victim.k)
+        radii.append(known[victim.k].to(bank.labels.device))
     return torch.stack(radii).float()
+
+
+def _typical_radius(bank: Bank, k: int) -> Tensor:
+    some = torch.linspace(0, len(bank) - 1, min(len(bank), _SAMPLE), device=bank.labels.device).long()
+    distances, _ = bank.search(bank.features[some], k, bank.ids[some])
+    return as_lengths(bank, distances[:, -1]).mean()
 
 
 def attack_in_batches(

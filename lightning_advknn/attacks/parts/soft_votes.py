@@ -98,8 +98,12 @@ def vote_directions(
         sides -= (own != targets[:, None]).double() if labels is None else (own == labels[:, None]).double()
         # Votes sum to k, so eta moves by the mean of the similarities, weighted by slope.
         weights = slope * (sides - (slope * sides).sum(1, keepdim=True) / slope.sum(1, keepdim=True)) / width
+        mixed = weights.abs().amax(1) > 1e-9  # elsewhere all have one label
+        if rows.is_cuda and isinstance(bank.features, Tensor):  # to choose them would make a GPU wait
+            directions[layer] = bank.combine(rows, weights.masked_fill(~mixed[:, None], 0.0))
+            continue
+        mixed = mixed.nonzero().squeeze(1)
         direction = torch.zeros(len(rows), bank.features.shape[1], device=rows.device)
-        mixed = (weights.abs().amax(1) > 1e-9).nonzero().squeeze(1)  # elsewhere all have one label
         direction[mixed] = bank.combine(rows[mixed], weights[mixed])
         directions[layer] = direction
     return directions

@@ -55,7 +55,7 @@ def best_of(total: int, lower: Tensor, upper: Tensor, indices: Tensor) -> Candid
         upper: As in `Candidates`.
         indices: As in `Candidates`.
     """
-    in_doubt = ~torch.isfinite(lower - upper).all(1, keepdim=True)
+    in_doubt = ~((upper - lower).abs() < torch.inf).all(1, keepdim=True)
     lower, upper = lower.masked_fill(in_doubt, -torch.inf), upper.masked_fill(in_doubt, torch.inf)
     unseen = upper.amin(1, keepdim=True)
     return Candidates(

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_advknn.choices import ScanPrecision
-from lightning_advknn.search.scans.rounding import UNIT
+from lightning_advknn.search.memory_plan import working_bytes
+from lightning_advknn.search.scans.rounding import UNIT, inverse
 from lightning_advknn.search.stored_rows import Matrix, StoredRows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _LEVELS = 255  # steps between the least and the greatest int8
 _ALIGNMENT = 16  # GPUs multiply int8 matrices whose width is a multiple of this
-_ENCODE_ELEMENTS = 2**20  # encoded at once: they stay in cache
 WIDEST = 2**16  # int8 products of more columns might exceed int32
 _INT8_TENSOR_CORES = (7, 5)  # the first compute capability that has them
 _NARROW = 256  # below this width, picking the best scores costs more than computing them
@@ -59,40 +60,50 @@ def encode(rows: Matrix, norms: Tensor, precision: ScanPrecision) -> Codes:
         one, none = (torch.full((n,), value, dtype=torch.float64, device=rows.device) for value in (1.0, 0.0))
         return Codes(precision, width, rows, one, none, none, none)
     columns = width if precision == "bfloat16" else -(-width // _ALIGNMENT) * _ALIGNMENT
+    encode_block = _encode_int8 if precision == "int8" else _encode_bfloat16
+    at_once = max(1, _elements(rows.device) // max(1, width))
+
+    def encoded(block: slice) -> Codes:
+        coded, scale, zero, sums, lost = encode_block(rows[block], norms[block])
+        # `lost` itself is rounded: each of its D + 1 terms by float32's unit, relative to the row's length.
+        residual = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * norms[block]
+        padded = F.pad(coded, (0, columns - width)) if columns > width else coded
+        return Codes(precision, width, padded, scale, zero, sums, residual)
+
+    if isinstance(rows, Tensor) and n <= at_once:
+        return encoded(slice(0, n))
     dtype = _DTYPES[precision]
     values: Matrix
     if isinstance(rows, Tensor):
-        values = torch.zeros(n, columns, dtype=dtype, device=rows.device)
+        values = torch.empty(n, columns, dtype=dtype, device=rows.device)
     else:
         values = StoredRows(columns, dtype, rows.folder, rows.device)
-    scale, zero, sums, residual = torch.zeros(4, n, dtype=torch.float64, device=rows.device)
-    encode_block = _encode_int8 if precision == "int8" else _encode_bfloat16
-    at_once = max(1, _ENCODE_ELEMENTS // max(1, width))
+    about = torch.zeros(4, n, dtype=torch.float64, device=rows.device)
     for start in range(0, n, at_once):
         block = slice(start, start + at_once)
-        coded, scale[block], zero[block], sums[block], lost = encode_block(rows[block], norms[block])
+        part = encoded(block)
         if isinstance(values, Tensor):
-            values[block, :width] = coded
+            values[block] = part.values
         else:
-            values.append(torch.nn.functional.pad(coded, (0, columns - width)))
-        # `lost` itself is rounded: each of its D + 1 terms by float32's unit, relative to the row's length.
-        residual[block] = lost * (1 + (width + 8) * UNIT) + 4 * UNIT * norms[block]
-    return Codes(precision, width, values, scale, zero, sums, residual)
+            values.append(part.values)
+        about[:, block] = torch.stack([part.scale, part.zero, part.sums, part.residual])
+    return Codes(precision, width, values, *about)
 
 
 def _encode_int8(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     low, high = rows.amin(1).double().clamp(max=0), rows.amax(1).double().clamp(min=0)
     scale = ((high - low) / _LEVELS).float()
-    scale = torch.where(scale > 2.0**-100, scale, 0.0)  # a smaller row is all residual
-    factor = torch.where(scale > 0, 1 / scale, 0.0)
+    scale = scale.masked_fill(scale <= 2.0**-100, 0.0)  # a smaller row is all residual
+    factor = inverse(scale)
     zero = (-128 - low * factor).round().clamp(-128, 127).float()
     levels = rows * factor[:, None]
     coded = (levels + zero[:, None]).round_().clamp_(-128, 127)
     values, sums = coded.to(torch.int8), coded.sum(1).double()
     # In units of a level, so that no square underflows. Codes less their zeros are exact.
-    lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale.double()
+    scale = scale.double()
+    lost = torch.linalg.vector_norm(levels.sub_(coded.sub_(zero[:, None])), dim=1) * scale
     lost = torch.where(scale > 0, lost, norms)
-    return values, scale.double(), zero.double(), sums, lost
+    return values, scale, zero.double(), sums, lost
 
 
 def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -104,12 +115,20 @@ def _encode_bfloat16(rows: Tensor, _norms: Tensor) -> tuple[Tensor, Tensor, Tens
 
 def lengths(rows: Matrix) -> Tensor:
     """Euclidean norms of float32 ``(n, D)``, float64 ``(n,)``."""
-    at_once = max(1, _ENCODE_ELEMENTS // max(1, rows.shape[1]))  # torch converts a whole argument to float64
+    # In blocks, as torch converts a whole argument to float64.
+    at_once = max(1, _elements(rows.device) // max(1, rows.shape[1]))
+    if len(rows) <= at_once:
+        return torch.linalg.vector_norm(rows[:], dim=1, dtype=torch.float64)
     found = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), at_once):
         block = slice(start, start + at_once)
         found[block] = torch.linalg.vector_norm(rows[block], dim=1, dtype=torch.float64)
     return found
+
+
+def _elements(device: torch.device) -> int:
+    """Numbers encoded at once: they stay in a CPU's cache, and keep a GPU busy, in half of `working_bytes`."""
+    return 2**20 if device.type == "cpu" else working_bytes(device) // 64
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
@@ -139,7 +158,7 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 def _with_rows(values: Tensor, rows: int) -> Tensor:
     """The values with rows of zeros added up to a number, without a copy if there are as many."""
     missing = rows - len(values)
-    return torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing else values
+    return F.pad(values, (0, 0, 0, missing)) if missing else values
 
 
 @cache

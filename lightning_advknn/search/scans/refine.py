@@ -41,22 +41,21 @@ def refine(
         doubtful = (upper >= kth) & (lower < upper)
         if labels is not None:
             doubtful &= lower <= _largest(upper, k + 1)
-            lowest = labels.where(doubtful, torch.iinfo(torch.int64).max).amin(1, keepdim=True)
-            one_label = lowest >= labels.where(doubtful, -1).amax(1, keepdim=True)
+            others = ~doubtful
+            lowest = labels.masked_fill(others, torch.iinfo(torch.int64).max).amin(1, keepdim=True)
+            one_label = lowest >= labels.masked_fill(others, -1).amax(1, keepdim=True)
             # Without a finite k-th lower bound, rows that are left out cannot be told from the others.
             doubtful &= ~(certain & one_label & (kth > -torch.inf))
-        if not doubtful.any():
-            break
-        if only_nearest:
-            doubtful &= upper >= _largest(upper, k)
-        else:
-            doubtful &= certain  # the other queries are scanned again
+        # In the later rounds not those of uncertain queries, which are scanned again.
+        chosen = doubtful & ((upper >= _largest(upper, k)) if only_nearest else certain)
         if compare is bounded:
-            doubtful &= ~done
-            done |= doubtful
-        pairs = doubtful.nonzero(as_tuple=True)
+            chosen &= ~done
+            done |= chosen
+        pairs = chosen.nonzero(as_tuple=True)  # a GPU waits here, and for little else
         if len(pairs[0]):
             lower[pairs], upper[pairs] = compare(pairs[0], indices[pairs])
+        elif not doubtful.any():
+            break
     kth = _largest(lower, k)
     certain = ((unseen < kth) | complete).squeeze(1)
     order = lower.sort(dim=1, descending=True, stable=True).indices[:, :k]

@@ -48,4 +48,5 @@ def matmul_rounding(device: torch.device) -> float:
 
 def inverse(values: Tensor) -> Tensor:
     """1 / value, and 0 for 0: the cosine similarity of a zero vector to anything is 0."""
-    return torch.where(values > 0, 1 / values, 0.0)
+    # Not `torch.where`, which fills a tensor with the number first: on a GPU one more kernel.
+    return (1 / values).masked_fill(values <= 0, 0.0)

@@ -43,18 +43,18 @@ def bounded_similarities(
             dot[part] = _sampled_dots(queries, features, *pairs, segments)
         else:
             dot[part] = _gathered_dots(queries, features, *pairs, segments)
-    left = lengths(queries)[query_rows]
-    size = left * norms[bank_rows]
-    error = relative_error(width // segments) * size + (width + 8) * SMALLEST * (1 + left + norms[bank_rows])
+    left, right = lengths(queries)[query_rows], norms[bank_rows]
+    size = left * right
+    error = relative_error(width // segments) * size + (width + 8) * SMALLEST * (1 + left + right)
     error = error.masked_fill(~(size < LARGEST), torch.inf)
     if metric == "cosine":
         similarity, error = dot * inverse(size), error * inverse(size) + 1e-12
         error = error.masked_fill(size == 0, 0.0)
     else:
-        squares = left.square() + norms[bank_rows].square()
+        squares = left.square() + right.square()
         similarity, error = 2 * dot - squares, 2 * error + 2 * float64_error(width) * squares
     error = error + float64_error(width)
-    in_doubt = ~torch.isfinite(similarity + error)
+    in_doubt = ~((similarity + error).abs() < torch.inf)
     lower, upper = similarity - error, similarity + error
     return lower.masked_fill(in_doubt, -torch.inf), upper.masked_fill(in_doubt, torch.inf)
 
@@ -73,8 +73,8 @@ def exact_similarities(
     for part in _parts(len(query_rows), _elements(queries.device) // queries.shape[1]):
         left, right = queries[query_rows[part]].double(), features[bank_rows[part]].double()
         if metric == "cosine":
-            size = (_sums(left.square()) * _sums(right.square())).sqrt()
-            found[part] = (_sums(left * right) * inverse(size)).round(decimals=12)
+            own, other, product = _sums(torch.stack([left.square(), right.square(), left * right]))
+            found[part] = (product * inverse((own * other).sqrt())).round(decimals=12)
         else:
             found[part] = -_sums((left - right).square()).sqrt().square()
     return found
@@ -86,13 +86,16 @@ def _elements(device: torch.device) -> int:
 
 
 def _sums(terms: Tensor) -> Tensor:
-    """Sums of rows, which are overwritten, by halves: `torch.sum`'s order depends on the number of rows."""
-    width = terms.shape[1]
+    """Sums over the last dimension, of terms that are overwritten, by halves.
+
+    The order of `torch.sum` depends on the number of rows.
+    """
+    width = terms.shape[-1]
     while width > 1:
         half = width // 2
-        terms[:, :half] += terms[:, width - half : width]
+        terms[..., :half].add_(terms[..., width - half : width])
         width -= half
-    return terms[:, 0]
+    return terms[..., 0]
 
 
 def _parts(total: int, size: int) -> Iterator[slice]:

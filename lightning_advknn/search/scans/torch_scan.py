@@ -100,7 +100,8 @@ class TorchScan:
                 right += [self._lengths]
         self._weights, self._right = weights.float(), [term.float() for term in right]
         self._largest_right = torch.stack([weights, *right]).abs().amax(1, keepdim=True)  # (T, 1)
-        self._largest_norm = norms.max()
+        self._largest_norm, self._largest_sum = norms.max(), self._largest_right.sum()
+        self._underflow = (codes.width + 8) * SMALLEST * (1 + self._largest_right[0])
 
     def __call__(self, queries: Tensor, n: int) -> Candidates:
         """The n likeliest rows for queries, float32 ``(B, D)``; n is in [1, M]."""
@@ -144,9 +145,10 @@ class TorchScan:
     def width(self, length: Tensor, residual: Tensor, error: Tensor, indices: Tensor) -> Tensor:
         """Upper less lower bounds, of queries' lengths, residuals and errors ``(B,)`` and rows ``(B, n)``."""
         length, residual, error = length[:, None], residual[:, None], error[..., None]
-        lengths = 1.0 if self.metric == "cosine" else self._lengths[indices]
-        width = 2 * (length + residual) * self._residual[indices] + 2 * residual * lengths
-        return (width if self.metric == "cosine" else 2 * width) + 2 * error
+        width = 2 * (length + residual) * self._residual[indices]
+        if self.metric == "cosine":
+            return width + 2 * residual + 2 * error
+        return 2 * (width + 2 * residual * self._lengths[indices]) + 2 * error
 
     def scores(self, query: "Query", rows: slice) -> Tensor:
         """Scores of queries with consecutive rows, float32 ``(B, rows)``, which rank rows by upper bound."""
@@ -190,6 +192,8 @@ class TorchScan:
         """The n largest scores, float32 ``(B, n)``, and their rows."""
         queries, total = len(query.values), len(self.codes.values)
         held = max(n, self.at_once(queries))
+        if total <= held:
+            return self._best_in(query, slice(0, total), n)
         best = torch.empty(queries, 0, device=self.device)
         indices = torch.empty(queries, 0, dtype=torch.int64, device=self.device)
         for start in range(0, total, held):
@@ -217,12 +221,12 @@ class TorchScan:
         terms = torch.stack([product, *left]).abs()  # (T, B)
         size = (terms * largest).sum(0)
         error = error + (4 * len(terms) + 12) * UNIT * size * factor
-        touched = 1 + norms + self._largest_norm + terms.sum(0) + largest.sum()
-        error = error + (width + 8) * SMALLEST * (1 + largest[0]) * touched * factor
+        touched = 1 + norms + self._largest_norm + terms.sum(0) + self._largest_sum
+        error = error + self._underflow * touched * factor
         # Without a factor all scores are equal, which is right for zero vectors by cosine only.
-        told = (factor > 0) | ((norms == 0) & (self.metric == "cosine"))
+        told = (factor > 0) | (norms == 0) if self.metric == "cosine" else factor > 0
         fits = (touched.square() < LARGEST) & (size < LARGEST) & told
-        return torch.where(fits, error, torch.inf)
+        return error.masked_fill(~fits, torch.inf)
 
     def _relative_error(self) -> float:
         """Bound on the error of a product of codes that are not int8, relative to the vectors' lengths."""
@@ -242,10 +246,9 @@ def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
     strands = scores[:, : size * _STRANDS].reshape(len(scores), _STRANDS, size)
     # The n largest are in the n columns with the largest maxima: else n maxima would exceed one of them.
     columns = strands.amax(1).topk(n, sorted=False).indices  # (B, n)
-    where = torch.cat(
-        [columns + strand * size for strand in range(_STRANDS)]
-        + [torch.arange(size * _STRANDS, scores.shape[1], device=scores.device).expand(len(scores), -1)],
-        dim=1,
-    )
+    starts = torch.arange(0, size * _STRANDS, size, device=scores.device)
+    last = torch.arange(size * _STRANDS, scores.shape[1], device=scores.device)
+    where = (columns[:, None] + starts[:, None]).flatten(1)  # (B, _STRANDS n)
+    where = torch.cat([where, last.expand(len(scores), -1)], dim=1)
     found, kept = scores.gather(1, where).topk(n, sorted=False)
     return found, where.gather(1, kept)

@@ -20,6 +20,7 @@ from lightning_advknn.attacks.parts.guides import (
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.data import Batch
 from lightning_advknn.models import FeatureNetwork
+from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.build import BankSettings, build_banks
 
 
@@ -152,6 +153,22 @@ def test_typical_radii_by_hand(hand_dknn):
     # height: of three rows at 0 and three at 1, the third other one is 1 away.
     both = np.sqrt([1.04, 1.01, 1.01, 1, 1.01, 1]).mean()
     assert typical_radii(hand_dknn).tolist() == pytest.approx([both, 1], rel=1e-6)
+
+
+def test_typical_radii_are_measured_once_for_each_bank_and_k(hand_dknn, monkeypatch):
+    first, search, searched = typical_radii(hand_dknn), MemoryBank.search, []
+
+    def counted(self, queries, k, own_ids=None):
+        searched.append(k)
+        return search(self, queries, k, own_ids)
+
+    monkeypatch.setattr(MemoryBank, "search", counted)
+    assert torch.equal(typical_radii(hand_dknn), first)
+    assert torch.equal(typical_radii(hand_dknn.only("height")), first[1:])
+    assert searched == []
+    other = DkNN.on_banks(hand_dknn.network, hand_dknn.banks, k=1)
+    assert typical_radii(other)[0] < first[0]
+    assert searched == [1, 1]
 
 
 def test_typical_radii_agree_with_brute_force(device, monkeypatch):
