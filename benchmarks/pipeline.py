@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     now = _summary(given)
     before = _read(given.before) if given.before else {}
     label = f"{'quick, ' if given.quick else ''}{now['settings']['data']['name']}"
-    records = report.with_ratios([*_stages(now, before, label), *_epochs(given), *_starts(given)])
+    records = report.with_ratios([*stages(now, before, label), *_epochs(given), *_starts(given)])
     settings = {"stages_of": {key: now[key] for key in ("command", "versions", "device", "date")}}
     settings["before_of"] = {
         key: before[key] for key in settings["stages_of"] if key in before
@@ -77,15 +77,15 @@ def _read(path: str) -> dict[str, Any]:
     return found
 
 
-def _stages(now: dict[str, Any], before: dict[str, Any], label: str) -> list[report.Record]:
+def stages(now: dict[str, Any], before: dict[str, Any], label: str) -> list[report.Record]:
     """Each stage and their sum, now and before."""
     equal = now["metrics"] == before["metrics"] if "metrics" in before else None
     sides = [(report.OURS, now, now["seconds"], equal)]
     if before:
         sides.append(("before", before, before.get("seconds", before), None))
-    stages = [*dict.fromkeys(stage for side in sides for stage in side[2]), "all stages"]
+    names = [*dict.fromkeys(stage for side in sides for stage in side[2]), "all stages"]
     records = []
-    for stage in stages:
+    for stage in names:
         for method, summary, seconds, exact in sides:
             totals = {**seconds, "all stages": sum(seconds.values())}
             if stage in totals:
