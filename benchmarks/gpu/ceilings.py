@@ -48,17 +48,17 @@ def _product(device: torch.device, sizes: Sizes, name: str, n: int, m: int, widt
 def _multiply(
     device: torch.device, name: str, n: int, m: int, width: int
 ) -> tuple[Callable[[], Tensor], Record]:
-    generator = torch.Generator(device).manual_seed(0)
+    torch.manual_seed(0)
     if name == "int8":
         wide, many, few = (-(-size // 16) * 16 for size in (width, m, n))
         left, right = (
-            torch.randint(-128, 128, (size, wide), dtype=torch.int8, device=device, generator=generator)
+            torch.randint(-128, 128, (size, wide), dtype=torch.int8, device=device)
             for size in (max(32, few), many)
         )
         some = torch._int_mm(left[:32], right[:32].T).cpu()
         right_sums = left[:32].cpu().int() @ right[:32].cpu().int().T
         return lambda: torch._int_mm(left, right.T), {"exact": torch.equal(some, right_sums)}
     dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-    one = torch.randn(n, width, device=device, generator=generator).to(dtype)
-    other = torch.randn(m, width, device=device, generator=generator).to(dtype)
+    one = torch.randn(n, width, device=device).to(dtype)
+    other = torch.randn(m, width, device=device).to(dtype)
     return lambda: one @ other.T, {}

@@ -15,10 +15,10 @@ _PART = 256  # queries of a float64 product
 
 def relu_rows(n: int, width: int, seed: int, device: torch.device) -> Tensor:
     """Rectified rows of low rank with noise, float32 ``(n, D)``."""
-    generator = torch.Generator(device).manual_seed(seed)
-    basis = torch.randn(_RANK, width, device=device, generator=generator)
-    factors = torch.randn(n, _RANK, device=device, generator=generator)
-    noise = torch.randn(n, width, device=device, generator=generator)
+    torch.manual_seed(seed)  # also of the GPU
+    basis = torch.randn(_RANK, width, device=device)
+    factors = torch.randn(n, _RANK, device=device)
+    noise = torch.randn(n, width, device=device)
     return (factors @ basis / 8 + 0.3 * noise).relu_()
 
 
