@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.measure import in_child, summarized, timed
+from benchmarks.measure import in_child, peak_mib, summarized, timed
 from lightning_advknn.callbacks import AttackEvaluation
 from lightning_advknn.experiment.training import instantiate
 from lightning_advknn.modules import BackboneModule
@@ -119,18 +119,18 @@ def _epochs(given: argparse.Namespace) -> list[report.Record]:
 
 
 def _starts(given: argparse.Namespace) -> list[report.Record]:
-    """What a new process needs before it works."""
-
-    def start(arguments: Sequence[str]) -> dict[str, float]:
-        run = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-        return timed(run, 1 if given.quick else 5)[1] | {"peak_mib": None}  # of this process, not of that
-
-    torch_alone = start(["-c", "import torch"])
-    records: list[report.Record] = []
-    for case, arguments in _STARTS.items():
-        records.append({"case": case, "method": report.OURS, **start(arguments)})
-        records.append({"case": case, "method": "import torch", **torch_alone})
-    return records
+    """What a new process needs before it works, in rounds over all commands."""
+    commands = {"import torch": ["-c", "import torch"], **_STARTS}
+    seconds: dict[str, list[float]] = {case: [] for case in commands}
+    for _ in range(1 if given.quick else 5):
+        for case, arguments in commands.items():
+            run = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            seconds[case].append(timed(run)[1]["seconds"])
+    return [
+        {"case": case, "method": method, **summarized(seconds[measured])}
+        for case in _STARTS
+        for method, measured in ((report.OURS, case), ("import torch", "import torch"))
+    ]
 
 
 def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict[str, Any]:
@@ -157,7 +157,8 @@ def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict
         cli.datamodule.setup()
         fit = partial(trainer.fit, cli.model, datamodule=cli.datamodule)
         seconds.append(timed(fit)[1]["seconds"])
-    return {**summarized(seconds), "weights": weights_digest(cli.model.network), "data": cli.datamodule.name}
+    times = {**summarized(seconds), "peak_mib": peak_mib()}
+    return {**times, "weights": weights_digest(cli.model.network), "data": cli.datamodule.name}
 
 
 if __name__ == "__main__":

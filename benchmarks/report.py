@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,7 @@ def _installed(package: str) -> bool:
     return True
 
 
+@cache
 def _commit() -> str | None:
     """The current commit, marked if files differ from it; None outside of a repository."""
     found = subprocess.run(

@@ -12,8 +12,10 @@ from torch import Tensor
 from benchmarks.gpu.clock import Record, guarded, measured
 from benchmarks.gpu.sizes import Sizes
 from lightning_advknn.functional import float32_arithmetic, tf32_arithmetic
+from lightning_advknn.search.scans.quantize import adds_up_bfloat16
 
 PRODUCTS = ("float32", "tf32", "bfloat16", "int8")
+_ADDED = "bfloat16 to float32"  # as a search multiplies, where the device can
 COPY = "copy"
 _AT_ONCE = 4096
 
@@ -26,7 +28,7 @@ def measure(device: torch.device, sizes: Sizes, root: str | None) -> Iterator[Re
     shapes += [(min(_AT_ONCE, sizes.queries), sizes.rows, width) for width in sizes.widths]
     for shape in shapes:
         case = "product of {} x {} x {}".format(*shape)
-        for name in PRODUCTS:
+        for name in (*PRODUCTS, *([_ADDED] if adds_up_bfloat16(device) else [])):
             yield guarded(case, name, partial(_product, device, sizes, name, *shape))
 
 
@@ -58,7 +60,8 @@ def _multiply(
         some = torch._int_mm(left[:32], right[:32].T).cpu()
         right_sums = left[:32].cpu().int() @ right[:32].cpu().int().T
         return lambda: torch._int_mm(left, right.T), {"exact": torch.equal(some, right_sums)}
-    dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-    one = torch.randn(n, width, device=device).to(dtype)
-    other = torch.randn(m, width, device=device).to(dtype)
+    dtype = torch.bfloat16 if name.startswith("bfloat16") else torch.float32
+    one, other = (torch.randn(size, width, device=device).to(dtype) for size in (n, m))
+    if name == _ADDED:
+        return lambda: torch.mm(one, other.T, out_dtype=torch.float32), {}
     return lambda: one @ other.T, {}
