@@ -25,6 +25,8 @@ def measure(device: torch.device, sizes: Sizes, root: str | None) -> Iterator[Re
         "--tb=line",
         "-p",
         "no:cacheprovider",
+        "-W",
+        "ignore:GPU available",
     ]
     options += ["-n", "8"] if find_spec("xdist") else []
     options += ["--timeout=60"] if find_spec("pytest_timeout") else []
