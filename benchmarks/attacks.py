@@ -101,6 +101,7 @@ class _Bench:
         )
         self.knn = DkNN.on_banks(network, banks, victim.k)
         self.images, self.labels, _ = run.test.__getitems__(range(n))
+        self.work = {through: _work(run, through, n) for through in run.methods}
 
     def measured(self, experiment: Sequence[Any]) -> Iterator[None]:
         """Measure what is missing, each method and network in its own process; stop after each."""
@@ -147,7 +148,6 @@ class _Bench:
         label = f"{'quick, ' if self.given.quick else ''}{self.run.data.name}"
         records = []
         for through in self.run.methods:
-            work = _work(self.run, through, self.n)
             theirs = self._adversarials(through, THEIRS)
             for name, settings in self.run.experiment.attacks.items():
                 shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
@@ -164,7 +164,7 @@ class _Bench:
                         "peak_mib": max(line["peak_mib"] for line in lines),
                         **same,
                     }
-                    record["limit_share"] = gradients * work / record["seconds"] / self.speed
+                    record["limit_share"] = gradients * self.work[through] / record["seconds"] / self.speed
                     if theirs:
                         made = self._adversarials(through, method)[name]
                         apart = (made - theirs[name]).abs().flatten(1).amax(1)

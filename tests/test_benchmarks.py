@@ -66,14 +66,14 @@ def lines(name):
 def test_search(trained, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(search, "fastest_for", lambda *_: {})
-    quick = [*trained, "--repeats=2"]
+    quick = [*trained, "--repeats=2", "--rows=100"]
     assert search.main([*quick, "--prepare"]) == []
     assert not Path("runs/benchmarks/search.csv").exists()
     search.main([*quick, "--layers", "relu3", "--cases", "bim"])  # a part of it, then all
     first = {(row["case"], row["method"]): row for row in lines("search")}
     assert len(first) == len(scans.METHODS) + 5  # the queries, and making ready but of bare products
     assert not any("all layers" in case for case, _ in first)
-    search.main([*quick, "--cases", "bim", "leave-one-out", "disk", "--rows=1000"])
+    search.main([*quick, "--cases", "bim", "leave-one-out", "disk"])
     rows = lines("search")
     kept = {(row["case"], row["method"]): row for row in rows}
     assert {key: kept[key]["seconds"] for key in first} == {key: row["seconds"] for key, row in first.items()}
@@ -88,30 +88,24 @@ def test_search(trained, monkeypatch):
     assert float(total["max"]) <= 1.01 * sum(float(row["max"]) for row in own)
     assert {row["repeats"] for row in bim} == {"2"}
     assert all(row["blas"] for row in own)
+    others = [row for row in rows if row["method"] == "torch" and row["case"].endswith("leave-one-out")]
+    assert {float(row["measured_share"]) for row in others} == {round(100 / 850, 4)}
 
     def again(*_, **__):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(search, "in_child", again)
-    search.main([*quick, "--cases", "bim", "leave-one-out", "disk", "--rows=1000"])
+    search.main([*quick, "--cases", "bim", "leave-one-out", "disk"])
     assert lines("search") == rows
 
 
-def test_leave_one_out_of_others_is_extrapolated(trained):
-    search.main([*trained, "--layers=logits", "--methods=torch", "--cases=leave-one-out", "--rows=100"])
-    (row,) = (row for row in lines("search") if row["case"].endswith("leave-one-out"))
-    assert float(row["measured_share"]) == round(100 / 850, 4)
-    assert 0 < int(row["checked"]) < 100
-
-
-def test_wrong_votes_are_not_exact(trained, monkeypatch):
-    monkeypatch.setattr(
-        scans, "plain_torch", lambda bank, labels, k: scans.Search(lambda q: torch.zeros(len(q), 10))
-    )
-    search.main([*trained, "--layers=logits", "--methods=torch", "--cases=bim", "--repeats=1"])
-    (row,) = (row for row in lines("search") if row["case"].endswith("bim queries"))
-    assert row["exact"] == "False"
-    assert row["differing"] == row["checked"] == "200"
+def test_wrong_votes_are_counted():
+    right = torch.tensor([[3, 0], [2, 1], [0, 3], [1, 2]])
+    known = {"bim_votes": right, "checked": torch.tensor([0, 2, 3]), "checked_votes": right[[0, 2, 3]]}
+    assert scans._judge(right.flip(1), known, "bim") == {"differing": 4, "checked": 4}
+    wrong = right.index_fill(0, torch.tensor([1, 2]), 0)
+    assert scans._judge(wrong, known, scans.LEAVE_ONE_OUT) == {"differing": 1, "checked": 3}
+    assert scans._judge(right[:1], known, scans.LEAVE_ONE_OUT) == {"differing": 0, "checked": 1}
 
 
 def test_attacks(trained):

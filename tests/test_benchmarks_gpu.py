@@ -29,9 +29,15 @@ from benchmarks.gpu import (
     votes,
 )
 from benchmarks.gpu.sizes import TINY
+from lightning_advknn import evaluation
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CPU_BATCH", TINY.images)  # which are filled up
 
 
 def measured(part: ModuleType) -> list[clock.Record]:

@@ -117,15 +117,17 @@ def run_part(part: str, command: Sequence[str], limit: float) -> Iterator[Record
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {name: value for name, value in os.environ.items() if name not in FORCING}
     late: list[bool] = []
-    with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             env={**environment, "PYTHONPATH": path},
             start_new_session=True,
-        )
+        ) as process,
+    ):
 
         def end() -> None:
             late.append(True)

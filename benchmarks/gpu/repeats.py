@@ -48,7 +48,7 @@ def _on_victim(made: Attacked, sizes: Sizes) -> Record:
     victim = DkNN(made.network, layers=list(_LAYERS), k=sizes.k, device=str(device))
     victim.fit(made.train_images[:rows].cpu(), made.train_labels[:rows].cpu())
     surrogate = made.network  # any module with logits
-    attack = partial(minimum_norm, surrogate=surrogate, surrogate_steps=5, steps=5)
+    attack = partial(minimum_norm, surrogate=surrogate, surrogate_steps=5, steps=5, neighbours=2 * sizes.k)
     return _twice(
         partial(perturb, attack, victim, made.images[: sizes.few], made.labels[: sizes.few]), device
     )
