@@ -1,26 +1,28 @@
 """FGSM and BIM on real test images: python -m benchmarks.attacks [--quick] [--surrogate CHECKPOINT].
 
 Each attack of the experiment ascends true labels through the backbone and, if a checkpoint is given, through
-a surrogate. Methods: `evaluation.perturb` at each precision, torchattacks and foolbox. The libraries get
-batches of the same size, torchattacks also all images at once, and weights without gradients, which they
-would not set themselves.
+a surrogate. Methods: `evaluation.perturb` at each precision for CPUs, torchattacks and foolbox. The libraries
+get batches of the same size, torchattacks also all images at once, each also with autocast to bfloat16; and
+weights without gradients, which they would not set themselves.
 
 A method is ``exact`` if its adversarials equal those of torchattacks to 1e-5 in every pixel; ``differing``
 counts the other images, and ``largest`` is the largest difference. Where a gradient is zero up to rounding,
-its sign is random, and BIM continues from there. The accuracies under attack show whether that matters:
-``attacked_acc`` of the attacked network, and ``knn_acc`` of the victim's kNN. ``limit_share`` is relative to
-the speed of a bare float32 matrix product, for the operations of a direct forward and backward pass; faster
-convolutions can exceed 1. Each method and network runs in its own process, whose peak memory includes Python,
-torch and the data.
+its sign is random, and BIM continues from there. Successes show whether that matters: ``success`` is the share
+of the images that the attacked network gets right before and wrong after; ``attacked_acc`` is its accuracy
+after, ``knn_acc`` that of the victim's kNN. ``limit_share`` is relative to the speed of a bare float32 matrix
+product, for the operations of a direct forward and backward pass; faster convolutions can exceed 1. Each
+method and network runs in its own process, whose peak memory includes Python, torch and the data.
+
+Rounds go over all methods, and each measurement is kept in ``runs/benchmarks/attacks`` at once, so that a run
+that was stopped goes on where it was, as in `benchmarks.search`.
 """
 
 import argparse
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,28 +30,35 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
+from benchmarks.blas import used
 from benchmarks.features import backbone_run, bank_batches
-from benchmarks.measure import in_child, timed
+from benchmarks.kept import Kept, source_digest
+from benchmarks.measure import in_child, summarized, timed
 from lightning_advknn.attacks import AttackSettings
 from lightning_advknn.attacks.gradient_sign import loss_and_gradient
-from lightning_advknn.choices import GradientPrecision
 from lightning_advknn.classifiers import DkNN
 from lightning_advknn.evaluation import CPU_BATCH, perturb, predict
 from lightning_advknn.experiment.run import ExperimentRun
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search.build import BankSettings, build_banks
+from lightning_advknn.storage import digest, versions
 
-_FURTHER = ("limit_share", "attacked_acc", "knn_acc", "largest", "differing")
+THEIRS = "torchattacks"
+_FURTHER = ("limit_share", "success", "attacked_acc", "knn_acc", "largest", "differing", "blas")
 _SIZE = 2048  # rows and columns of the bare matrix product
-_METHODS = {
-    **{report.OURS if p == "float32" else f"{report.OURS} {p}": p for p in get_args(GradientPrecision)},
-    "torchattacks": "torchattacks",
-    "torchattacks, one batch": "torchattacks",
+_SOURCES = ("attacks/**/*.py", "models/*.py", "functional/*.py", "convolutions.py", "evaluation.py")
+METHODS = {
+    report.OURS: "float32",
+    f"{report.OURS} winograd": "winograd",
+    f"{report.OURS} bfloat16": "bfloat16",
+    **{
+        f"{THEIRS}{precision}{batch}": THEIRS
+        for precision in ("", " bfloat16")
+        for batch in ("", ", one batch")
+    },
     "foolbox": "foolbox",
 }
-
-_Made = dict[str, tuple[dict[str, Any], dict[str, Tensor]]]
-"""Times and adversarials by attack, of each method."""
+"""Methods, each with a precision or a library."""
 
 
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
@@ -57,100 +66,170 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     parser = report.options(__doc__)
     parser.add_argument("--surrogate", help="Checkpoint of a trained surrogate, to attack through it too.")
     parser.add_argument("--images", type=int, help=f"Number of images; 1000, or {CPU_BATCH} if quick.")
-    parser.add_argument("--methods", nargs="+", choices=_METHODS, help="Only these, and torchattacks.")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="Only these, and torchattacks."
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="Number of rounds.")
     given = report.parse(parser, args)
-    n = given.images or (CPU_BATCH if given.quick else 1000)
     experiment = [given.config, given.root, given.backbone, given.surrogate]
     run = backbone_run(report.experiment(*experiment))
     _ = run.networks.backbone()  # trains it now, if necessary
-    victim = run.experiment.victim
-    network = FeatureNetwork(run.networks.backbone().network, [victim.layer]).eval()
-    banks = build_banks(network, bank_batches(run, None), run.data.num_classes, BankSettings(victim.metric))
-    knn = DkNN.on_banks(network, banks, victim.k)
-    n, speed = min(n, len(run.test)), _matmul_speed()
-    label = f"{'quick, ' if given.quick else ''}{run.data.name}"
-    records: list[report.Record] = []
-    for through in run.methods:
-        made = _run_methods(given, experiment, through, n)
-        records += _compare(run, through, made, knn, n, speed, label)
-    records = report.with_ratios(records)
-    measured = {"experiment": run.describe(), "images": n, "float32_gflops": round(speed / 1e9, 1)}
-    report.publish("attacks", records, given, measured, *_FURTHER)
+    n = min(given.images or (CPU_BATCH if given.quick else 1000), len(run.test))
+    sources = source_digest(*(f"lightning_advknn/{each}" for each in _SOURCES))
+    settings: dict[str, Any] = {"experiment": run.describe(), "images": n}
+    key = digest([settings, given.surrogate, sources, given.threads, report.device(), versions()])
+    bench = _Bench(run, given, n, Path("runs/benchmarks/attacks") / key)
+    settings["float32_gflops"] = round(bench.speed / 1e9, 1)
+    for _ in bench.measured(experiment):
+        report.write("attacks", report.with_ratios(bench.records()), given, settings, *_FURTHER)
+    records = report.with_ratios(bench.records())
+    report.publish("attacks", records, given, settings, *_FURTHER)
     return records
 
 
-def _run_methods(given: argparse.Namespace, experiment: Sequence[Any], through: str, n: int) -> _Made:
-    """Times and adversarials of all methods through one network, each in its own process."""
-    made: _Made = {}
-    for method, kind in _METHODS.items():
-        if given.methods and method not in (*given.methods, "torchattacks"):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "adversarial.safetensors"
-            arguments = {
-                "experiment": experiment,
-                "through": through,
-                "kind": kind,
-                "n": n,
-                "size": n if "one batch" in method else CPU_BATCH,
-                "file": str(file),
-            }
-            times = in_child("benchmarks.attacks", "attack", given.threads, **arguments)
-            made[method] = times, load_file(file)
-    return made
+class _Bench:
+    """Measurements of one run: times and accuracies in a file, adversarials beside it."""
 
+    def __init__(self, run: ExperimentRun, given: argparse.Namespace, n: int, folder: Path) -> None:
+        self.run, self.given, self.n, self.folder = run, given, n, folder
+        self.kept = Kept(folder / "measured.jsonl")
+        self.speed = _matmul_speed()
+        victim = run.experiment.victim
+        network = FeatureNetwork(run.networks.backbone().network, [victim.layer]).eval()
+        banks = build_banks(
+            network, bank_batches(run, None), run.data.num_classes, BankSettings(victim.metric)
+        )
+        self.knn = DkNN.on_banks(network, banks, victim.k)
+        self.images, self.labels, _ = run.test.__getitems__(range(n))
+        self.work = {through: _work(run, through, n) for through in run.methods}
 
-def _compare(
-    run: ExperimentRun, through: str, made: _Made, knn: DkNN, n: int, speed: float, label: str
-) -> Iterator[report.Record]:
-    """A record for each attack and method."""
-    logits_fn, work, labels = run.networks.logits_fn(through), _work(run, through, n), run.test.labels[:n]
-    for name, settings in run.experiment.attacks.items():
-        shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
-        gradients = int(settings.settings.get("steps", 1))
-        for method, (times, adversarials) in made.items():
-            adversarial, theirs = adversarials[name], made["torchattacks"][1][name]
-            apart = (adversarial - theirs).abs().flatten(1).amax(1)
-            yield {
-                "case": f"{label}: {name} {shown} through {through}, {n} images",
-                "method": method,
+    def measured(self, experiment: Sequence[Any]) -> Iterator[None]:
+        """Measure what is missing, each method and network in its own process; stop after each."""
+        methods = [method for method in METHODS if method in (*self.given.methods, THEIRS)]
+        for turn in range(self.given.repeats):
+            for through in self.run.methods:
+                for method in methods:
+                    if not self.kept.having(through=through, method=method, turn=turn):
+                        self._measure(experiment, through, method, turn)
+                        yield
+
+    def _measure(self, experiment: Sequence[Any], through: str, method: str, turn: int) -> None:
+        file = self._file(through, method)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        times = in_child(
+            "benchmarks.attacks",
+            "attack",
+            self.given.threads,
+            experiment=experiment,
+            through=through,
+            method=method,
+            n=self.n,
+            file=str(file.absolute()),
+        )
+        blas = times.pop("blas")
+        logits_fn = self.run.networks.logits_fn(through)
+        right = predict(logits_fn, self.images) == self.labels
+        for name, adversarial in load_file(file).items():
+            after = predict(logits_fn, adversarial) == self.labels
+            self.kept.add(
+                through=through,
+                method=method,
+                turn=turn,
+                attack=name,
+                blas=blas,
                 **times[name],
-                "exact": bool(apart.max() <= 1e-5),
-                "differing": int((apart > 1e-5).sum()),
-                "largest": apart.max().item(),
-                "attacked_acc": (predict(logits_fn, adversarial) == labels).float().mean().item(),
-                "knn_acc": (knn.predict(adversarial) == labels).float().mean().item(),
-                "limit_share": gradients * work / times[name]["seconds"] / speed,
-            }
+                success=((right & ~after).sum() / right.sum().clamp(min=1)).item(),
+                attacked_acc=after.float().mean().item(),
+                knn_acc=(self.knn.predict(adversarial) == self.labels).float().mean().item(),
+            )
+
+    def records(self) -> list[report.Record]:
+        """A record for each network, attack and method that has been measured."""
+        label = f"{'quick, ' if self.given.quick else ''}{self.run.data.name}"
+        records = []
+        for through in self.run.methods:
+            theirs = self._adversarials(through, THEIRS)
+            for name, settings in self.run.experiment.attacks.items():
+                shown = " ".join(f"{key}={value}" for key, value in settings.settings.items())
+                gradients = int(settings.settings.get("steps", 1))
+                for method in METHODS:
+                    lines = self.kept.having(through=through, method=method, attack=name)
+                    if not lines:
+                        continue
+                    same = {key: lines[-1][key] for key in ("success", "attacked_acc", "knn_acc", "blas")}
+                    record = {
+                        "case": f"{label}: {name} {shown} through {through}, {self.n} images",
+                        "method": method,
+                        **summarized([line["seconds"] for line in lines]),
+                        "peak_mib": max(line["peak_mib"] for line in lines),
+                        **same,
+                    }
+                    record["limit_share"] = gradients * self.work[through] / record["seconds"] / self.speed
+                    if theirs:
+                        made = self._adversarials(through, method)[name]
+                        apart = (made - theirs[name]).abs().flatten(1).amax(1)
+                        record["exact"] = bool(apart.max() <= 1e-5)
+                        record["differing"] = int((apart > 1e-5).sum())
+                        record["largest"] = apart.max().item()
+                    records.append(record)
+        return records
+
+    def _adversarials(self, through: str, method: str) -> dict[str, Tensor]:
+        file = self._file(through, method)
+        return load_file(file) if file.is_file() else {}
+
+    def _file(self, through: str, method: str) -> Path:
+        return self.folder / f"{through}-{method.replace(' ', '_').replace(',', '')}.safetensors"
 
 
-def attack(
-    experiment: Sequence[Any], through: str, kind: Any, n: int, size: int, file: str
-) -> dict[str, Any]:
-    """Time one method's attacks through one network in this process.
+def attack(experiment: Sequence[Any], through: str, method: str, n: int, file: str) -> dict[str, Any]:
+    """Time one method's attacks through one network in this process, each once.
 
     Args:
         experiment: Arguments of `report.experiment`.
         through: One of the run's methods.
-        kind: One of the precisions, or a library.
+        method: One of `METHODS`.
         n: Number of test images.
-        size: Images that a library gets at once.
         file: File to write the adversarials to, by attack.
+
+    Returns:
+        By attack, ``seconds`` and ``peak_mib`` so far; and ``blas``.
     """
-    run = backbone_run(report.experiment(*experiment))
+    run, kind = backbone_run(report.experiment(*experiment)), METHODS[method]
     logits_fn = run.networks.logits_fn(through).requires_grad_(False)
     images, labels, _ = run.test.__getitems__(range(n))
-    times, found = {}, {}
-    for name, settings in run.experiment.attacks.items():
+    size = n if "one batch" in method else CPU_BATCH
+
+    def bound(settings: AttackSettings) -> Callable[[], Tensor]:
         if kind in _PEERS:
-            theirs = _PEERS[kind](logits_fn, settings)
-            run_attack = partial(_batches, theirs, images, labels, size)
-        else:
-            run_attack = partial(perturb, settings.bind(), logits_fn, images, labels, kind)
-        made, times[name] = timed(run_attack, 3)
+            target = _Autocast(logits_fn) if "bfloat16" in method else logits_fn
+            return partial(_batches, _PEERS[kind](target, settings), images, labels, size)
+        precision: Any = kind
+        return partial(perturb, settings.bind(), logits_fn, images, labels, precision)
+
+    bound(AttackSettings("fgsm", {"eps": 0.1}))()  # what the first call alone does
+    times: dict[str, Any] = {}
+    found = {}
+    for name, settings in run.experiment.attacks.items():
+        made, time = timed(bound(settings))
+        times[name] = {key: time[key] for key in ("seconds", "peak_mib")}
         found[name] = made.detach().contiguous()
     save_file(found, file)
-    return times
+    return {**times, "blas": used(method)}
+
+
+class _Autocast(nn.Module):
+    """A network in bfloat16 where autocast allows it, with logits in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, ...)`` to ``(B, C)``."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(images).float()
 
 
 def _batches(theirs: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, size: int) -> Tensor:

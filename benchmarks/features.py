@@ -1,12 +1,15 @@
 """Real features to search, with the right votes, cached under a key of all that they depend on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.layer_files import BANK, KNOWN, load_bank
 from lightning_advknn.data import Batch
 from lightning_advknn.evaluation import perturb
 from lightning_advknn.experiment.run import ExperimentRun
@@ -15,7 +18,7 @@ from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.storage import atomic_path, digest, weights_digest
 
-_QUERIES, _ROWS = 1000, 4096  # of a float64 product
+_ROWS = 4096  # of a float64 product
 
 
 def backbone_run(experiment: Experiment) -> ExperimentRun:
@@ -24,59 +27,57 @@ def backbone_run(experiment: Experiment) -> ExperimentRun:
 
 
 def prepare(
-    run: ExperimentRun, folder: Path, rows: int | None, queries: int, checked: int
+    run: ExperimentRun,
+    folder: Path,
+    rows: int | None,
+    queries: int,
+    checked: int,
+    layers: Sequence[str] | None = None,
 ) -> dict[str, Path]:
-    """Make the files of each layer's features, unless they exist.
+    """Make the folder of each layer's features, unless it exists. The banks are written batch by batch.
 
     Args:
         run: From `backbone_run`.
-        folder: Folder for the files.
+        folder: Where the folders go.
         rows: Number of training images in the bank; None for all.
         queries: Number of test images, clean and attacked by the experiment's ``bim`` through the backbone.
         checked: Number of the bank's rows with known leave-one-out votes.
+        layers: Only these; None for all.
 
     Returns:
-        By layer, a file with features ``bank``, ``clean`` and ``bim``, float32; ``labels``; and votes of a
-        float64 brute force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows
-        ``checked``.
+        By layer, a folder with the bank, float32 ``(M, D)`` (`layer_files.load_bank`), and what is
+        known of it (`layer_files.load_known`): ``labels``; features ``clean`` and ``bim``, float32; and votes of a float64 brute
+        force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows ``checked``.
     """
     network, k = run.networks.backbone(), run.experiment.victim.k
-    key = digest(
-        [
-            weights_digest(network),
-            run.data.fingerprint,
-            str(run.experiment.attacks["bim"]),
-            rows,
-            queries,
-            k,
-            checked,
-        ]
-    )
-    files = {layer: folder / key / f"{layer}.safetensors" for layer in network.layers}
-    missing = {layer: path for layer, path in files.items() if not path.is_file()}
+    attack = run.experiment.attacks["bim"]
+    key = digest([weights_digest(network), run.data.fingerprint, str(attack), rows, queries, k, checked])
+    folders = {layer: folder / key / layer for layer in layers or network.layers}
+    missing = {layer: path for layer, path in folders.items() if not (path / KNOWN).is_file()}
     if missing:
         images, labels, _ids = run.test.__getitems__(range(min(queries, len(run.test))))
-        bim = perturb(run.experiment.attacks["bim"].bind(), network, images, labels)
-        asked = {"clean": images, "bim": bim}
+        asked = {"clean": images, "bim": perturb(attack.bind(), network, images, labels)}
         for layer, path in missing.items():
-            made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), rows, asked, checked, k)
-            with atomic_path(path) as temporary:
+            made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), path, rows, asked, checked, k)
+            with atomic_path(path / KNOWN) as temporary:  # last, so that a folder with it is complete
                 save_file(made, temporary)
-    return files
+    return folders
 
 
 def _layer(
     run: ExperimentRun,
     network: FeatureNetwork,
+    folder: Path,
     rows: int | None,
     queries: dict[str, Tensor],
     checked: int,
     k: int,
 ) -> dict[str, Tensor]:
-    bank, labels = _features(network, bank_batches(run, rows))
-    found = {"bank": bank, "labels": labels}
+    labels = _write_bank(network, bank_batches(run, rows), folder)
+    bank = load_bank(folder, mapped=True)
+    found = {"labels": labels}
     for name, some in queries.items():
-        features, _ = _features(network, [Batch(some, labels[:0], labels[:0])])
+        (features,) = _features(network, some).values()
         found |= {name: features, f"{name}_votes": exact_votes(bank, labels, features, k)}
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(bank), generator=generator)[:checked].sort().values
@@ -94,17 +95,23 @@ def bank_batches(run: ExperimentRun, rows: int | None) -> list[Batch]:
     return [split.__getitems__(part.tolist()) for part in torch.split(positions, run.data.eval_batch_size)]
 
 
-@torch.no_grad()
-def _features(network: FeatureNetwork, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """One layer's features ``(n, D)`` and the labels."""
-    total, start, features = sum(len(batch.images) for batch in batches), 0, torch.empty(0)
+def _write_bank(network: FeatureNetwork, batches: list[Batch], folder: Path) -> Tensor:
+    """Write one layer's features of all batches; their labels."""
+    width = _features(network, batches[0].images[:1])[network.layers[0]].shape[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    total, start = sum(len(batch.images) for batch in batches), 0
+    file = np.lib.format.open_memmap(folder / BANK, mode="w+", dtype=np.float32, shape=(total, width))
     for batch in batches:
-        (some,) = network.features(batch.images).values()
-        if not start:
-            features = torch.empty(total, some.shape[1])
-        features[start : start + len(some)] = some
+        (some,) = _features(network, batch.images).values()
+        file[start : start + len(some)] = some.numpy()
         start += len(some)
-    return features, torch.cat([batch.labels for batch in batches])
+    file.flush()
+    return torch.cat([batch.labels for batch in batches])
+
+
+@torch.no_grad()
+def _features(network: FeatureNetwork, images: Tensor) -> dict[str, Tensor]:
+    return network.features(images)
 
 
 def exact_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, own: Tensor | None = None) -> Tensor:

@@ -12,13 +12,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _PATIENCE = 60.0  # seconds after which no repeat starts
+FORCING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""Environment variables that force OpenBLAS to a kernel, on some machines to a slow one."""
 
 
 def timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, dict[str, float]]:
@@ -29,26 +31,21 @@ def timed(function: Callable[[], T], repeats: int = 1) -> tuple[T, dict[str, flo
         repeats: Largest number of repeats; a slow function runs less often.
 
     Returns:
-        Its last result; and ``seconds`` (median), ``spread`` (range relative to the median),
-        ``repeats`` and the process's ``peak_mib`` so far.
+        Its last result; and times as `summarized` returns them, with the process's ``peak_mib`` so far.
     """
     seconds: list[float] = []
     while not seconds or (len(seconds) < repeats and sum(seconds) < _PATIENCE):
         started = time.perf_counter()
         result = function()
         seconds.append(time.perf_counter() - started)
-    return result, summarized(seconds)
+    return result, {**summarized(seconds), "peak_mib": peak_mib()}
 
 
 def summarized(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and spread of wall times, as `timed` returns them."""
-    median = statistics.median(seconds)
-    return {
-        "seconds": median,
-        "spread": (max(seconds) - min(seconds)) / median,
-        "repeats": len(seconds),
-        "peak_mib": peak_mib(),
-    }
+    """Wall times: ``seconds`` (median), ``min``, ``max``, ``spread`` (range by median) and ``repeats``."""
+    median, least, most = statistics.median(seconds), min(seconds), max(seconds)
+    spread = (most - least) / median if median else 0.0
+    return {"seconds": median, "min": least, "max": most, "spread": spread, "repeats": len(seconds)}
 
 
 def peak_mib() -> float:
@@ -62,13 +59,22 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def in_child(module: str, function: str, threads: int, **arguments: Any) -> Any:
-    """Run a function in a new process.
+def in_child(
+    module: str,
+    function: str,
+    threads: int,
+    variables: Mapping[str, str] | None = None,
+    quiet: bool = False,
+    **arguments: Any,
+) -> Any:
+    """Run a function in a new process, in which libraries choose their kernels (without `FORCING`).
 
     Args:
         module: Module of the function.
         function: Its name; its arguments and result are plain values, as in JSON.
         threads: Number of threads of each library.
+        variables: Further environment variables of the process.
+        quiet: Whether its errors are not shown.
         **arguments: Its arguments.
 
     Raises:
@@ -76,13 +82,15 @@ def in_child(module: str, function: str, threads: int, **arguments: Any) -> Any:
     """
     repository = str(Path(__file__).resolve().parents[1])
     limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    free = {name: value for name, value in os.environ.items() if name not in FORCING}
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.measure", module, function],
         input=json.dumps(arguments),
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if quiet else None,
         text=True,
-        env={**os.environ, **limits, "PYTHONPATH": path},
+        env={**free, **limits, "PYTHONPATH": path, **(variables or {})},
         check=False,
     )
     if done.returncode:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.measure import in_child, summarized, timed
+from benchmarks.measure import in_child, peak_mib, summarized, timed
 from lightning_advknn.callbacks import AttackEvaluation
 from lightning_advknn.experiment.training import instantiate
 from lightning_advknn.modules import BackboneModule
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> list[report.Record]:
     now = _summary(given)
     before = _read(given.before) if given.before else {}
     label = f"{'quick, ' if given.quick else ''}{now['settings']['data']['name']}"
-    records = report.with_ratios([*_stages(now, before, label), *_epochs(given), *_starts(given)])
+    records = report.with_ratios([*stages(now, before, label), *_epochs(given), *_starts(given)])
     settings = {"stages_of": {key: now[key] for key in ("command", "versions", "device", "date")}}
     settings["before_of"] = {
         key: before[key] for key in settings["stages_of"] if key in before
@@ -77,15 +77,15 @@ def _read(path: str) -> dict[str, Any]:
     return found
 
 
-def _stages(now: dict[str, Any], before: dict[str, Any], label: str) -> list[report.Record]:
+def stages(now: dict[str, Any], before: dict[str, Any], label: str) -> list[report.Record]:
     """Each stage and their sum, now and before."""
     equal = now["metrics"] == before["metrics"] if "metrics" in before else None
     sides = [(report.OURS, now, now["seconds"], equal)]
     if before:
         sides.append(("before", before, before.get("seconds", before), None))
-    stages = [*dict.fromkeys(stage for side in sides for stage in side[2]), "all stages"]
+    names = [*dict.fromkeys(stage for side in sides for stage in side[2]), "all stages"]
     records = []
-    for stage in stages:
+    for stage in names:
         for method, summary, seconds, exact in sides:
             totals = {**seconds, "all stages": sum(seconds.values())}
             if stage in totals:
@@ -119,18 +119,18 @@ def _epochs(given: argparse.Namespace) -> list[report.Record]:
 
 
 def _starts(given: argparse.Namespace) -> list[report.Record]:
-    """What a new process needs before it works."""
-
-    def start(arguments: Sequence[str]) -> dict[str, float]:
-        run = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-        return timed(run, 1 if given.quick else 5)[1] | {"peak_mib": None}  # of this process, not of that
-
-    torch_alone = start(["-c", "import torch"])
-    records: list[report.Record] = []
-    for case, arguments in _STARTS.items():
-        records.append({"case": case, "method": report.OURS, **start(arguments)})
-        records.append({"case": case, "method": "import torch", **torch_alone})
-    return records
+    """What a new process needs before it works, in rounds over all commands."""
+    commands = {"import torch": ["-c", "import torch"], **_STARTS}
+    seconds: dict[str, list[float]] = {case: [] for case in commands}
+    for _ in range(1 if given.quick else 5):
+        for case, arguments in commands.items():
+            run = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            seconds[case].append(timed(run)[1]["seconds"])
+    return [
+        {"case": case, "method": method, **summarized(seconds[measured])}
+        for case in _STARTS
+        for method, measured in ((report.OURS, case), ("import torch", "import torch"))
+    ]
 
 
 def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict[str, Any]:
@@ -157,7 +157,8 @@ def epoch(config: str, root: str | None, evaluating: bool, repeats: int) -> dict
         cli.datamodule.setup()
         fit = partial(trainer.fit, cli.model, datamodule=cli.datamodule)
         seconds.append(timed(fit)[1]["seconds"])
-    return {**summarized(seconds), "weights": weights_digest(cli.model.network), "data": cli.datamodule.name}
+    times = {**summarized(seconds), "peak_mib": peak_mib()}
+    return {**times, "weights": weights_digest(cli.model.network), "data": cli.datamodule.name}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ _COLUMNS = (
     "peak_mib",
     "exact",
     "ratio",
+    "min",
+    "max",
     "spread",
     "repeats",
     "threads",
 )
-_PEERS = ("faiss-cpu", "scikit-learn", "torchattacks", "foolbox")
+_CPU = torch.device("cpu")
+_PEERS = ("faiss-cpu", "faiss-gpu", "scikit-learn", "torchattacks", "foolbox")
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -67,7 +71,9 @@ def options(description: str) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, args: Sequence[str] | None) -> argparse.Namespace:
     """Parse, fill in defaults that depend on `quick`, and set the number of threads."""
     given = parser.parse_args(args)
-    given.command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    file = Path(sys.argv[0])
+    module = file.parent.name if file.stem == "__main__" else file.stem
+    given.command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
     given.config = given.config or f"configs/{'digits' if given.quick else 'mnist'}/attack.yaml"
     given.output = given.output or ("runs/benchmarks" if given.quick else "results/benchmarks")
     torch.set_num_threads(given.threads)
@@ -114,8 +120,13 @@ def with_ratios(records: Sequence[Record]) -> list[Record]:
     """Records by case, with their time relative to ours in the same case: 2 is twice as long."""
     cases = list(dict.fromkeys(record["case"] for record in records))
     records = sorted(records, key=lambda record: cases.index(record["case"]))
-    ours = {record["case"]: record["seconds"] for record in records if record["method"] == OURS}
-    return [{**r, "ratio": r["seconds"] / ours[r["case"]] if r["case"] in ours else None} for r in records]
+    ours = {record["case"]: record.get("seconds") for record in records if record["method"] == OURS}
+
+    def ratio(record: Record) -> float | None:
+        seconds, base = record.get("seconds"), ours.get(record["case"])
+        return seconds / base if seconds and base else None
+
+    return [{**record, "ratio": ratio(record)} for record in records]
 
 
 def publish(
@@ -124,8 +135,26 @@ def publish(
     given: argparse.Namespace,
     settings: Mapping[str, Any],
     *further: str,
+    on: torch.device = _CPU,
 ) -> None:
-    """Print records, write them to ``<output>/<name>.csv``, and their provenance to ``<name>.json``.
+    """Print records, and `write` them; the same arguments."""
+    lines, columns = write(name, records, given, settings, *further, on=on)
+    shown = [column for column in columns if column not in ("device", "threads")]
+    where = device() if on.type == "cpu" else torch.cuda.get_device_name(on)
+    _show(f"{name}: {where}, {given.threads} threads", lines, shown)
+    output = Path(given.output)
+    sys.stdout.write(f"Written to {output / name}.csv and .json\n")
+
+
+def write(
+    name: str,
+    records: Sequence[Record],
+    given: argparse.Namespace,
+    settings: Mapping[str, Any],
+    *further: str,
+    on: torch.device = _CPU,
+) -> tuple[list[Record], list[str]]:
+    """Write records to ``<output>/<name>.csv``, and their provenance to ``<name>.json``.
 
     Args:
         name: Name of the benchmark.
@@ -133,18 +162,22 @@ def publish(
         given: The parsed options.
         settings: What was measured.
         further: Columns besides those of all benchmarks.
+        on: Where it was measured.
+
+    Returns:
+        The lines and columns of the file.
     """
     columns = [*_COLUMNS, *further]
-    where = {"device": device(), "threads": given.threads}
+    shown = device() if on.type == "cpu" else torch.cuda.get_device_name(on)
+    where = {"device": shown, "threads": given.threads}
     lines = [{column: _rounded({**where, **record}.get(column)) for column in columns} for record in records]
     output = Path(given.output)
     write_csv(output / f"{name}.csv", columns, lines)
-    made = provenance(torch.device("cpu"))
+    made = provenance(on)
     made["versions"] |= {peer: importlib.metadata.version(peer) for peer in _PEERS if _installed(peer)}
     how = {"command": given.command, "options": vars(given), "settings": settings, "commit": _commit()}
-    write_json(output / f"{name}.json", {**how, **made, "device": device()})
-    _show(f"{name}: {device()}, {given.threads} threads", lines, [c for c in columns if c not in where])
-    sys.stdout.write(f"Written to {output / name}.csv and .json\n")
+    write_json(output / f"{name}.json", {**how, **made, "device": shown})
+    return lines, columns
 
 
 def _show(title: str, lines: Sequence[Record], columns: Sequence[str]) -> None:
@@ -174,6 +207,7 @@ def _installed(package: str) -> bool:
     return True
 
 
+@cache
 def _commit() -> str | None:
     """The current commit, marked if files differ from it; None outside of a repository."""
     found = subprocess.run(

@@ -3,24 +3,27 @@
 Each returns votes for one layer's stored features. Imports are light, because every process repeats them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.blas import used
+from benchmarks.layer_files import load_bank, load_known
 from benchmarks.measure import timed
 from lightning_advknn.choices import Backend, ScanPrecision
 from lightning_advknn.functional import count_votes
 from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.scans.quantize import encode, fastest, lengths, products
 
-QUERIES = ("clean", "bim")
-_QUERIES, _ROWS = 500, 8192  # chunk sizes
+QUERIES, LEAVE_ONE_OUT = ("clean", "bim"), "leave-one-out"
+CASES = (*QUERIES, LEAVE_ONE_OUT)
+_QUERIES, _ROWS = 500, 4096  # chunk sizes
+_WARM = 32  # queries before the clock starts
 
 
 class Search(NamedTuple):
@@ -40,8 +43,10 @@ def ours(bank: Tensor, labels: Tensor, k: int, backend: Backend = "auto") -> Sea
 
 
 def plain_torch(bank: Tensor, labels: Tensor, k: int) -> Search:
-    """Normalise, multiply in float32 and call `topk`, in chunks of queries."""
-    rows = F.normalize(bank)
+    """Normalise the bank in place, multiply in float32 and call `topk`, in chunks of queries."""
+    for part in torch.split(bank, _ROWS):
+        part.copy_(F.normalize(part))
+    rows = bank
 
     def votes(queries: Tensor, own: Tensor | None = None) -> Tensor:
         found = []
@@ -61,6 +66,8 @@ def faiss_flat(bank: Tensor, labels: Tensor, k: int) -> Search:
     from lightning_advknn.search.scans.faiss_scan import import_faiss
 
     index = import_faiss().IndexFlatIP(bank.shape[1])
+    index.codes.resize(4 * bank.numel())  # reserves memory, which would grow by doubling
+    index.codes.resize(0)
     for rows in torch.split(bank, _ROWS):
         index.add(F.normalize(rows).numpy())
 
@@ -121,39 +128,53 @@ METHODS = (
 )
 
 
-def measure(method: str, features: str, votes: str, k: int, repeats: int, rows: int | None) -> dict[str, Any]:
-    """Time one method on one layer, in this process.
+def measure(method: str, folder: str, cases: Sequence[str], k: int, rows: int) -> dict[str, Any]:
+    """Time one method on one layer, in this process, each case once.
 
     Args:
         method: One of `METHODS`.
-        features: File of a layer, from `benchmarks.features`.
-        votes: File to write the votes to, by case.
+        folder: Of a layer, from `benchmarks.features`.
+        cases: Some of `CASES`.
         k: Number of neighbours.
-        repeats: Repeats of each search.
-        rows: Number of leave-one-out queries of other libraries; None for all.
+        rows: Number of leave-one-out queries of other libraries; 0 for all.
 
     Returns:
-        Times by case: ``bank`` (preparing features in memory), ``clean``, ``bim``, ``leave-one-out``; and the
-        device's fastest ``precision``.
+        By case, ``seconds`` and ``peak_mib`` so far; on how many queries votes are ``differing`` from the right
+        ones, of how many ``checked``; and ``measured_share`` of the queries. Beside the cases: ``bank``
+        (preparing features in memory), the device's fastest ``precision`` and ``blas``.
     """
-    with safe_open(features, "pt") as stored:
-        kept = {name: stored.get_tensor(name) for name in ("bank", "labels", *QUERIES)}
-    bank, labels = kept["bank"], kept["labels"]
-    precision = fastest(bank.device, bank.shape[1])
-    times: dict[str, Any] = {"precision": precision}
-    found: dict[str, Tensor] = {}
-    prepare(method, bank[: k + 1], labels[: k + 1], k)  # imports libraries before timing
-    search, times["bank"] = timed(lambda: prepare(method, bank, labels, k))
-    for case in QUERIES:
-        found[case], times[case] = timed(partial(search.votes, kept[case]), repeats)
-    if search.leave_one_out is not None:
-        n = len(bank) if method.startswith("lightning_advknn") or rows is None else min(rows, len(bank))
-        once = search.leave_one_out
-        found["leave-one-out"], time = timed(lambda: once(n))
-        share = n / len(bank)
-        times["leave-one-out"] = {**time, "seconds": time["seconds"] / share, "measured_share": share}
-    save_file(found, votes)
-    return times
+    known = load_known(Path(folder))
+    # Peers that copy the bank read it from its file, so that memory holds it once.
+    bank, labels = load_bank(Path(folder), mapped=method in ("faiss", "scikit-learn")), known["labels"]
+    found: dict[str, Any] = {"precision": fastest(bank.device, bank.shape[1])}
+    prepare(method, bank[: k + 1].clone(), labels[: k + 1], k)  # imports libraries before timing
+    search, found["bank"] = timed(lambda: prepare(method, bank, labels, k))
+    search.votes(known["bim"][:_WARM])  # what the first call alone does
+    for case in cases:
+        share = 1.0
+        if case in QUERIES:
+            votes, time = timed(partial(search.votes, known[case]))
+        elif search.leave_one_out is None:
+            continue
+        else:
+            n = len(bank) if method.startswith("lightning_advknn") or not rows else min(rows, len(bank))
+            votes, time = timed(partial(search.leave_one_out, n))
+            share = n / len(bank)
+        found[case] = {"seconds": time["seconds"] / share, "peak_mib": time["peak_mib"]}
+        if case not in QUERIES:
+            found[case]["measured_share"] = share
+        if not method.startswith("bare"):
+            found[case] |= _judge(votes, known, case)
+    return {**found, "blas": used(method)}
+
+
+def _judge(votes: Tensor, known: dict[str, Tensor], case: str) -> dict[str, int]:
+    """Compare votes with the right ones."""
+    right = known["checked_votes" if case == LEAVE_ONE_OUT else f"{case}_votes"]
+    if case == LEAVE_ONE_OUT:  # another library may have answered the first rows only
+        there = known["checked"] < len(votes)
+        votes, right = votes[known["checked"][there]], right[there]
+    return {"differing": int((votes != right).any(1).sum()), "checked": len(right)}
 
 
 def _count(labels: Tensor, indices: Tensor) -> Tensor:

@@ -8,200 +8,234 @@ the limit can exceed 1.
 
 A method is ``exact`` if its votes equal those of a float64 brute force on every query; ``differing`` counts
 queries with other votes. Leave-one-out votes are compared on some rows (``checked``). Each method and layer
-runs in its own process, whose peak memory includes Python, torch and the features.
+runs in its own process, whose peak memory includes Python, torch and the features. ``blas`` is what multiplies
+its matrices.
 
-Finally, all banks are built by `build_banks` within a memory limit, partly on disk, and searched.
+Rounds go over all methods, so that what else the machine does hits all alike; ``min`` and ``max`` are over
+rounds. Each measurement is kept in ``runs/benchmarks/search`` at once, and the results are written anew. A run
+that was stopped goes on where it was, as long as neither the code of search nor the features change, and one
+with other ``--layers``, ``--methods`` or ``--cases`` adds to them. ``--prepare`` only makes the features.
+
+Two cases are measured only if ``--cases`` names them: ``disk`` and ``memory`` build all banks by `build_banks`
+within 1 GiB, partly on disk, and without a limit, and search them.
 """
 
 import argparse
-import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from benchmarks import report, scans
+from benchmarks.blas import fastest_for
 from benchmarks.features import backbone_run, bank_batches, prepare
-from benchmarks.measure import in_child, timed
+from benchmarks.kept import Kept, source_digest
+from benchmarks.layer_files import load_known
+from benchmarks.measure import in_child, summarized, timed
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.search import MemoryBank
 from lightning_advknn.search.build import BankSettings, build_banks
+from lightning_advknn.storage import digest, versions
 
+ALL_LAYERS = "all layers"
 _LIMITS = {"limit_share": "bare product", "float32_limit_share": "bare float32 product"}
-_FURTHER = (*_LIMITS, "precision", "differing", "checked", "measured_share")
+_FURTHER = (*_LIMITS, "precision", "differing", "checked", "measured_share", "blas")
+_WITHIN = {"disk": 1.0, "memory": None}  # GiB
+_SOURCES = ("lightning_advknn/search/**/*.py", "lightning_advknn/functional/*.py", "benchmarks/scans.py")
 
 
 def main(args: Sequence[str] | None = None) -> list[report.Record]:
     """Run the command line."""
     parser = report.options(__doc__)
+    parser.add_argument("--prepare", action="store_true", help="Make the features, and measure nothing.")
     parser.add_argument("--layers", nargs="+", help="Only these layers.")
+    parser.add_argument(
+        "--methods", nargs="+", choices=scans.METHODS, default=scans.METHODS, help="Only these."
+    )
+    parser.add_argument(
+        "--cases", nargs="+", choices=(*scans.CASES, *_WITHIN), default=scans.CASES, help="Only these."
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="Rounds; leave-one-out is in the first alone.")
     parser.add_argument(
         "--rows",
         type=int,
-        help="Leave-one-out queries of other libraries; their time is extrapolated to all rows.",
+        default=1000,
+        help="Leave-one-out queries of other libraries, whose time is extrapolated to all; 0 for all.",
     )
     given = report.parse(parser, args)
     experiment = report.experiment(given.config, given.root, given.backbone)
     rows, queries, checked = (10_000, 200, 100) if given.quick else (None, 1000, 1000)
     run = backbone_run(experiment)
-    files = prepare(run, Path("runs/benchmarks/features"), rows, queries, checked)
-    files = {layer: file for layer, file in files.items() if layer in (given.layers or files)}
-    size = sum(len(batch.labels) for batch in bank_batches(run, rows))
-    queries = min(queries, len(run.test))
-    label = f"{'quick, ' if given.quick else ''}{run.data.name}, {size} rows"
-    records = []
-    for layer, file in files.items():
-        records += _compare(layer, file, given, experiment.victim.k, queries, label)
-    records += _together(records, label)
-    records += _on_disk(files, given, rows, queries, label)
+    network = run.networks.backbone()
+    folders = prepare(run, Path("runs/benchmarks/features"), rows, queries, checked, given.layers)
+    if given.prepare:
+        return []
+    size, queries = sum(len(batch.labels) for batch in bank_batches(run, rows)), min(queries, len(run.test))
+    features = next(iter(folders.values())).parent.name
+    key = digest([features, source_digest(*_SOURCES), given.threads, given.rows, report.device(), versions()])
+    kept = Kept(Path("runs/benchmarks/search") / f"{key}.jsonl")
     settings = {"experiment": run.describe(), "rows": size, "queries": queries}
-    records = report.with_ratios(records)
+    label = f"{'quick, ' if given.quick else ''}{run.data.name}, {size} rows"
+    records: list[report.Record] = []
+    for _ in _measured(kept, folders, given, experiment.victim.k, rows):
+        records = _records(kept, list(network.layers), queries, label)
+        report.write("search", records, given, settings, *_FURTHER)
+    records = _records(kept, list(network.layers), queries, label)
     report.publish("search", records, given, settings, *_FURTHER)
     return records
 
 
-def _compare(
-    layer: str, file: Path, given: argparse.Namespace, k: int, queries: int, label: str
-) -> list[report.Record]:
-    """All methods on one layer."""
+def _measured(
+    kept: Kept, folders: Mapping[str, Path], given: argparse.Namespace, k: int, rows: int | None
+) -> Iterator[None]:
+    """Measure what is missing; stop after each process."""
+    for turn in range(given.repeats):
+        wanted = [case for case in given.cases if case in scans.CASES and (case in scans.QUERIES or not turn)]
+        for layer, folder in folders.items():
+            for method in given.methods:
+                there = {line["case"] for line in kept.having(layer=layer, method=method, turn=turn)}
+                if missing := [case for case in wanted if case not in there]:
+                    _measure(kept, layer, folder, method, missing, turn, given, k)
+                    yield
+    for kind in (case for case in given.cases if case in _WITHIN):
+        if not kept.having(layer=ALL_LAYERS, built=kind):
+            _measure_built(kept, kind, folders, given, rows)
+            yield
+
+
+def _measure(
+    kept: Kept,
+    layer: str,
+    folder: Path,
+    method: str,
+    cases: Sequence[str],
+    turn: int,
+    given: argparse.Namespace,
+    k: int,
+) -> None:
+    """One method on one layer, in its own process."""
+    found = in_child(
+        "benchmarks.scans",
+        "measure",
+        given.threads,
+        fastest_for(method, given.threads),
+        method=method,
+        folder=str(folder.absolute()),
+        cases=cases,
+        k=k,
+        rows=given.rows,
+    )
+    same = {"layer": layer, "method": method, "turn": turn, "blas": found.pop("blas")}
+    precision = found.pop("precision")
+    if method.startswith("bare"):
+        same["precision"] = precision if method == "bare product" else "float32"
+        del found["bank"]
+    for case in cases:  # also those that a library does not have, so that they are not tried again
+        kept.add(**same, case=case, **found.get(case, {}))
+    if "bank" in found and not kept.having(layer=layer, method=method, turn=turn, case="bank"):
+        kept.add(**same, case="bank", seconds=found["bank"]["seconds"], peak_mib=found["bank"]["peak_mib"])
+
+
+def _records(kept: Kept, layers: Sequence[str], queries: int, label: str) -> list[report.Record]:
+    """What has been measured, over rounds, by layer and over all layers."""
     cases = {
         "bank": "make ready",
         **{kind: f"{queries} {kind} queries" for kind in scans.QUERIES},
-        "leave-one-out": "leave-one-out",
+        scans.LEAVE_ONE_OUT: scans.LEAVE_ONE_OUT,
     }
-    known = load_file(file)
-    records: list[tuple[str, report.Record]] = []
-    limits: dict[tuple[str, str], float] = {}
-    for method in scans.METHODS:
-        with tempfile.TemporaryDirectory() as folder:
-            votes = Path(folder) / "votes.safetensors"
-            times = in_child(
-                "benchmarks.scans",
-                "measure",
-                given.threads,
-                method=method,
-                features=str(file.absolute()),
-                votes=str(votes),
-                k=k,
-                repeats=3,
-                rows=given.rows,
-            )
-            found = load_file(votes)
-        fastest = times.pop("precision")
-        for part, time in times.items():
-            record = {"case": f"{label}: {layer}, {cases[part]}", "method": method, **time}
-            if method.startswith("bare"):
-                if part == "bank":
-                    continue
-                limits[part, method] = time["seconds"]
-                record["precision"] = fastest if method == "bare product" else "float32"
-            elif part != "bank":
-                record |= _judge(found[part], known, part)
-            records.append((part, record))
-    for part, record in records:
-        for column, method in _LIMITS.items():
-            if part != "bank":
-                record[column] = limits[part, method] / record["seconds"]
-    return [record for _, record in records]
+    records: list[report.Record] = []
+    for layer in (*layers, ALL_LAYERS):
+        for case, name in cases.items():
+            found = {}
+            for method in scans.METHODS:
+                lines = kept.having(method=method, case=case)
+                rounds = sorted({line["turn"] for line in lines})
+                turns = [turn for each in rounds if (turn := _turn(lines, each, layer, layers))]
+                if turns:
+                    found[method] = {"case": f"{label}: {layer}, {name}", "method": method, **_over(turns)}
+            for record in found.values():
+                for column, limit in _LIMITS.items():
+                    if limit in found and case != "bank":
+                        record[column] = found[limit]["seconds"] / record["seconds"]
+            records += found.values()
+    for kind, gib in _WITHIN.items():
+        for line in kept.having(layer=ALL_LAYERS, built=kind):
+            within = f"within {gib} GiB" if gib else "in memory"
+            done = "built" if line["case"] == "build" else f"{queries} bim queries"
+            record = {"case": f"{label}: all banks {within}, {done}", "method": report.OURS}
+            records.append({**record, **_over([[line]])})
+    return report.with_ratios(records)
 
 
-def _judge(votes: torch.Tensor, known: dict[str, torch.Tensor], case: str) -> report.Record:
-    """Compare votes with the right ones."""
-    right = known["checked_votes" if case == "leave-one-out" else f"{case}_votes"]
-    if case == "leave-one-out":  # another library may have answered the first rows only
-        there = known["checked"] < len(votes)
-        votes, right = votes[known["checked"][there]], right[there]
-    differing = int((votes != right).any(1).sum())
-    return {"exact": differing == 0, "differing": differing, "checked": len(right)}
+def _turn(
+    lines: Sequence[Mapping[str, Any]], turn: int, layer: str, layers: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """Measurements of one round on a layer, or on each of all layers; none if one is missing."""
+    wanted = layers if layer == ALL_LAYERS else [layer]
+    found = [line for line in lines if line["turn"] == turn and line["layer"] in wanted and "seconds" in line]
+    return found if len(found) == len(wanted) else []
 
 
-def _together(records: Sequence[report.Record], label: str) -> list[report.Record]:
-    """Sums of times and differing votes over layers, and the largest peak."""
-    groups: dict[tuple[str, str], list[report.Record]] = defaultdict(list)
-    for record in records:
-        groups[record["case"].split(", ")[-1], record["method"]].append(record)
-    sums = []
-    for (case, method), parts in groups.items():
-        total: report.Record = {"case": f"{label}: all layers, {case}", "method": method}
-        total["seconds"] = sum(part["seconds"] for part in parts)
-        total["peak_mib"] = max(part["peak_mib"] for part in parts)
-        total["spread"] = max(part["spread"] for part in parts)
-        total["repeats"] = min(part["repeats"] for part in parts)
-        for column in _LIMITS:
-            if parts[0].get(column) is not None:  # limits add up as times do
-                total[column] = sum(p[column] * p["seconds"] for p in parts) / total["seconds"]
-        if "exact" in parts[0]:
-            total["exact"] = all(part["exact"] for part in parts)
-            total["differing"] = sum(part["differing"] for part in parts)
-            total["checked"] = sum(part["checked"] for part in parts)
-        if "measured_share" in parts[0]:
-            total["measured_share"] = min(part["measured_share"] for part in parts)
-        sums.append(total)
-    return sums
+def _over(turns: Sequence[Sequence[Mapping[str, Any]]]) -> report.Record:
+    """Times over rounds, each of which is the sum of its lines; the largest peak; the differing votes."""
+    lines = [line for turn in turns for line in turn]
+    record: report.Record = summarized([sum(line["seconds"] for line in turn) for turn in turns])
+    record["peak_mib"] = max(line["peak_mib"] for line in lines)
+    if "differing" in lines[0]:
+        record["differing"] = max(sum(line["differing"] for line in turn) for turn in turns)
+        record["exact"] = not record["differing"]
+        record["checked"] = sum(line["checked"] for line in turns[0])
+    shares = [line["measured_share"] for line in lines if "measured_share" in line]
+    record["measured_share"] = min(shares) if shares else None
+    for column in ("precision", "blas"):
+        values = {line[column] for line in lines if line.get(column)}
+        record[column] = values.pop() if len(values) == 1 else None
+    return record
 
 
-def _on_disk(
-    files: dict[str, Path], given: argparse.Namespace, rows: int | None, queries: int, label: str
-) -> list[report.Record]:
-    """`build_banks` and a search, with and without a memory limit."""
-    records = []
-    known = {}
-    for layer, file in files.items():
-        with safe_open(file, "pt") as stored:
-            known[layer] = stored.get_tensor("bim_votes")
-    for memory_gib in (0.7 if given.quick else 1.0, None):
-        with tempfile.TemporaryDirectory() as folder:
-            votes = Path(folder) / "votes.safetensors"
-            times = in_child(
-                "benchmarks.search",
-                "search_banks",
-                given.threads,
-                experiment=[given.config, given.root, given.backbone],
-                features={layer: str(file.absolute()) for layer, file in files.items()},
-                rows=rows,
-                memory_gib=memory_gib,
-                votes=str(votes),
-            )
-            found = load_file(votes)
-        differing = sum(int((found[layer] != known[layer]).any(1).sum()) for layer in files)
-        kind = f"within {memory_gib} GiB" if memory_gib else "in memory"
-        checked = {"exact": not differing, "differing": differing, "checked": queries * len(files)}
-        for case, extra in (("build", {}), ("search", checked)):
-            name = f"{label}: all banks {kind}, {'built' if case == 'build' else f'{queries} bim queries'}"
-            records.append({"case": name, "method": report.OURS, **times[case], **extra})
-    return records
+def _measure_built(
+    kept: Kept, kind: str, folders: Mapping[str, Path], given: argparse.Namespace, rows: int | None
+) -> None:
+    """`build_banks` and a search, within a memory limit or not."""
+    gib = 0.7 if given.quick and _WITHIN[kind] else _WITHIN[kind]
+    found = in_child(
+        "benchmarks.search",
+        "search_banks",
+        given.threads,
+        experiment=[given.config, given.root, given.backbone],
+        folders={layer: str(folder.absolute()) for layer, folder in folders.items()},
+        rows=rows,
+        memory_gib=gib,
+    )
+    for case, values in found.items():
+        kept.add(layer=ALL_LAYERS, built=kind, method=report.OURS, case=case, **values)
 
 
 def search_banks(
-    experiment: Sequence[Any],
-    features: dict[str, str],
-    rows: int | None,
-    memory_gib: float | None,
-    votes: str,
+    experiment: Sequence[Any], folders: dict[str, str], rows: int | None, memory_gib: float | None
 ) -> dict[str, Any]:
-    """Build and search all banks in this process; the times of both."""
+    """Build and search all banks in this process; times of both, and the differing votes of the search."""
     run = backbone_run(report.experiment(*experiment))
-    network = FeatureNetwork(run.networks.backbone().network, list(features)).eval()
+    network = FeatureNetwork(run.networks.backbone().network, list(folders)).eval()
     batches = bank_batches(run, rows)
+    known = {layer: load_known(Path(folder)) for layer, folder in folders.items()}
 
     def build() -> dict[str, MemoryBank]:
         return build_banks(network, batches, run.data.num_classes, BankSettings(memory_gib=memory_gib))
 
     def search() -> dict[str, torch.Tensor]:
-        found = {}
-        for layer, file in features.items():
-            with safe_open(file, "pt") as stored:
-                found[layer] = banks[layer].votes(stored.get_tensor("bim"), run.experiment.victim.k)
-        return found
+        return {layer: banks[layer].votes(known[layer]["bim"], run.experiment.victim.k) for layer in folders}
 
     banks, built = timed(build)
     found, searched = timed(search)  # the first search encodes the banks
-    save_file(found, votes)
-    return {"build": built, "search": searched}
+    wrong = [(found[layer] != known[layer]["bim_votes"]).any(1) for layer in folders]
+    judged = {"differing": int(torch.cat(wrong).sum()), "checked": sum(map(len, wrong))}
+    times = {
+        case: {name: time[name] for name in ("seconds", "peak_mib")}
+        for case, time in (("build", built), ("search", searched))
+    }
+    return {"build": times["build"], "search": {**times["search"], **judged}}
 
 
 if __name__ == "__main__":

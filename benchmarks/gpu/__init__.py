@@ -1,0 +1,1 @@
+"""All on one GPU, in one command: python -m benchmarks.gpu --root DIR."""

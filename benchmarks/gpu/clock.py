@@ -1,0 +1,77 @@
+"""Time, memory, launches and waits on a device."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import peak_mib, summarized
+
+T = TypeVar("T")
+Record = dict[str, Any]
+
+_PATIENCE = 5.0  # seconds after which no repeat starts
+# What the CPU calls to start work on a GPU, and to wait for it. Copies to pageable memory wait too.
+_LAUNCH = re.compile(r"cu(da)?(Launch\w*Kernel|LaunchKernel|GraphLaunch)\w*")
+_SYNC = re.compile(r"cu(da)?(Stream|Device|Event|Ctx)Synchronize\w*")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measured(
+    function: Callable[[], T], device: torch.device, repeats: int = 3, warm: bool = True
+) -> tuple[T, Record]:
+    """Time a function on a device.
+
+    Args:
+        function: The function.
+        device: What it runs on.
+        repeats: Largest number of repeats; a slow function runs less often.
+        warm: Whether it runs once before the clock starts.
+
+    Returns:
+        Its last result; times as of `measure.summarized`; and ``peak_mib``, of a GPU torch's memory alone.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if warm:
+        function()
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < repeats and sum(seconds) < _PATIENCE):
+        synchronize(device)
+        started = time.perf_counter()
+        result = function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_mib()
+    return result, {**summarized(seconds), "peak_mib": peak}
+
+
+def counted(function: Callable[[], Any], device: torch.device) -> Record:
+    """``launches`` and ``syncs`` of one call on a GPU; nothing on a CPU. Does not count what a graph replays."""
+    if device.type != "cuda":
+        return {}
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        function()
+    names = [event.name for event in found.events()]
+    return {
+        "launches": sum(bool(_LAUNCH.fullmatch(name)) for name in names),
+        "syncs": sum(bool(_SYNC.fullmatch(name)) for name in names),
+    }
+
+
+def guarded(case: str, method: str, measure: Callable[[], Record]) -> Record:
+    """A record of a measurement, or of how it failed."""
+    try:
+        return {"case": case, "method": method, **measure()}
+    except Exception as error:  # what comes next is worth more than a clean end
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return {"case": case, "method": method, "failed": reason}
