@@ -26,13 +26,15 @@ _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0, "dot": 0, "ad
 """Products, and the position of their first factor."""
 
 
-def common_device(func, name, flat, is_gpu):
+def common_device(func, name, args, kwargs, is_gpu):
     """The GPU of an operator's tensors, None if all are on the CPU.
 
     Raises:
         RuntimeError: If they are on several devices and CUDA does not take that.
     """
-    gpus = [each for each in flat if is_gpu(each)]
+    tensors = list(_tensors(args))
+    tensors += _tensors(kwargs.values())
+    gpus = [each for each in tensors if is_gpu(each)]
     if not gpus:
         return None
     chosen = next((each.device for each in gpus if each.dim()), gpus[0].device)
@@ -41,19 +43,22 @@ def common_device(func, name, flat, is_gpu):
     for each in gpus:
         if each.device != chosen and (each.dim() or name in _STRICT):
             raise _mixed(chosen, each.device, name)
-    indexed = func in _INDEXING and is_gpu(flat[0])
-    for position, each in enumerate(flat):
-        if not isinstance(each, torch.Tensor) or is_gpu(each) or not (each.dim() or name in _STRICT):
-            continue
-        if not (indexed and _is_index(func, position, flat)):
-            raise _mixed(torch.device("cpu"), chosen, name)
+    if len(gpus) < len(tensors):
+        # An operator's first argument is indexed; its third, if there is one, has the values to put.
+        indices = list(_tensors(args[1])) if func in _INDEXING and is_gpu(args[0]) else []
+        for each in tensors:
+            allowed = is_gpu(each) or any(each is index for index in indices)
+            if not allowed and (each.dim() or name in _STRICT):
+                raise _mixed(torch.device("cpu"), chosen, name)
     return chosen
 
 
-def _is_index(func, position, flat):
-    """Whether the argument at a position is an index; `index_put` has values after the indices."""
-    values = [each for each in flat if isinstance(each, torch.Tensor)][-1]
-    return "put" not in func._schema.name or flat[position] is not values
+def _tensors(values):
+    for each in values:
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _tensors(each)
 
 
 def _mixed(first, second, name):

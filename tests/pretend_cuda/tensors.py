@@ -2,10 +2,11 @@
 
 import threading
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from tests.pretend_cuda.ledger import ledger, place
 from tests.pretend_cuda.refusals import check, common_device
@@ -157,7 +158,7 @@ class PretendMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if _is_cuda(kwargs.get("device")) or any(map(_is_gpu, tree_flatten((args, kwargs))[0])):
+        if CudaTensor in types or _is_cuda(kwargs.get("device")):
             return _run(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -170,45 +171,68 @@ def _is_cuda(device):
     return device is not None and torch.device(device).type == "cuda"
 
 
+@dataclass(frozen=True)
+class _Traits:
+    name: str
+    is_view: bool
+    aliases: bool  # whether a result is, or shares memory with, an argument
+    draws: bool
+
+
+@cache
+def _traits(func):
+    name = func._schema.name.split("::")[-1]
+    aliases = (func.is_view or func._schema.is_mutable) and name not in ("_to_copy", "set_")
+    return _Traits(name, func.is_view, aliases, torch.Tag.nondeterministic_seeded in func.tags)
+
+
+def _each(function, value):
+    """A value, list or tuple of values, with a function applied to its tensors."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    return (
+        type(value)([_each(function, each) for each in value]) if isinstance(value, list | tuple) else value
+    )
+
+
 def _run(func, args, kwargs):
     """An operator with a tensor on a GPU among its arguments or as its result."""
-    flat, spec = tree_flatten((args, kwargs))
-    name = func._schema.name.split("::")[-1]
-    device = common_device(func, name, flat, _is_gpu)
-    if name == "device":
+    traits = _traits(func)
+    device = common_device(func, traits.name, args, kwargs, _is_gpu)
+    if traits.name == "device":
         return device
     target = kwargs.get("device")
     result = device if target is None else devices.known(target) if _is_cuda(target) else None
-    check(name, args, kwargs)
-    _note(func, name, args, kwargs, device, result)
-    inner_args, inner_kwargs = tree_unflatten([each.elem if _is_gpu(each) else each for each in flat], spec)
+    check(traits.name, args, kwargs)
+    _note(func, traits, args, kwargs, result)
+    inner_args = tuple(_each(_values, each) for each in args)
+    inner_kwargs = {name: _each(_values, each) for name, each in kwargs.items()}
     if _is_cuda(target):
         inner_kwargs["device"] = torch.device("cpu")
     if inner_kwargs.get("pin_memory"):
         inner_kwargs["pin_memory"] = False
+    call = func
     if func is aten.mm.dtype:  # which CUDA alone has
-        func, inner_args = aten.mm.default, tuple(each.to(inner_args[2]) for each in inner_args[:2])
-    draws = result is not None and torch.Tag.nondeterministic_seeded in func.tags
+        call, inner_args = aten.mm.default, tuple(each.to(inner_args[2]) for each in inner_args[:2])
+    draws = traits.draws and result is not None
     with torch.cuda.default_generators[result.index].drawn_from() if draws else nullcontext():
-        out = func(*inner_args, **inner_kwargs)
+        out = call(*inner_args, **inner_kwargs)
     if result is None:
         return out
-    if name == "copy_" and not _is_gpu(args[0]):
+    if traits.name == "copy_" and not _is_gpu(args[0]):
         return args[0]
-    wrapped = tree_map_only(
-        torch.Tensor, lambda each: each if _is_gpu(each) else CudaTensor(each, result), out
-    )
-    if name in ("_to_copy", "set_", "mm"):
-        return wrapped
-    try:
-        return return_and_correct_aliasing(func, args, kwargs, wrapped)
-    except (RuntimeError, AssertionError):
-        return wrapped
+    wrapped = _each(lambda each: each if _is_gpu(each) else CudaTensor(each, result), out)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped) if traits.aliases else wrapped
 
 
-def _note(func, name, args, kwargs, device, result):
+def _values(tensor):
+    return tensor.elem if _is_gpu(tensor) else tensor
+
+
+def _note(func, traits, args, kwargs, result):
     """Enter an operator into the ledger."""
-    if func.is_view or name in _FREE:
+    name = traits.name
+    if traits.is_view or name in _FREE:
         return
     here = place()
     ledger.launches[here] += 1
