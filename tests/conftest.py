@@ -28,9 +28,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def _devices() -> list[str]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count > 1:  # what is made on the first one by mistake is found
+        return ["cpu", f"cuda:{count - 1}"]
+    return ["cpu", "cuda"][: 1 + count]
+
+
+@pytest.fixture(params=_devices())
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device there is; a test that takes this runs on all of them."""
+    """The CPU, and the last GPU if there is one; a test that takes this runs on both."""
     return torch.device(request.param)
 
 

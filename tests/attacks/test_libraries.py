@@ -120,7 +120,7 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_it_is_the_librarys_own(device, path, seed):
     network, (images, labels) = convnet(device), batch(device)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # ART 1.20 makes arrays of tensors as NumPy 1 did
         expected = direct(path, network, images, labels, seed)
     found = attack(path, seed=seed)(network, images, labels)
