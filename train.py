@@ -2,7 +2,9 @@
 
 import sys
 
+from lightning_advknn.allocator import keep_freed_memory
 from lightning_advknn.commands.train import main
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_advknn import __version__
+from lightning_advknn.allocator import keep_freed_memory
 from lightning_advknn.choices import did_you_mean
 from lightning_advknn.command_line import PROGRAM
 from lightning_advknn.commands import COMMANDS
@@ -41,6 +42,7 @@ def main(
     """
     arguments = list(sys.argv[1:] if args is None else args)
     name = _command(arguments, program, commands)
+    keep_freed_memory()
     if name == "train":
         from lightning_advknn.commands import train
 

@@ -18,6 +18,7 @@ HOUSE = Package(REPOSITORY, PACKAGE)
 # A module belongs to the longest of these that its name begins with.
 ORDER = (
     "choices",
+    "allocator",
     "configurations",
     "command_line",
     "storage",
