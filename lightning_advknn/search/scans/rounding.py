@@ -49,4 +49,4 @@ def matmul_rounding(device: torch.device) -> float:
 def inverse(values: Tensor) -> Tensor:
     """1 / value, and 0 for 0: the cosine similarity of a zero vector to anything is 0."""
     # Not `torch.where`, which fills a tensor with the number first: on a GPU one more kernel.
-    return (1 / values).masked_fill(values <= 0, 0.0)
+    return values.reciprocal().masked_fill(values <= 0, 0.0)

@@ -73,7 +73,10 @@ def exact_similarities(
     for part in _parts(len(query_rows), _elements(queries.device) // queries.shape[1]):
         left, right = queries[query_rows[part]].double(), features[bank_rows[part]].double()
         if metric == "cosine":
-            own, other, product = _sums(torch.stack([left.square(), right.square(), left * right]))
+            if left.is_cuda:  # together: fewer kernels
+                own, other, product = _sums(torch.stack([left.square(), right.square(), left * right]))
+            else:  # apart: they stay in cache
+                own, other, product = _sums(left.square()), _sums(right.square()), _sums(left * right)
             found[part] = (product * inverse((own * other).sqrt())).round(decimals=12)
         else:
             found[part] = -_sums((left - right).square()).sqrt().square()

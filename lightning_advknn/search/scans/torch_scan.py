@@ -212,15 +212,16 @@ class TorchScan:
     def _rounding(self, norms: Tensor, spread: Tensor, factor: Tensor, left: list[Tensor]) -> Tensor:
         """Bound on the rounding error of q . x in float32, float64 ``(B,)``; infinite if it can overflow."""
         width, largest = self.codes.width, self._largest_right
-        product = torch.full_like(norms, 2.0**14 * width)  # of int8 codes, which is exact
-        error = torch.zeros_like(norms)
-        if self.precision != "int8":
+        if self.precision == "int8":
+            product = torch.full_like(norms, 2.0**14 * width)  # which is exact
+        else:
             reached = spread * (self._lengths + self._residual).max()
-            error = reached * self._relative_error()
             product = reached * inverse(factor) * inverse(largest[0])
         terms = torch.stack([product, *left]).abs()  # (T, B)
         size = (terms * largest).sum(0)
-        error = error + (4 * len(terms) + 12) * UNIT * size * factor
+        error = (4 * len(terms) + 12) * UNIT * size * factor
+        if self.precision != "int8":
+            error = reached * self._relative_error() + error
         touched = 1 + norms + self._largest_norm + terms.sum(0) + self._largest_sum
         error = error + self._underflow * touched * factor
         # Without a factor all scores are equal, which is right for zero vectors by cosine only.
