@@ -101,7 +101,13 @@ class _Bench:
         )
         self.knn = DkNN.on_banks(network, banks, victim.k)
         self.images, self.labels, _ = run.test.__getitems__(range(n))
-        self.work = {through: _work(run, through, n) for through in run.methods}
+        self.work = {
+            through: n
+            * gradient_operations(
+                run.networks.logits_fn(through).requires_grad_(False), self.images[:1], self.labels[:1]
+            )
+            for through in run.methods
+        }
 
     def measured(self, experiment: Sequence[Any]) -> Iterator[None]:
         """Measure what is missing, each method and network in its own process; stop after each."""
@@ -264,15 +270,13 @@ def _foolbox(logits_fn: nn.Module, settings: AttackSettings) -> Any:
 _PEERS = {"torchattacks": _torchattacks, "foolbox": _foolbox}
 
 
-def _work(run: ExperimentRun, through: str, n: int) -> float:
-    """Floating-point operations of one gradient of n images, without those for weights."""
-    images, labels, _ = run.test.__getitems__([0])
-    logits_fn = run.networks.logits_fn(through).requires_grad_(False)
+def gradient_operations(logits_fn: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Floating-point operations of one gradient of some images, without those for weights."""
     counter = FlopCounterMode(display=False)
     with counter:
         # Not the leaf itself, which the counter's hooks refuse.
         loss_and_gradient(lambda leaf: logits_fn(leaf + 0), images, labels)
-    return float(counter.get_total_flops() * n)
+    return counter.get_total_flops()
 
 
 def _matmul_speed() -> float:
