@@ -7,11 +7,12 @@ weights without gradients, which they would not set themselves.
 
 A method is ``exact`` if its adversarials equal those of torchattacks to 1e-5 in every pixel; ``differing``
 counts the other images, and ``largest`` is the largest difference. Where a gradient is zero up to rounding,
-its sign is random, and BIM continues from there. Successes show whether that matters: ``success`` is the share
-of the images that the attacked network gets right before and wrong after; ``attacked_acc`` is its accuracy
-after, ``knn_acc`` that of the victim's kNN. ``limit_share`` is relative to the speed of a bare float32 matrix
-product, for the operations of a direct forward and backward pass; faster convolutions can exceed 1. Each
-method and network runs in its own process, whose peak memory includes Python, torch and the data.
+its sign is random, and BIM continues from there. Successes show whether that matters: ``success`` is the
+share of the images that the attacked network gets right before and wrong after; ``attacked_acc`` is its
+accuracy after, ``knn_acc`` that of the victim's kNN. ``limit_share`` is relative to the speed of a bare
+float32 matrix product, for the operations of a direct forward and backward pass; faster convolutions can
+exceed 1. Each method and network runs in its own process, whose peak memory includes Python, torch and the
+data.
 
 Rounds go over all methods, and each measurement is kept in ``runs/benchmarks/attacks`` at once, so that a run
 that was stopped goes on where it was, as in `benchmarks.search`.

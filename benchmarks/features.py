@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.layer_files import BANK, KNOWN, load_bank
@@ -45,9 +45,10 @@ def prepare(
         layers: Only these; None for all.
 
     Returns:
-        By layer, a folder with the bank, float32 ``(M, D)`` (`layer_files.load_bank`), and what is
-        known of it (`layer_files.load_known`): ``labels``; features ``clean`` and ``bim``, float32; and votes of a float64 brute
-        force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows ``checked``.
+        By layer, a folder with the bank, float32 ``(M, D)`` (`layer_files.load_bank`), and what is known of
+        it (`layer_files.load_known`): ``labels``; features ``clean`` and ``bim``, float32; and votes of a
+        float64 brute force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows
+        ``checked``.
     """
     network, k = run.networks.backbone(), run.experiment.victim.k
     attack = run.experiment.attacks["bim"]
@@ -55,13 +56,22 @@ def prepare(
     folders = {layer: folder / key / layer for layer in layers or network.layers}
     missing = {layer: path for layer, path in folders.items() if not (path / KNOWN).is_file()}
     if missing:
-        images, labels, _ids = run.test.__getitems__(range(min(queries, len(run.test))))
-        asked = {"clean": images, "bim": perturb(attack.bind(), network, images, labels)}
+        asked = _asked(run, folder / key / "images.safetensors", queries)
         for layer, path in missing.items():
             made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), path, rows, asked, checked, k)
             with atomic_path(path / KNOWN) as temporary:  # last, so that a folder with it is complete
                 save_file(made, temporary)
     return folders
+
+
+def _asked(run: ExperimentRun, path: Path, queries: int) -> dict[str, Tensor]:
+    """Test images, ``clean`` and attacked by ``bim``, kept in a file for layers that are made later."""
+    if not path.is_file():
+        images, labels, _ids = run.test.__getitems__(range(min(queries, len(run.test))))
+        attacked = perturb(run.experiment.attacks["bim"].bind(), run.networks.backbone(), images, labels)
+        with atomic_path(path) as temporary:
+            save_file({"clean": images, "bim": attacked}, temporary)
+    return load_file(path)
 
 
 def _layer(

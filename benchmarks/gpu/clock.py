@@ -14,8 +14,8 @@ T = TypeVar("T")
 Record = dict[str, Any]
 
 _PATIENCE = 5.0  # seconds after which no repeat starts
-# What the CPU calls to start work on a GPU, and to wait for it, also at copies to ordinary memory. The profiler itself
-# calls `cudaDeviceSynchronize`.
+# What the CPU calls to start work on a GPU, and to wait for it, also at copies to ordinary memory. The
+# profiler itself calls `cudaDeviceSynchronize`.
 _LAUNCH = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)\w*")
 _SYNC = re.compile(r"cu(da)?(Stream|Event)Synchronize\w*")
 
@@ -56,7 +56,7 @@ def measured(
 
 
 def counted(function: Callable[[], Any], device: torch.device) -> Record:
-    """``launches`` and ``syncs`` of one call on a GPU; nothing on a CPU. Does not count what a graph replays."""
+    """``launches`` and ``syncs`` of one call on a GPU; nothing on a CPU. A graph is one launch."""
     if device.type != "cuda":
         return {}
     synchronize(device)
