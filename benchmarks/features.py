@@ -18,7 +18,7 @@ from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.storage import atomic_path, digest, weights_digest
 
-_ROWS = 4096  # of a float64 product
+_QUERIES, _ROWS = 500, 2048  # of a float64 product
 
 
 def backbone_run(experiment: Experiment) -> ExperimentRun:
@@ -134,18 +134,19 @@ def exact_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, own: Tens
         k: Number of neighbours.
         own: Row to leave out for each query, int64 ``(B,)``.
     """
-    similarities = torch.empty(len(queries), len(bank), dtype=torch.float64)
     lengths = torch.cat([part.double().norm(dim=1) for part in torch.split(bank, _ROWS)])
-    left = queries.double()
-    for start in range(0, len(bank), _ROWS):
-        rows = slice(start, start + _ROWS)
-        sizes = left.norm(dim=1, keepdim=True) * lengths[rows]
-        similarities[:, rows] = torch.where(sizes > 0, left @ bank[rows].double().T / sizes, 0.0)
-    similarities = similarities.round(decimals=12)
-    if own is not None:
-        similarities[torch.arange(len(queries)), own] = -torch.inf
-    nearest = [
-        part.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        for part in torch.split(similarities, 100)
-    ]
-    return count_votes(labels[torch.cat(nearest)], int(labels.max()) + 1)
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        some = slice(start, start + _QUERIES)
+        left = queries[some].double()
+        similarities = torch.empty(len(left), len(bank), dtype=torch.float64)
+        for first in range(0, len(bank), _ROWS):
+            rows = slice(first, first + _ROWS)
+            sizes = left.norm(dim=1, keepdim=True) * lengths[rows]
+            similarities[:, rows] = torch.where(sizes > 0, left @ bank[rows].double().T / sizes, 0.0)
+        similarities = similarities.round_(decimals=12)
+        if own is not None:
+            similarities[torch.arange(len(left)), own[some]] = -torch.inf
+        parts = torch.split(similarities, 100)
+        found += [part.sort(dim=1, descending=True, stable=True).indices[:, :k] for part in parts]
+    return count_votes(labels[torch.cat(found)], int(labels.max()) + 1)
