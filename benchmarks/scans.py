@@ -22,7 +22,7 @@ from lightning_advknn.search.scans.quantize import encode, fastest, lengths, pro
 
 QUERIES, LEAVE_ONE_OUT = ("clean", "bim"), "leave-one-out"
 CASES = (*QUERIES, LEAVE_ONE_OUT)
-_QUERIES, _ROWS = 500, 4096  # chunk sizes
+_QUERIES, _ROWS = 500, 1024  # chunk sizes
 _WARM = 32  # queries before the clock starts
 
 
