@@ -7,11 +7,12 @@ weights without gradients, which they would not set themselves.
 
 A method is ``exact`` if its adversarials equal those of torchattacks to 1e-5 in every pixel; ``differing``
 counts the other images, and ``largest`` is the largest difference. Where a gradient is zero up to rounding,
-its sign is random, and BIM continues from there. Successes show whether that matters: ``success`` is the share
-of the images that the attacked network gets right before and wrong after; ``attacked_acc`` is its accuracy
-after, ``knn_acc`` that of the victim's kNN. ``limit_share`` is relative to the speed of a bare float32 matrix
-product, for the operations of a direct forward and backward pass; faster convolutions can exceed 1. Each
-method and network runs in its own process, whose peak memory includes Python, torch and the data.
+its sign is random, and BIM continues from there. Successes show whether that matters: ``success`` is the
+share of the images that the attacked network gets right before and wrong after; ``attacked_acc`` is its
+accuracy after, ``knn_acc`` that of the victim's kNN. ``limit_share`` is relative to the speed of a bare
+float32 matrix product, for the operations of a direct forward and backward pass; faster convolutions can
+exceed 1. Each method and network runs in its own process, whose peak memory includes Python, torch and the
+data.
 
 Rounds go over all methods, and each measurement is kept in ``runs/benchmarks/attacks`` at once, so that a run
 that was stopped goes on where it was, as in `benchmarks.search`.
@@ -101,7 +102,13 @@ class _Bench:
         )
         self.knn = DkNN.on_banks(network, banks, victim.k)
         self.images, self.labels, _ = run.test.__getitems__(range(n))
-        self.work = {through: _work(run, through, n) for through in run.methods}
+        self.work = {
+            through: n
+            * gradient_operations(
+                run.networks.logits_fn(through).requires_grad_(False), self.images[:1], self.labels[:1]
+            )
+            for through in run.methods
+        }
 
     def measured(self, experiment: Sequence[Any]) -> Iterator[None]:
         """Measure what is missing, each method and network in its own process; stop after each."""
@@ -264,15 +271,13 @@ def _foolbox(logits_fn: nn.Module, settings: AttackSettings) -> Any:
 _PEERS = {"torchattacks": _torchattacks, "foolbox": _foolbox}
 
 
-def _work(run: ExperimentRun, through: str, n: int) -> float:
-    """Floating-point operations of one gradient of n images, without those for weights."""
-    images, labels, _ = run.test.__getitems__([0])
-    logits_fn = run.networks.logits_fn(through).requires_grad_(False)
+def gradient_operations(logits_fn: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Floating-point operations of one gradient of some images, without those for weights."""
     counter = FlopCounterMode(display=False)
     with counter:
         # Not the leaf itself, which the counter's hooks refuse.
         loss_and_gradient(lambda leaf: logits_fn(leaf + 0), images, labels)
-    return float(counter.get_total_flops() * n)
+    return counter.get_total_flops()
 
 
 def _matmul_speed() -> float:

@@ -1,9 +1,9 @@
 """Which library multiplies matrices for a method, and by which kernel.
 
-faiss's wheel carries an OpenBLAS of 2021. Environment variables can force it to a slow kernel, and on processors
-that it does not know it falls back to one by itself: Prescott's, at a fifth of the speed. That would flatter what
-it is compared with. So benchmarks start processes without these variables (`measure.in_child`), faiss gets the
-fastest kernel that its OpenBLAS has, and each row names what was used.
+faiss's wheel carries an OpenBLAS of 2021. Environment variables can force it to a slow kernel, and on
+processors that it does not know it falls back to one by itself: Prescott's, at a fifth of the speed. That
+would flatter what it is compared with. So benchmarks start processes without these variables
+(`measure.in_child`), faiss gets the fastest kernel that its OpenBLAS has, and each row names what was used.
 """
 
 import re
@@ -32,7 +32,7 @@ def used(method: str) -> str:
     from threadpoolctl import threadpool_info  # scikit-learn needs it too
 
     libraries = {
-        f"{_NAMES.get(each['internal_api'], each['internal_api'])} {each['version']} {each.get('architecture')}"
+        f"{_NAMES.get(each['internal_api'], 'BLAS')} {each['version']} {each.get('architecture')}"
         for each in threadpool_info()
         if each["user_api"] == "blas" and f"/{package}" in each["filepath"]
     }
@@ -41,9 +41,10 @@ def used(method: str) -> str:
 
 @cache
 def fastest_for(method: str, threads: int) -> dict[str, str]:
-    """Environment variables by which a method's library uses the fastest kernel that it has on this processor.
+    """Environment variables by which a method's library uses the fastest kernel that it has.
 
-    They are measured, each in its own process. A kernel whose instructions the processor lacks ends its process.
+    They are measured, each in its own process. A kernel whose instructions the processor lacks ends its
+    process.
     """
     if method != "faiss":
         return {}

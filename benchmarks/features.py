@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.layer_files import BANK, KNOWN, load_bank
@@ -18,7 +18,7 @@ from lightning_advknn.functional import count_votes
 from lightning_advknn.models import FeatureNetwork
 from lightning_advknn.storage import atomic_path, digest, weights_digest
 
-_ROWS = 4096  # of a float64 product
+_QUERIES, _ROWS = 500, 2048  # of a float64 product
 
 
 def backbone_run(experiment: Experiment) -> ExperimentRun:
@@ -45,9 +45,10 @@ def prepare(
         layers: Only these; None for all.
 
     Returns:
-        By layer, a folder with the bank, float32 ``(M, D)`` (`layer_files.load_bank`), and what is
-        known of it (`layer_files.load_known`): ``labels``; features ``clean`` and ``bim``, float32; and votes of a float64 brute
-        force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows ``checked``.
+        By layer, a folder with the bank, float32 ``(M, D)`` (`layer_files.load_bank`), and what is known of
+        it (`layer_files.load_known`): ``labels``; features ``clean`` and ``bim``, float32; and votes of a
+        float64 brute force: ``clean_votes``, ``bim_votes``, and leave-one-out ``checked_votes`` of the rows
+        ``checked``.
     """
     network, k = run.networks.backbone(), run.experiment.victim.k
     attack = run.experiment.attacks["bim"]
@@ -55,13 +56,22 @@ def prepare(
     folders = {layer: folder / key / layer for layer in layers or network.layers}
     missing = {layer: path for layer, path in folders.items() if not (path / KNOWN).is_file()}
     if missing:
-        images, labels, _ids = run.test.__getitems__(range(min(queries, len(run.test))))
-        asked = {"clean": images, "bim": perturb(attack.bind(), network, images, labels)}
+        asked = _asked(run, folder / key / "images.safetensors", queries)
         for layer, path in missing.items():
             made = _layer(run, FeatureNetwork(network.network, [layer]).eval(), path, rows, asked, checked, k)
             with atomic_path(path / KNOWN) as temporary:  # last, so that a folder with it is complete
                 save_file(made, temporary)
     return folders
+
+
+def _asked(run: ExperimentRun, path: Path, queries: int) -> dict[str, Tensor]:
+    """Test images, ``clean`` and attacked by ``bim``, kept in a file for layers that are made later."""
+    if not path.is_file():
+        images, labels, _ids = run.test.__getitems__(range(min(queries, len(run.test))))
+        attacked = perturb(run.experiment.attacks["bim"].bind(), run.networks.backbone(), images, labels)
+        with atomic_path(path) as temporary:
+            save_file({"clean": images, "bim": attacked}, temporary)
+    return load_file(path)
 
 
 def _layer(
@@ -124,18 +134,19 @@ def exact_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, own: Tens
         k: Number of neighbours.
         own: Row to leave out for each query, int64 ``(B,)``.
     """
-    similarities = torch.empty(len(queries), len(bank), dtype=torch.float64)
     lengths = torch.cat([part.double().norm(dim=1) for part in torch.split(bank, _ROWS)])
-    left = queries.double()
-    for start in range(0, len(bank), _ROWS):
-        rows = slice(start, start + _ROWS)
-        sizes = left.norm(dim=1, keepdim=True) * lengths[rows]
-        similarities[:, rows] = torch.where(sizes > 0, left @ bank[rows].double().T / sizes, 0.0)
-    similarities = similarities.round(decimals=12)
-    if own is not None:
-        similarities[torch.arange(len(queries)), own] = -torch.inf
-    nearest = [
-        part.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        for part in torch.split(similarities, 100)
-    ]
-    return count_votes(labels[torch.cat(nearest)], int(labels.max()) + 1)
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        some = slice(start, start + _QUERIES)
+        left = queries[some].double()
+        similarities = torch.empty(len(left), len(bank), dtype=torch.float64)
+        for first in range(0, len(bank), _ROWS):
+            rows = slice(first, first + _ROWS)
+            sizes = left.norm(dim=1, keepdim=True) * lengths[rows]
+            similarities[:, rows] = torch.where(sizes > 0, left @ bank[rows].double().T / sizes, 0.0)
+        similarities = similarities.round_(decimals=12)
+        if own is not None:
+            similarities[torch.arange(len(left)), own[some]] = -torch.inf
+        parts = torch.split(similarities, 100)
+        found += [part.sort(dim=1, descending=True, stable=True).indices[:, :k] for part in parts]
+    return count_votes(labels[torch.cat(found)], int(labels.max()) + 1)

@@ -1,8 +1,9 @@
 """What README and documentation say about speed, made from results: python -m benchmarks.headline.
 
-Ratios are to the fastest peer of the same run. Peers of search are all brute force in float32: one that rounding
-costs a vote (``differing``) counts too, because leaving it out would flatter ours. Attacks are compared at equal
-success: ours is the fastest precision under which the network gets no more images right than under the peer's.
+Ratios are to the fastest peer of the same run. Peers of search are all brute force in float32: one that
+rounding costs a vote (``differing``) counts too, because leaving it out would flatter ours. Attacks are
+compared at equal success: ours is the fastest precision under which the network gets no more images right
+than under the peer's.
 """
 
 import csv

@@ -37,7 +37,7 @@ class Kept:
 
 
 def source_digest(*patterns: str) -> str:
-    """A digest of this project's files of these patterns, whose measurements do not go with those of other code."""
+    """A digest of this project's files of these patterns: measurements of other code are apart."""
     root = Path(__file__).resolve().parents[1]
     files = sorted(path for pattern in patterns for path in root.glob(pattern))
     return digest([[path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")] for path in files])

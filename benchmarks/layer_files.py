@@ -11,7 +11,7 @@ BANK, KNOWN = "bank.npy", "known.safetensors"
 
 
 def load_bank(folder: Path, mapped: bool = False) -> Tensor:
-    """A layer's bank, float32 ``(M, D)``; if mapped, its pages are read from the file when they are needed."""
+    """A layer's bank, float32 ``(M, D)``; if mapped, pages are read when they are needed."""
     return torch.from_numpy(np.load(folder / BANK, mmap_mode="c" if mapped else None))
 
 

@@ -22,7 +22,7 @@ from lightning_advknn.search.scans.quantize import encode, fastest, lengths, pro
 
 QUERIES, LEAVE_ONE_OUT = ("clean", "bim"), "leave-one-out"
 CASES = (*QUERIES, LEAVE_ONE_OUT)
-_QUERIES, _ROWS = 500, 4096  # chunk sizes
+_QUERIES, _ROWS = 500, 1024  # chunk sizes
 _WARM = 32  # queries before the clock starts
 
 
@@ -139,8 +139,8 @@ def measure(method: str, folder: str, cases: Sequence[str], k: int, rows: int) -
         rows: Number of leave-one-out queries of other libraries; 0 for all.
 
     Returns:
-        By case, ``seconds`` and ``peak_mib`` so far; on how many queries votes are ``differing`` from the right
-        ones, of how many ``checked``; and ``measured_share`` of the queries. Beside the cases: ``bank``
+        By case, ``seconds`` and ``peak_mib`` so far; on how many queries votes are ``differing`` from the
+        right ones, of how many ``checked``; and ``measured_share`` of the queries. Beside the cases: ``bank``
         (preparing features in memory), the device's fastest ``precision`` and ``blas``.
     """
     known = load_known(Path(folder))

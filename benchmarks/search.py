@@ -8,16 +8,16 @@ the limit can exceed 1.
 
 A method is ``exact`` if its votes equal those of a float64 brute force on every query; ``differing`` counts
 queries with other votes. Leave-one-out votes are compared on some rows (``checked``). Each method and layer
-runs in its own process, whose peak memory includes Python, torch and the features. ``blas`` is what multiplies
-its matrices.
+runs in its own process, whose peak memory includes Python, torch and the features. ``blas`` is what
+multiplies its matrices.
 
 Rounds go over all methods, so that what else the machine does hits all alike; ``min`` and ``max`` are over
-rounds. Each measurement is kept in ``runs/benchmarks/search`` at once, and the results are written anew. A run
-that was stopped goes on where it was, as long as neither the code of search nor the features change, and one
-with other ``--layers``, ``--methods`` or ``--cases`` adds to them. ``--prepare`` only makes the features.
+rounds. Each measurement is kept in ``runs/benchmarks/search`` at once, and the results are written anew. A
+run that was stopped goes on where it was, as long as neither the code of search nor the features change, and
+one with other ``--layers``, ``--methods`` or ``--cases`` adds to them. ``--prepare`` only makes the features.
 
-Two cases are measured only if ``--cases`` names them: ``disk`` and ``memory`` build all banks by `build_banks`
-within 1 GiB, partly on disk, and without a limit, and search them.
+Two cases are measured only if ``--cases`` names them: ``disk`` and ``memory`` build all banks by
+`build_banks` within 1 GiB, partly on disk, and without a limit, and search them.
 """
 
 import argparse

@@ -95,6 +95,20 @@ def test_bim() -> None:
     for name in ("lightning_advknn", "lightning_advknn, no graph", "torchattacks", "torchattacks, one batch"):
         assert found[name]["differing"] == 0  # of torchattacks, an independent implementation
     assert all(record["repeated"] and 0 <= record["success"] <= 1 for record in found.values())
+    by_hand = 2 * TINY.images * TINY.steps  # forward, and back to the images alone
+    # Multiplications and additions of the convolutions and of the linear layer, per image.
+    once = 2 * (14 * 14 * 64 * 64 + 128 * 36 * 64 * 7 * 7 + 128 * 25 * 128 * 3 * 3 + 10 * 1152)
+    assert {record["work"][0][0] for record in found.values()} == {by_hand * once}
+    ceilings_of = {method: record["work"][0][1] for method, record in found.items()}
+    assert ceilings_of["lightning_advknn, no graph"] == "float32"
+    assert ceilings_of["lightning_advknn bfloat16"] == "bfloat16"
+    assert ceilings_of["torchattacks"] == "tf32"
+
+
+def test_launches_and_syncs() -> None:
+    names = ["cudaLaunchKernel", "cuLaunchKernelEx", "cudaLaunchKernelExC", "cudaGraphLaunch"]
+    names += ["cudaStreamSynchronize", "cudaMemcpyAsync", "aten::mm", "cudaDeviceSynchronize"]
+    assert clock.launches_and_syncs(names) == {"launches": 4, "syncs": 1}
 
 
 def test_repeats() -> None:

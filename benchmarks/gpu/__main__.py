@@ -1,15 +1,15 @@
 """All on one GPU, in at most 9 minutes: python -m benchmarks.gpu --root DIR.
 
 Ceilings of the device, exact votes, queries of four layers, scans, BIM, repeated attacks, whole commands, the
-MNIST experiment and the tests that run on a GPU: see `PARTS`. Each runs in its own process with a limit of time,
-and each record is written to ``<output>/gpu.csv`` when it is measured, so a run that is killed leaves what it
-has. What fails or is not done in time is a record with the reason in ``failed``. What a part prints on standard
-error is in ``runs/benchmarks/gpu``.
+MNIST experiment and the tests that run on a GPU: see `PARTS`. Each runs in its own process with a limit of
+time, and each record is written to ``<output>/gpu.csv`` when it is measured, so a run that is killed leaves
+what it has. What fails or is not done in time is a record with the reason in ``failed``. What a part prints
+on standard error is in ``runs/benchmarks/gpu``.
 
 ``launches`` and ``syncs`` are kernels and graphs started, and waits for the GPU, of one call (of BIM: on one
 batch). ``limit_share`` compares with the measured ceiling of the precision. ``rate`` is in 1e12 operations a
-second, of a copy in GB/s. ``peak_mib`` is torch's memory on the GPU. ``repeated`` says whether a second run gave
-the same, bit for bit. Without a GPU this says so and ends with exit code 2.
+second, of a copy in GB/s. ``peak_mib`` is torch's memory on the GPU. ``repeated`` says whether a second run
+gave the same, bit for bit. Without a GPU this says so and ends with exit code 2.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def run_parts(
 
 
 def run_part(part: str, command: Sequence[str], limit: float) -> Iterator[Record]:
-    """Records that a process prints within a limit of time; at last one that says so if it did not end well."""
+    """Records that a process prints within a limit of time; the last says so if it did not end well."""
     log = Path("runs/benchmarks/gpu") / f"{part}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,6 +1,7 @@
 """BIM on all images: each precision, replayed from a CUDA graph or not, beside torchattacks."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.attacks import gradient_operations
 from benchmarks.gpu.clock import Record, counted, guarded, measured
 from benchmarks.gpu.networks import Attacked, attacked
 from benchmarks.gpu.sizes import Sizes
@@ -30,7 +32,11 @@ def measure(device: torch.device, sizes: Sizes, root: str | None) -> Iterator[Re
     case = f"{made.name}: bim eps={_EPS} step_size={_STEP} steps={sizes.steps}, {n} images"
     first: list[Tensor] = []
     for method, run in _ways(made, sizes).items():
-        yield guarded(case, method, partial(_attacked, made, run, sizes, first))
+        # torchattacks takes torch's defaults: TF32 in a GPU's convolutions.
+        ceiling = next(
+            (p for p in PRECISIONS if p in method), "float32" if method.startswith(report.OURS) else "tf32"
+        )
+        yield guarded(case, method, partial(_attacked, made, run, sizes, first, ceiling))
 
 
 def _ways(made: Attacked, sizes: Sizes) -> dict[str, _Attack]:
@@ -65,13 +71,15 @@ def _theirs(made: Attacked, sizes: Sizes, size: int, images: Tensor, labels: Ten
     return torch.cat([attack(*part) for part in parts])
 
 
-def _attacked(made: Attacked, run: _Attack, sizes: Sizes, first: list[Tensor]) -> Record:
+def _attacked(made: Attacked, run: _Attack, sizes: Sizes, first: list[Tensor], ceiling: str) -> Record:
     images, labels = made.images, made.labels
     adversarial = run(images, labels)
     first.append(adversarial)  # float32 comes first
     again, times = measured(lambda: run(images, labels), images.device, 2, warm=False)
     before, after = (predict(made.network, each) == labels for each in (images, adversarial))
     one = images[:GPU_BATCH], labels[:GPU_BATCH]
+    network = deepcopy(made.network).cpu().requires_grad_(False)
+    gradient = gradient_operations(network, images[:1].cpu(), labels[:1].cpu())
     return {
         **times,
         **counted(lambda: run(*one), images.device),
@@ -80,4 +88,5 @@ def _attacked(made: Attacked, run: _Attack, sizes: Sizes, first: list[Tensor]) -
         "checked": len(images),
         "success": ((before & ~after).sum() / before.sum().clamp(min=1)).item(),
         "attacked_acc": after.float().mean().item(),
+        "work": [[gradient * len(images) * sizes.steps, ceiling]],
     }

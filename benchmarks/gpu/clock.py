@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +14,10 @@ T = TypeVar("T")
 Record = dict[str, Any]
 
 _PATIENCE = 5.0  # seconds after which no repeat starts
-# What the CPU calls to start work on a GPU, and to wait for it. Copies to pageable memory wait too.
-_LAUNCH = re.compile(r"cu(da)?(Launch\w*Kernel|LaunchKernel|GraphLaunch)\w*")
-_SYNC = re.compile(r"cu(da)?(Stream|Device|Event|Ctx)Synchronize\w*")
+# What the CPU calls to start work on a GPU, and to wait for it, also at copies to ordinary memory. The
+# profiler itself calls `cudaDeviceSynchronize`.
+_LAUNCH = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)\w*")
+_SYNC = re.compile(r"cu(da)?(Stream|Event)Synchronize\w*")
 
 
 def synchronize(device: torch.device) -> None:
@@ -55,13 +56,18 @@ def measured(
 
 
 def counted(function: Callable[[], Any], device: torch.device) -> Record:
-    """``launches`` and ``syncs`` of one call on a GPU; nothing on a CPU. Does not count what a graph replays."""
+    """``launches`` and ``syncs`` of one call on a GPU; nothing on a CPU. A graph is one launch."""
     if device.type != "cuda":
         return {}
     synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         function()
-    names = [event.name for event in found.events()]
+    return launches_and_syncs(event.name for event in found.events())
+
+
+def launches_and_syncs(names: Iterable[str]) -> Record:
+    """How many of the calls, by name, start work on a GPU and wait for it."""
+    names = list(names)
     return {
         "launches": sum(bool(_LAUNCH.fullmatch(name)) for name in names),
         "syncs": sum(bool(_SYNC.fullmatch(name)) for name in names),

@@ -53,7 +53,7 @@ def scene(width: int, queries: int, device: torch.device, sizes: Sizes) -> Scene
 
 
 def right_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int) -> Tensor:
-    """Votes int64 ``(B, C)`` by brute force in float64, ordered by cosine to 12 decimals, then by bank row."""
+    """Votes int64 ``(B, C)`` by brute force in float64, by cosine to 12 decimals, then by bank row."""
     lengths = torch.linalg.vector_norm(bank, dim=1, dtype=torch.float64)
     found = []
     for part in torch.split(queries.double(), _PART):
