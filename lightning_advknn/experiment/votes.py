@@ -1,4 +1,6 @@
-"""The kNN votes that a surrogate learns from."""
+"""The kNN votes that a surrogate learns from, and the features that it reads."""
+
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,13 +56,23 @@ class ImitatedKNN:
         """Wait for all ranks."""
         self.ranks.barrier(what)
 
+    @cached_property
+    def features(self) -> dict[str, Tensor]:
+        """Features of training and validation images, by split, float32 ``(n, D)``."""
+        self.prepare()
+        bank = self._required()
+        with torch.no_grad(), float32_arithmetic():
+            val = [
+                self.network.features(batch.images.to(bank.labels.device))[self.module.layer]
+                for batch in self.networks.data.loader("val")
+            ]
+        return {"train": bank.features[:], "val": torch.cat(val)}
+
     @torch.no_grad()
     @float32_arithmetic()
     def votes(self, split: str, rows: range) -> Tensor:
         """Votes on some images of a split, int64 ``(n, C)``; leave-one-out for training images."""
-        bank, k = self._bank, self.module.k
-        if bank is None:
-            raise RuntimeError("Internal error: votes were asked of a bank that is not in memory.")
+        bank, k = self._required(), self.module.k
         if split == "train":
             if len(rows) == len(bank):
                 return bank.leave_one_out_votes(k)
@@ -73,3 +85,8 @@ class ImitatedKNN:
                 features = self.network.features(batch.images.to(bank.labels.device))
                 found.append(bank.votes(features[self.module.layer][some], k))
         return torch.cat(found)
+
+    def _required(self) -> MemoryBank:
+        if self._bank is None:
+            raise RuntimeError("Internal error: a bank was asked that is not in memory.")
+        return self._bank

@@ -21,6 +21,7 @@ from lightning_advknn.modules.checks import (
     check_network,
     check_on_data,
     check_precision,
+    log_loss,
 )
 
 
@@ -130,7 +131,7 @@ class BackboneModule(LightningModule):
         """Cross-entropy with the true labels."""
         loss = F.cross_entropy(self(batch.images), batch.labels)
         check_loss(loss)
-        self.log("train/loss", loss)
+        log_loss(self, loss)
         return loss
 
     def validation_step(self, batch: Batch) -> None:
