@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_advknn.experiment.cache import StageCache
@@ -52,10 +51,7 @@ class _Filler:
         """Train what has not been trained: each network on one rank, the votes that surrogates learn from on all."""
         self._train("backbones", self.networks.backbones, lambda name: self.networks.backbone(name))
         surrogates = tuple(self.networks.experiment.surrogates)
-        missing = self._missing("surrogates", surrogates)
-        votes = self._votes_for(missing)
-        for name in missing:
-            self.networks.surrogate_module(name).teach(votes[name])
+        self._teach(self._missing("surrogates", surrogates))
         self._train("surrogates", surrogates, lambda name: self.networks.surrogate(name))
 
     def make(self, what: str, stages: Iterable[Stage], bank: Judges | ImitatedKNN | None = None) -> None:
@@ -130,16 +126,23 @@ class _Filler:
 
         return self.ranks.agree(f"what is missing of {what}", find)
 
-    def _votes_for(self, surrogates: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """What surrogates learn from, by surrogate and split."""
-        found = {}
+    def _teach(self, surrogates: Sequence[str]) -> None:
+        """Give surrogates the votes that they learn from; one process also trains each at once.
+
+        So surrogates of the same kNN, one after the other, share the features of its bank.
+        """
+        known: ImitatedKNN | None = None
         for name in surrogates:
             imitated = ImitatedKNN(self.networks, name, self.ranks)
+            imitated = known = known if known and known.key == imitated.key else imitated
             stages = self.stages.votes(imitated)
             self.make("votes for surrogates", stages.values(), imitated)
             kept = {split: self.cache.read(stage.name, stage.label) for split, stage in stages.items()}
-            found[name] = {split: tensors["votes"] for split, tensors in kept.items()}
-        return found
+            votes = {split: tensors["votes"] for split, tensors in kept.items()}
+            alone = self.ranks.size == 1
+            self.networks.surrogate_module(name).teach(votes, imitated.features if alone else None)
+            if alone:
+                self.networks.surrogate(name)
 
     def _check_shared(self) -> None:
         ranks, folder = self.ranks, self.cache.folder

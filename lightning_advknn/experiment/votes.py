@@ -1,6 +1,7 @@
-"""The kNN votes that a surrogate learns from."""
+"""The kNN votes that a surrogate learns from, and the features that it reads."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,13 +57,20 @@ class ImitatedKNN:
         """Wait for all ranks."""
         self.ranks.barrier(what)
 
+    @cached_property
+    def features(self) -> dict[str, Tensor]:
+        """Features of training and validation images, by split, float32 ``(n, D)``."""
+        self.prepare()
+        rows, layer = range(len(self.networks.data.split("val"))), self.module.layer
+        with torch.no_grad(), float32_arithmetic():
+            val = [part[layer] for part in self._features("val", rows)]
+        return {"train": self._required().features[:], "val": torch.cat(val)}
+
     @torch.no_grad()
     @float32_arithmetic()
     def votes(self, split: str, rows: range) -> Tensor:
         """Votes on some images of a split, int64 ``(n, C)``; leave-one-out for training images."""
-        bank, k = self._bank, self.module.k
-        if bank is None:
-            raise RuntimeError("Internal error: votes were asked of a bank that is not in memory.")
+        bank, k = self._required(), self.module.k
         if split == "train":
             if len(rows) == len(bank):
                 return bank.leave_one_out_votes(k)
@@ -79,3 +87,8 @@ class ImitatedKNN:
             if some.start < some.stop:
                 features = self.network.features(batch.images.to(self.networks.device))
                 yield {layer: each[some] for layer, each in features.items()}
+
+    def _required(self) -> MemoryBank:
+        if self._bank is None:
+            raise RuntimeError("Internal error: a bank was asked that is not in memory.")
+        return self._bank

@@ -21,6 +21,7 @@ from lightning_advknn.modules.checks import (
     check_network,
     check_on_data,
     check_precision,
+    log_loss,
 )
 
 
@@ -133,7 +134,7 @@ class BackboneModule(LightningModule):
         """Cross-entropy with the true labels."""
         loss = F.cross_entropy(self(batch.images), batch.labels)
         self._losses.add(loss)
-        self.log("train/loss", loss)
+        log_loss(self, loss)
         return loss
 
     def on_validation_start(self) -> None:

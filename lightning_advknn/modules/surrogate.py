@@ -17,7 +17,7 @@ from lightning_advknn.functional import float32_arithmetic
 from lightning_advknn.models import DkNNB, Surrogate
 from lightning_advknn.modules.backbone import BackboneModule
 from lightning_advknn.modules.checkpoint import IDENTITY, Identity, check_identity, describe
-from lightning_advknn.modules.checks import LossCheck, check_data, check_on_data, check_precision
+from lightning_advknn.modules.checks import LossCheck, check_data, check_on_data, check_precision, log_loss
 from lightning_advknn.modules.weights import load_weights
 from lightning_advknn.search import (
     APPROXIMATE,
@@ -42,6 +42,10 @@ class _Targets(NamedTuple):
     """Raw features of the layer, float32 ``(n, D)``."""
     votes: Tensor
     """kNN votes, int64 ``(n, C)``; leave-one-out for training images."""
+    distribution: Tensor
+    """p(x) of the votes, float32 ``(n, C)``."""
+    classes: Tensor
+    """The kNN's predictions, int64 ``(n,)``."""
 
 
 class SurrogateModule(LightningModule):
@@ -136,7 +140,8 @@ class SurrogateModule(LightningModule):
         )
         self._bank: MemoryBank | None = None
         self._targets: dict[str, _Targets] = {}
-        self._given: dict[str, Tensor] = {}
+        self._votes_given: dict[str, Tensor] = {}
+        self._features_given: dict[str, Tensor] = {}
         self._recall: dict[str, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -195,13 +200,15 @@ class SurrogateModule(LightningModule):
         backbone = BackboneModule(network, [self.layer], self.image_shape, self.num_classes)
         load_weights(backbone, self.backbone_checkpoint, backbone.identity(data_name))
 
-    def teach(self, votes: Mapping[str, Tensor]) -> None:
+    def teach(self, votes: Mapping[str, Tensor], features: Mapping[str, Tensor] | None = None) -> None:
         """Learn from votes that are known already, instead of searching for neighbours.
 
         Args:
             votes: By split, int64 ``(n, C)`` in order of the split's images; leave-one-out for training images.
+            features: Raw features of the layer that are known too, by split, float32 ``(n, D)``; kept until the
+                next training ends.
         """
-        self._given = dict(votes)
+        self._votes_given, self._features_given = dict(votes), dict(features or {})
 
     def on_fit_start(self) -> None:
         """Compute the votes that the surrogate imitates."""
@@ -211,7 +218,7 @@ class SurrogateModule(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Free the features, which can be gigabytes."""
-        self._bank, self._targets = None, {}
+        self._bank, self._targets, self._features_given = None, {}, {}
 
     def on_validation_start(self) -> None:
         """Compute the validation images' votes, unless a fit has; judge no surrogate whose training has failed."""
@@ -233,10 +240,9 @@ class SurrogateModule(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """Eq. (16) on the leave-one-out votes; the mean over the batch instead of the paper's sum."""
-        logits, votes = self._imitate("train", batch)
-        loss = self._loss(logits, votes).mean()
+        loss = self._loss(*self._imitate("train", batch)).mean()
         self._losses.add(loss)
-        self.log("train/loss", loss)
+        log_loss(self, loss)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -257,12 +263,12 @@ class SurrogateModule(LightningModule):
 
     @float32_arithmetic()  # as it is attacked, also where training is mixed with shorter numbers
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        logits, votes = self._imitate(stage, batch)
+        logits, distribution, classes = self._imitate(stage, batch)
         predicted = logits.argmax(1)
         values = {
-            "loss": self._loss(logits, votes),
-            "kl": functional.consistency_loss(logits, functional.vote_distribution(votes)),
-            "agreement": (predicted == functional.knn_prediction(votes)).float(),
+            "loss": self._loss(logits, distribution, classes),
+            "kl": functional.consistency_loss(logits, distribution),
+            "agreement": (predicted == classes).float(),
             "acc": (predicted == batch.labels).float(),
         }
         scores = cast(MetricCollection, self.scores[f"{stage}_scores"])
@@ -272,19 +278,15 @@ class SurrogateModule(LightningModule):
         if stage in self._recall:
             self.log(f"{stage}/recall", self._recall[stage], batch_size=len(batch.labels))
 
-    def _loss(self, logits: Tensor, votes: Tensor) -> Tensor:
-        return functional.surrogate_loss(
-            logits,
-            functional.vote_distribution(votes),
-            functional.knn_prediction(votes),
-            self.cls_weight,
-            self.cl_weight,
-        )
+    def _loss(self, logits: Tensor, distribution: Tensor, classes: Tensor) -> Tensor:
+        return functional.surrogate_loss(logits, distribution, classes, self.cls_weight, self.cl_weight)
 
-    def _imitate(self, split: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _imitate(self, split: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``(B, C)``, and the kNN's distribution and classes that they should give."""
         targets = self._targets[split]
         rows = torch.searchsorted(targets.ids, batch.ids)
-        return self.surrogate.dknnb(targets.features[rows]), targets.votes[rows]
+        logits = self.surrogate.dknnb(targets.features[rows])
+        return logits, targets.distribution[rows], targets.classes[rows]
 
     def _prepare(self, split: str) -> None:
         if split in self._targets:
@@ -292,15 +294,26 @@ class SurrogateModule(LightningModule):
         data = data_of(self.trainer)
         # Tensors made in inference mode could not be trained on later.
         with torch.inference_mode(False), torch.no_grad():
-            if self._bank is None:
-                self._bank = self._extract(data, "train")
-            own = self._bank if split == "train" else self._extract(data, split)
-            votes = (
-                self._given[split].to(self.device) if split in self._given else self._votes(self._bank, own)
+            features, votes = (
+                given[split].to(self.device) if split in given else None
+                for given in (self._features_given, self._votes_given)
             )
-            self._targets[split] = _Targets(own.ids, own.features[:], votes)
-            if self.backend in APPROXIMATE and own is not self._bank and split not in self._given:
+            if features is None or votes is None:
+                features, votes = self._compute(split, data, votes)
+            ids = data.split(split).ids.to(self.device)
+            distribution, classes = functional.vote_distribution(votes), functional.knn_prediction(votes)
+            self._targets[split] = _Targets(ids, features, votes, distribution, classes)
+
+    def _compute(self, split: str, data: ImageDataModule, votes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features ``(n, D)`` of a split, and its votes ``(n, C)`` unless they are known."""
+        if self._bank is None:
+            self._bank = self._extract(data, "train")
+        own = self._bank if split == "train" else self._extract(data, split)
+        if votes is None:
+            votes = self._votes(self._bank, own)
+            if self.backend in APPROXIMATE and own is not self._bank:
                 self._recall[split] = recall(self._bank, own.features[:RECALL_QUERIES], self.k).mean().item()
+        return own.features[:], votes
 
     def _extract(self, data: ImageDataModule, split: str) -> MemoryBank:
         # Only training images are searched in.

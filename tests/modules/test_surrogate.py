@@ -1,5 +1,6 @@
 """The surrogate's targets against a float64 brute force, its losses against torch's own, and cached votes."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -126,9 +128,11 @@ class Learned(Callback):
 
     def __init__(self) -> None:
         self.votes: dict[str, Tensor] = {}
+        self.features: dict[str, Tensor] = {}
 
     def _look(self, trainer: Trainer, module: Any) -> None:
         self.votes |= {split: targets.votes.cpu() for split, targets in module._targets.items()}
+        self.features |= {split: targets.features.cpu() for split, targets in module._targets.items()}
 
     on_train_epoch_end = on_validation_epoch_end = on_test_epoch_end = _look
 
@@ -362,11 +366,58 @@ def test_taught_votes_are_learned_instead_of_a_search(
     assert searched_again == 0
     assert torch.equal(first[0], second[0])
     assert logged == logged_again
-    # What is taught is what is learned: other votes, another head.
+    # What is taught is what is learned: other votes or features, another head.
     module = make_surrogate()
     module.teach({split: each.flip(1) for split, each in votes.items()})
     make_trainer().fit(module, datamodule=small_data())
     assert not torch.equal(head(module)[0], first[0])
+
+
+def test_known_features_are_read_instead_of_images(
+    make_surrogate: MakeSurrogate, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(votes: dict[str, Tensor], features: dict[str, Tensor]) -> tuple[SurrogateModule, Learned]:
+        module, learned = make_surrogate(), Learned()
+        module.teach(votes, features)
+        seed_everything(0, verbose=False)
+        make_trainer(callbacks=[learned]).fit(module, datamodule=small_data())
+        return module, learned
+
+    first, known = trained({}, {})
+    monkeypatch.setattr("lightning_advknn.modules.surrogate.build_banks", None)
+    again, _ = trained(known.votes, known.features)
+    assert torch.equal(head(first)[0], head(again)[0])
+    other, _ = trained(known.votes, {split: each.flip(1) for split, each in known.features.items()})
+    assert not torch.equal(head(first)[0], head(other)[0])
+    assert not other._features_given  # freed with the training
+
+
+@pytest.mark.parametrize(("accumulated", "shown"), [(1, [2, 5, 8]), (2, [5])])
+def test_losses_shown_are_those_of_their_steps(
+    make_surrogate: MakeSurrogate,
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    accumulated: int,
+    shown: list[int],
+) -> None:
+    losses: list[float] = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            losses.append(outputs["loss"].item() * accumulated)
+
+    trainer = make_trainer(
+        callbacks=[Losses()],
+        logger=CSVLogger(tmp_path, name="log"),
+        log_every_n_steps=3,
+        accumulate_grad_batches=accumulated,
+    )
+    trainer.fit(make_surrogate(), datamodule=small_data(batch_size=15))  # of 150 images
+    (file,) = tmp_path.rglob("metrics.csv")
+    with file.open() as lines:
+        rows = [float(row["train/loss"]) for row in csv.DictReader(lines) if row["train/loss"]]
+    assert rows == pytest.approx([losses[number] for number in shown])
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(losses[-1])
 
 
 def test_an_approximate_knn_is_imitated_and_its_recall_logged(
