@@ -11,7 +11,7 @@ import pytest
 from tests.pretend_cuda.guard import obstacle
 
 OPTIONS = "--import-mode=importlib --strict-markers"  # no doctests, and one process
-LEAST = 1300  # tests
+LEAST = 1000  # tests
 
 OBSTACLE = obstacle()
 

@@ -91,9 +91,10 @@ def direct(path, network, images, labels, seed):
         return getattr(foolbox.attacks, path.split(".")[-1])(**settings)(model, images, labels, epsilons=eps)[
             1
         ]
-    classifier = PyTorchClassifier(
-        network, nn.CrossEntropyLoss(), input_shape=(2, 11, 11), nb_classes=5, clip_values=(0, 1)
-    )
+    with _on(images.device):  # where ART computes
+        classifier = PyTorchClassifier(
+            network, nn.CrossEntropyLoss(), input_shape=(2, 11, 11), nb_classes=5, clip_values=(0, 1)
+        )
     theirs = ProjectedGradientDescent(classifier, **settings, verbose=False)
     return torch.from_numpy(theirs.generate(images.cpu().numpy(), labels.cpu().numpy())).to(images.device)
 
@@ -206,7 +207,8 @@ def test_libraries_compute_on_the_gpu_of_the_images(device, path, monkeypatch):
     @contextmanager
     def on(device):
         current.append(device)
-        yield
+        with _on(device):
+            yield
         current.pop()
 
     monkeypatch.setattr("lightning_advknn.attacks.libraries._on", on)

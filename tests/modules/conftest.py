@@ -13,6 +13,8 @@ from torch import nn
 from lightning_advknn.data import Digits
 from lightning_advknn.modules import BackboneModule
 
+CPU = torch.device("cpu")
+
 
 class SmallNet(nn.Sequential):
     """A convolution with batch norm, dropout and a linear layer, for 1x28x28 images."""
@@ -38,11 +40,12 @@ def small_net() -> type[SmallNet]:
 
 @pytest.fixture(scope="session")
 def make_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
-    """Make a trainer of one epoch that writes nothing, by default."""
+    """Make a trainer of one epoch, on the CPU, that writes nothing, by default."""
 
-    def make(**options: Any) -> Trainer:
+    def make(device: torch.device = CPU, **options: Any) -> Trainer:
         quiet = {
-            "accelerator": "cpu",
+            "accelerator": device.type,
+            "devices": [device.index or 0] if device.type == "cuda" else 1,
             "max_epochs": 1,
             "logger": False,
             "enable_checkpointing": False,

@@ -153,7 +153,7 @@ def test_targets_equal_a_brute_force_without_the_own_image(
     metric: str,
 ) -> None:
     module, learned = make_surrogate(metric=metric), Learned()
-    trainer = make_trainer(accelerator=device.type, callbacks=[learned])
+    trainer = make_trainer(device, callbacks=[learned])
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
 
@@ -245,7 +245,7 @@ def test_only_dknnb_changes_in_training(
 ) -> None:
     module = make_surrogate(learning_rate=0.01)
     weight, bias = head(module)
-    trainer = make_trainer(max_epochs=2, accelerator=device.type)
+    trainer = make_trainer(device, max_epochs=2)
     trainer.fit(module, datamodule=small_data())
 
     trained = torch.load(backbone_checkpoint, weights_only=True)["state_dict"]

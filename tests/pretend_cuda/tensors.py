@@ -133,6 +133,8 @@ class CudaTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if _traits(func).composite:
+            return func.decompose(*args, **(kwargs or {}))
         return _run(func, args, kwargs or {})
 
 
@@ -158,6 +160,9 @@ class PretendMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if _traits(func).composite:
+            with self:
+                return func.decompose(*args, **kwargs)
         if CudaTensor in types or _is_cuda(kwargs.get("device")):
             return _run(func, args, kwargs)
         return func(*args, **kwargs)
@@ -177,13 +182,15 @@ class _Traits:
     is_view: bool
     aliases: bool  # whether a result is, or shares memory with, an argument
     draws: bool
+    composite: bool  # made of others, into which torch takes it apart, though not in inference mode
 
 
 @cache
 def _traits(func):
     name = func._schema.name.split("::")[-1]
     aliases = (func.is_view or func._schema.is_mutable) and name not in ("_to_copy", "set_")
-    return _Traits(name, func.is_view, aliases, torch.Tag.nondeterministic_seeded in func.tags)
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return _Traits(name, func.is_view, aliases, torch.Tag.nondeterministic_seeded in func.tags, composite)
 
 
 def _each(function, value):
