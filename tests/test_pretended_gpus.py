@@ -18,6 +18,7 @@ OBSTACLE = obstacle()
 
 @pytest.mark.skipif(OBSTACLE is not None, reason=f"no GPUs are pretended: {OBSTACLE}")
 @pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.timeout(1200)
 def test_pretended_gpus(gpus, tmp_path):
     arguments = ["-p", "tests.pretend_cuda.plugin", "-p", "no:cacheprovider", "-n", "0", "-q", "--tb=short"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -31,7 +32,7 @@ def test_pretended_gpus(gpus, tmp_path):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=False,
-                timeout=570,
+                timeout=1150,
             )
     finally:
         sys.stdout.write(log.read_text())

@@ -228,7 +228,10 @@ def _run(func, args, kwargs):
         return out
     if traits.name == "copy_" and not _is_gpu(args[0]):
         return args[0]
-    wrapped = _each(lambda each: each if _is_gpu(each) else CudaTensor(each, result), out)
+    # Views of ordinary tensors are ordinary ones in inference mode, too.
+    ordinary = traits.is_view and torch.is_inference_mode_enabled() and not args[0].is_inference()
+    with torch.inference_mode(False) if ordinary else nullcontext():
+        wrapped = _each(lambda each: each if _is_gpu(each) else CudaTensor(each, result), out)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if traits.aliases else wrapped
 
 

@@ -87,6 +87,15 @@ def test_generators_are_not_the_cpus():
     assert len({each.tolist()[0] for each in (first, again, own)}) == 3
 
 
+def test_inference_mode():
+    ordinary = on_gpu(3)
+    with torch.inference_mode():
+        moved = torch.arange(3).to(DEVICE)
+        assert moved.device == moved[1:].device == (moved + ordinary).device == DEVICE
+        assert moved.is_inference()
+        assert not ordinary[1:].is_inference()
+
+
 def test_other_threads_have_gpus_too():
     made = []
     thread = threading.Thread(target=lambda: made.append(torch.zeros(2).to(DEVICE) + 1))
