@@ -83,9 +83,9 @@ def encode(rows: Matrix, norms: Tensor, precision: ScanPrecision) -> Codes:
         block = slice(start, start + at_once)
         part = encoded(block)
         if isinstance(values, Tensor):
-            values[block] = part.values
+            values[block] = part.values[:]
         else:
-            values.append(part.values)
+            values.append(part.values[:])
         about[:, block] = torch.stack([part.scale, part.zero, part.sums, part.residual])
     return Codes(precision, width, values, *about)
 
@@ -118,7 +118,8 @@ def lengths(rows: Matrix) -> Tensor:
     # In blocks, as torch converts a whole argument to float64.
     at_once = max(1, _elements(rows.device) // max(1, rows.shape[1]))
     if len(rows) <= at_once:
-        return torch.linalg.vector_norm(rows[:], dim=1, dtype=torch.float64)
+        whole: Tensor = torch.linalg.vector_norm(rows[:], dim=1, dtype=torch.float64)
+        return whole
     found = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), at_once):
         block = slice(start, start + at_once)
