@@ -348,7 +348,7 @@ class DkNN(Frozen):
                 not a class, a feature is not finite, or there are no images.
         """
         device = self.calibration_votes.device
-        known = []
+        known: list[Tensor] = []
 
         def features() -> Iterator[dict[str, Tensor]]:
             for batch in tqdm(as_batches(images, labels), desc="calibration", disable=None, leave=False):

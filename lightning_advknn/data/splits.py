@@ -78,15 +78,15 @@ class ImageSplit(Dataset[Batch]):
 
         The batches are the same bit for bit, but on the GPU. They are copied there once, not in every epoch.
         """
-        if device.type != "cuda" or not isinstance(self.images, Tensor):
+        images = self.images
+        if device.type != "cuda" or not isinstance(images, Tensor):
             return self
-        if self.images.nbytes > torch.cuda.get_device_properties(device).total_memory // _SHARE:
+        if images.nbytes > torch.cuda.get_device_properties(device).total_memory // _SHARE:
             return self
         if device not in self._on:
             there = self._on[device] = copy(self)
-            there.images, there.labels, there.ids = (
-                part.to(device) for part in (self.images, self.labels, self.ids)
-            )
+            there.images = images.to(device)
+            there.labels, there.ids = self.labels.to(device), self.ids.to(device)
         return self._on[device]
 
     def select(self, indices: Tensor) -> "ImageSplit":

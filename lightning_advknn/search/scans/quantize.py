@@ -117,10 +117,9 @@ def lengths(rows: Matrix) -> Tensor:
     """Euclidean norms of float32 ``(n, D)``, float64 ``(n,)``."""
     # In blocks, as torch converts a whole argument to float64.
     at_once = max(1, _elements(rows.device) // max(1, rows.shape[1]))
-    found: Tensor
     if len(rows) <= at_once:
-        found = torch.linalg.vector_norm(rows[:], dim=1, dtype=torch.float64)
-        return found
+        whole: Tensor = torch.linalg.vector_norm(rows[:], dim=1, dtype=torch.float64)
+        return whole
     found = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), at_once):
         block = slice(start, start + at_once)
