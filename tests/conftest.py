@@ -28,6 +28,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker ends with one while the other has nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_pretended_gpus.py")
+
+
 def _devices() -> list[str]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count > 1:  # what is made on the first one by mistake is found
