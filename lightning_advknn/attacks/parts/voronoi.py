@@ -49,7 +49,7 @@ class Minimum(NamedTuple):
     """Row of the cell, int64 ``(B,)``; -1 if all rows have the own class."""
 
 
-class _Limits(NamedTuple):
+class _Range(NamedTuple):
     """Of a perturbation, ``(D,)`` or one for all."""
 
     lowest: Tensor | float
@@ -111,9 +111,9 @@ def exact_minimum(
         if not len(own.features):
             norms[i], cells[i] = 0, wrong_rows[others.distances.argmin()]
             continue
-        limits = _Limits(-torch.inf, torch.inf)
+        limits = _Range(-torch.inf, torch.inf)
         if pixels is not None:
-            limits = _Limits(-pixels[i].double(), 1 - pixels[i].double())
+            limits = _Range(-pixels[i].double(), 1 - pixels[i].double())
         bounds, order = _bounds(own, others, sizes, 1)
         for start in range(0, len(order), _CELLS):
             if bounds[start] >= norms[i]:
@@ -222,7 +222,7 @@ def _bisectors(own: _Side, others: _Side, scale: Tensor) -> tuple[Tensor, Tensor
 
 
 def _enter_cells(
-    own: _Side, cells: _Side, scale: Tensor, limits: _Limits, most: Tensor
+    own: _Side, cells: _Side, scale: Tensor, limits: _Range, most: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Find norms ``(P,)`` and perturbations ``(P, D)`` that lead into the cells of P other rows.
 
@@ -251,7 +251,7 @@ def _enter_cells(
 
 
 def _solve_dual(
-    units: Tensor, missing: Tensor, duals: Tensor, limits: _Limits
+    units: Tensor, missing: Tensor, duals: Tensor, limits: _Range
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maximise the duals of P programs by projected Newton steps.
 
@@ -294,7 +294,7 @@ def _solve_dual(
     return duals, steps, values
 
 
-def _dual_values(units: Tensor, missing: Tensor, duals: Tensor, limits: _Limits) -> tuple[Tensor, Tensor]:
+def _dual_values(units: Tensor, missing: Tensor, duals: Tensor, limits: _Range) -> tuple[Tensor, Tensor]:
     """Points ``(..., P, D)`` and dual values ``(..., P)`` of multipliers ``(..., P, w)``."""
     pull = -(duals[..., None, :] @ units).squeeze(-2)
     steps = limits.clip(pull)
