@@ -165,6 +165,8 @@ class PretendMode(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         if CudaTensor in types or _is_cuda(kwargs.get("device")):
             return _run(func, args, kwargs)
+        if kwargs.get("pin_memory"):  # which a driver would do
+            kwargs = {**kwargs, "pin_memory": False}
         return func(*args, **kwargs)
 
 

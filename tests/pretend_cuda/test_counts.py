@@ -21,8 +21,9 @@ DEVICE = torch.device("cuda", devices.count - 1)
 
 BIM_STEP = {"float32": 27, "tf32": 28, "bfloat16": 34}  # launches
 BIM_SYNCS = 4  # of a call; its steps have none
-QUERY = {"launches": 790, "syncs": 32}  # of a batch in four layers
-MINIMUM_NORM_STEP = {"launches": 890, "syncs": 8}
+# Syncs are looks at a few numbers, most of which are copied to the host for it.
+QUERY = {"launches": 640, "syncs": 18, "downloads": 6}  # of a batch in four layers
+MINIMUM_NORM_STEP = {"launches": 770, "syncs": 4, "downloads": 4}
 
 
 def counts(function, *arguments, **settings):
@@ -91,7 +92,8 @@ def test_a_query(victim, batch):
     found = counts(victim.predict, batch[0])
     assert found["launches"] <= QUERY["launches"]
     assert found["syncs"] <= QUERY["syncs"]
-    assert found["uploads"] == found["downloads"] == 0
+    assert found["downloads"] <= QUERY["downloads"]
+    assert found["uploads"] == 0
 
 
 def test_a_minimum_norm_step(network, victim, batch):
@@ -101,4 +103,5 @@ def test_a_minimum_norm_step(network, victim, batch):
     step = growth(advknn.minimum_norm, 1, 3, victim, images, labels, **settings)
     assert step["launches"] <= MINIMUM_NORM_STEP["launches"]
     assert step["syncs"] <= MINIMUM_NORM_STEP["syncs"]
-    assert step["uploads"] == step["downloads"] == 0
+    assert step["downloads"] <= MINIMUM_NORM_STEP["downloads"]
+    assert step["uploads"] == 0

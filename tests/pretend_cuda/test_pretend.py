@@ -40,7 +40,8 @@ def test_tensors_say_where_they_are():
         assert made.is_cuda
         assert (made + 1).device == made.relu().device == DEVICE
         assert made.cpu().device == torch.device("cpu")
-    assert torch.zeros(2, device="cuda").device == torch.device("cuda", 0)
+    with torch.cuda.device(0):
+        assert torch.zeros(2, device="cuda").device == torch.device("cuda", 0)
     with pytest.raises(RuntimeError, match="invalid device ordinal"):
         torch.zeros(2, device=f"cuda:{devices.count}")
 
