@@ -11,7 +11,7 @@ import pytest
 from tests.pretend_cuda.guard import obstacle
 
 OPTIONS = "--import-mode=importlib --strict-markers"  # no doctests, and one process
-LEAST = 1000  # tests
+LEAST = {1: 900, 2: 1100}  # tests by GPUs
 
 OBSTACLE = obstacle()
 
@@ -38,4 +38,4 @@ def test_pretended_gpus(gpus, tmp_path):
         sys.stdout.write(log.read_text())
     assert result.returncode == 0, "the output says why"
     (passed,) = re.findall(r"^(\d+) passed", log.read_text(), re.MULTILINE)
-    assert int(passed) >= LEAST
+    assert int(passed) >= LEAST[gpus]
