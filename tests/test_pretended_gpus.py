@@ -11,7 +11,7 @@ import pytest
 from tests.pretend_cuda.guard import obstacle
 
 OPTIONS = "--import-mode=importlib --strict-markers"  # no doctests, and one process
-LEAST = {1: 900, 2: 600}  # tests by GPUs
+LEAST = {1: 350, 2: 600}  # tests by GPUs
 
 OBSTACLE = obstacle()
 

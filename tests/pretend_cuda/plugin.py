@@ -43,27 +43,26 @@ UNSEEN = {
 ON_TWO = "tests/attacks/test_"
 """Tests that are run on two GPUs alone, as they take long: what is wrong on one is also wrong on the second of two."""
 
-MOST_ON_TWO = 4
-"""Sets of parameters with which any other test is run on two: more have other numbers, but hardly other operators."""
+MOST = 4
+"""Sets of parameters with which any other test is run: more have other numbers, but hardly other operators."""
 
 
 def pytest_collection_modifyitems(config, items):
     left_out = [*UNSEEN, *([ON_TWO] if devices.count == 1 else [])]
     kept = [item for item in items if _is_of_gpus(item) and not any(_is(name, item) for name in left_out)]
-    if devices.count > 1:
-        kept = list(_few_of_each(kept))
+    kept = list(_few_of_each(kept))
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
 
 def _few_of_each(items):
-    """At most `MOST_ON_TWO` of each test, equally far apart; all of the attacks and of pretended GPUs themselves."""
+    """At most `MOST` of each test, equally far apart; all of the attacks and of pretended GPUs themselves."""
     tests = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for test, sets in tests.items():
         whole = test.startswith((ON_TWO, "tests/pretend_cuda/"))
-        yield from sets if whole else sets[:: -(-len(sets) // MOST_ON_TWO)]
+        yield from sets if whole else sets[:: -(-len(sets) // MOST)]
 
 
 def _is_of_gpus(item):
