@@ -8,12 +8,12 @@ than under the peer's.
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import report
+from lightning_advknn.reports.render.page import with_marked
 from lightning_advknn.storage import atomic_path
 
 _RESULTS = "results/benchmarks"
@@ -39,26 +39,9 @@ def main(repository: Path = Path()) -> None:
     """Rewrite what stands between the markers of both pages."""
     for page, make in PAGES.items():
         path = repository / page
-        text = with_speed(path.read_text(encoding="utf-8"), make(repository / _RESULTS))
+        text = with_marked(path.read_text(encoding="utf-8"), "speed", make(repository / _RESULTS))
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def with_speed(page: str, text: str) -> str:
-    """A page with a text between its markers ``<!-- speed -->`` and ``<!-- /speed -->``.
-
-    Raises:
-        ValueError: If it has no markers.
-    """
-    found, replaced = re.subn(
-        "<!-- speed -->.*<!-- /speed -->",
-        lambda _: f"<!-- speed -->\n{text}<!-- /speed -->",
-        page,
-        flags=re.DOTALL,
-    )
-    if not replaced:
-        raise ValueError("Expected the markers `<!-- speed -->` and `<!-- /speed -->`, but there are none.")
-    return found
 
 
 def headline(results: Path) -> str:

@@ -22,10 +22,8 @@ from lightning_advknn.search.sharded import search_each, votes_of_each
 
 _T = TypeVar("_T")
 
-_BATCH = {
-    "cpu": 500,
-    "cuda": 1000,
-}  # images a forward pass, a whole piece of an attack; no result depends on it
+# Images a forward pass, on a GPU a whole piece of an attack; no result depends on it.
+_BATCH = {"cpu": 500, "cuda": 1000}
 _CALIBRATION = 75  # images of each class that calibrate, as in the paper
 
 

@@ -12,6 +12,7 @@ from benchmarks import attacks, blas, headline, large, measure, pipeline, report
 from benchmarks.kept import Kept
 from lightning_advknn.experiment.training import fit, instantiate
 from lightning_advknn.modules import BackboneModule
+from lightning_advknn.reports.render.page import with_marked
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["device", "case", "method", "seconds", "peak_mib", "exact"]
@@ -255,7 +256,7 @@ def test_attacks_are_compared_at_equal_success():
 def test_pages_have_what_results_have(page):
     text = (ROOT / page).read_text()
     made = headline.PAGES[page](ROOT / "results" / "benchmarks")
-    assert headline.with_speed(text, made) == text, "run `python -m benchmarks.headline`"
+    assert with_marked(text, "speed", made) == text, "run `python -m benchmarks.headline`"
     assert "times** as fast" in text or page != "README.md"
     with pytest.raises(ValueError, match="markers"):
-        headline.with_speed("nothing", made)
+        with_marked("nothing", "speed", made)

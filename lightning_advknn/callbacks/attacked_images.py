@@ -30,10 +30,8 @@ from lightning_advknn.models import kept_modes
 from lightning_advknn.modules import SurrogateModule
 
 _SEED = 0  # of random attacks
-_GPU_BATCHES = (
-    64,
-    256,
-)  # sizes that few images are filled up to on a GPU; an attack has the same in all epochs
+# Sizes that few images are filled up to on a GPU; an attack has the same in all epochs.
+_GPU_BATCHES = (64, 256)
 
 
 @dataclass(frozen=True)

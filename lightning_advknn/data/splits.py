@@ -58,7 +58,6 @@ class ImageSplit(Dataset[Batch]):
 
     def __init__(self, images: Tensor | ImageFiles, labels: Tensor, ids: Tensor) -> None:
         self.images, self.labels, self.ids = images, labels, ids
-
         self._on: dict[torch.device, ImageSplit] = {}
 
     def __len__(self) -> int:

@@ -134,13 +134,14 @@ class _Filler:
         known: ImitatedKNN | None = None
         for name in surrogates:
             imitated = ImitatedKNN(self.networks, name, self.ranks)
-            imitated = known = known if known and known.key == imitated.key else imitated
-            stages = self.stages.votes(imitated)
-            self.make("votes for surrogates", stages.values(), imitated)
+            if known is None or known.key != imitated.key:
+                known = imitated
+            stages = self.stages.votes(known)
+            self.make("votes for surrogates", stages.values(), known)
             kept = {split: self.cache.read(stage.name, stage.label) for split, stage in stages.items()}
             votes = {split: tensors["votes"] for split, tensors in kept.items()}
             alone = self.ranks.size == 1
-            self.networks.surrogate_module(name).teach(votes, imitated.features if alone else None)
+            self.networks.surrogate_module(name).teach(votes, known.features if alone else None)
             if alone:
                 self.networks.surrogate(name)
 

@@ -114,15 +114,13 @@ class Exchange:
         """Broadcast queries and ids from a rank; on the others they are filled in."""
         columns = [request.queries for request in requests.values()]
         ids = [request.own_ids for request in requests.values() if request.own_ids is not None]
-        for tensors in (columns, ids):
-            if tensors:
-                message = torch.cat([each.flatten() for each in tensors])
-                dist.broadcast(message, source)
-                if source != dist.get_rank():
-                    for into, sent in zip(
-                        tensors, _unpacked(message, [each.shape for each in tensors]), strict=True
-                    ):
-                        into.copy_(sent)
+        for tensors in filter(None, (columns, ids)):
+            message = torch.cat([each.flatten() for each in tensors])
+            dist.broadcast(message, source)
+            if source != dist.get_rank():
+                sent = _unpacked(message, [each.shape for each in tensors])
+                for into, values in zip(tensors, sent, strict=True):
+                    into.copy_(values)
 
 
 class ShardedBank(nn.Module):

@@ -25,16 +25,9 @@ _CELLS = 8  # programs solved at once
 _MORE = 8  # constraints added to a program at once
 _TOLERANCE = 1e-9  # of constraints, in pixel units
 _NEWTON = 100  # most steps on a dual before constraints are added
-_DAMPING = (
-    1e-12,
-    1e-9,
-    1e-6,
-    1e-4,
-    1e-2,
-    1.0,
-    1e2,
-)  # tried on the diagonal of second derivatives, which is at most 1
-_LENGTHS = (1.0, 0.5, 0.25)  # of a step that are tried
+# Tried in each step: numbers added to the diagonal of second derivatives, which is at most 1, and lengths.
+_DAMPING = (1e-12, 1e-9, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
+_LENGTHS = (1.0, 0.5, 0.25)
 _SAME = 1e-5  # rows are copies if their distance is below this share of their lengths
 
 
@@ -50,7 +43,7 @@ class Minimum(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """Of a perturbation, ``(D,)`` or one for all."""
+    """Lowest and highest values of a perturbation, float64 ``(D,)``, or one for all."""
 
     lowest: Tensor | float
     highest: Tensor | float

@@ -1,6 +1,5 @@
 """Result tables of the README, made from `results/`: python -m lightning_advknn.reports.paper.readme."""
 
-import re
 from pathlib import Path
 
 from lightning_advknn.reports.leaderboards.board import NAME, read_board
@@ -8,7 +7,7 @@ from lightning_advknn.reports.leaderboards.page import brief_tables
 from lightning_advknn.reports.paper.tables import attacked_table, clean_table
 from lightning_advknn.reports.records.over_seeds import Planned, Results, load
 from lightning_advknn.reports.records.summaries import which_images
-from lightning_advknn.reports.render.page import captioned
+from lightning_advknn.reports.render.page import captioned, with_marked
 from lightning_advknn.storage import atomic_path
 
 _DATA = ("mnist", "fashion_mnist", "gtsrb", "svhn")
@@ -37,17 +36,7 @@ def _with_tables(readme: str, results: Path) -> str:
     tables = "\n".join(_data_set(found) + _leaderboard(found.folder) for found in load(plan, results))
     if (results / _REPORT).is_file():
         tables = f"All tables and figures: [report]({results.name}/{_REPORT}).\n\n{tables}"
-    text, replaced = re.subn(
-        "<!-- results -->.*<!-- /results -->",
-        lambda _: f"<!-- results -->\n{tables}<!-- /results -->",
-        readme,
-        flags=re.DOTALL,
-    )
-    if not replaced:
-        raise ValueError(
-            "Expected the markers `<!-- results -->` and `<!-- /results -->`, but the README has none."
-        )
-    return text
+    return with_marked(readme, "results", tables)
 
 
 def _command(data: str) -> str:

@@ -1,5 +1,6 @@
 """Sections as one HTML page or as Markdown."""
 
+import re
 from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -27,6 +28,21 @@ def _markdown_table(table: Table) -> str:
 def captioned(table: Table) -> str:
     """A table in Markdown below its caption."""
     return f"{table.caption}\n\n{_markdown_table(table)}"
+
+
+def with_marked(page: str, name: str, text: str) -> str:
+    """A page with a text between its markers ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises:
+        ValueError: If it has no such markers.
+    """
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    found, replaced = re.subn(f"{first}.*{last}", lambda _: f"{first}\n{text}{last}", page, flags=re.DOTALL)
+    if not replaced:
+        raise ValueError(
+            f"Expected the markers `{first}` and `{last}`, but the page has none. Add them where the text belongs."
+        )
+    return found
 
 
 def anchor(name: str) -> str:
